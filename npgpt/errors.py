@@ -1,0 +1,25 @@
+"""The errors npgpt raises: one line that says what is wrong, where, and what would be right.
+
+All share the base `NpgptError`, so a script can turn each into one line and exit status 2. Each also derives from the
+built-in class a caller would expect.
+"""
+
+
+class NpgptError(Exception):
+    """Anything wrong that npgpt recognises."""
+
+
+class ConfigError(NpgptError, ValueError):
+    """An argument or a configuration field that cannot be used."""
+
+
+class FormatError(NpgptError, ValueError):
+    """A file that was read but does not hold what it should."""
+
+
+class FileError(NpgptError, OSError):
+    """A file or folder that is missing, unreadable or cannot be written."""
+
+
+class HubError(NpgptError, OSError):
+    """The hub, or the network on the way to it, did not give what was asked for."""

@@ -1,0 +1,53 @@
+"""Files written whole or not at all, and JSON read with one-line errors."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from npgpt.errors import FileError, FormatError, NpgptError
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Give a temporary path beside `path`; rename it onto `path` when the block ends well, remove it when not.
+
+    A reader therefore sees the old file or the new one, never half of either. Missing parent folders are made.
+    Raises FileError where the folder or the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except NpgptError:  # some are OSErrors, and all say already what is wrong
+        raise
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(path):
+    """Return the object in the JSON file `path`. Raises FileError (unreadable) or FormatError (not a JSON object)."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} holds a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def write_json(path, value, sort_keys=False):
+    """Write `value` to `path` as indented JSON, whole or not at all. Raises FileError."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")

@@ -1,0 +1,65 @@
+import pytest
+
+from npgpt import files
+from npgpt.errors import FileError, FormatError, HubError
+
+
+def test_replacing_puts_the_new_file_in_place_and_makes_folders(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    for text in ("first", "second"):
+        with files.replacing(path) as temporary:
+            temporary.write_text(text)
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x"), HubError("no hub")])
+def test_replacing_keeps_the_old_file_when_the_block_fails(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)) as caught, files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert caught.value is error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing_names_the_path_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "below", tmp_path):
+        with pytest.raises(FileError, match=f"^cannot write {path}: "), files.replacing(path) as temporary:
+            temporary.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_round_trip(tmp_path):
+    value = {"b": [1, 2.5, None], "a": {"é": True}}
+    files.write_json(tmp_path / "x.json", value)
+    assert files.read_json(tmp_path / "x.json") == value
+    files.write_json(tmp_path / "x.json", value, sort_keys=True)
+    assert list(files.read_json(tmp_path / "x.json")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"[" * 200_000, "is not valid JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "is not valid JSON"),
+        (b'"\xff"', "is not UTF-8 text: invalid start byte at byte 1"),
+        (b"[]", "holds a JSON list, not an object"),
+    ],
+)
+def test_read_json_says_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=f"x.json {message}") as caught:
+        files.read_json(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_read_json_of_a_missing_file(tmp_path):
+    with pytest.raises(FileError, match=r"cannot read .*none.json: No such file or directory"):
+        files.read_json(tmp_path / "none.json")
