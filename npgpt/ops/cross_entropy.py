@@ -1,0 +1,55 @@
+"""The loss: the output head and the softmax cross-entropy, together and in blocks of rows."""
+
+import numpy as np
+
+from npgpt.autograd import needs_grad, record
+from npgpt.errors import ConfigError
+
+
+def cross_entropy(hidden, weight, targets, block_rows=256):
+    """Mean negative log-likelihood (nats) of the target tokens under softmax(hidden weightᵀ).
+
+    Shapes    hidden (N, C), weight (V, C) (the token table, where the head is tied), targets (N,) integers in [0, V),
+              or -100 for a row without target -> scalar
+    Forward   Z = hidden weightᵀ                                (M, V) for the M rows with a target
+              l_m = log sum_v exp(Z_mv) - Z_mt, t the target;   y = mean_m l_m
+    Backward  d l_m / d Z_mv = exp(Z_mv) / sum_v exp(Z_mv) - [v = t]: dZ = dy (softmax(Z) - onehot(t)) / M
+              Z = hidden weightᵀ:   dhidden = dZ weight,   dweight = dZᵀ hidden
+    Saves     dhidden (and dweight where the table is trainable), for dy = 1; the result is linear in dy.
+    In code   the logits are the largest array of the whole step (N x 50,257), so they never exist together: each block
+              of rows is turned into its share of the loss, then in place into dZ, and at once into the gradients.
+              Rows without a target are left out of every product.
+    Raises    ConfigError when no row has a target.
+    """
+    need_hidden, need_weight = needs_grad(hidden, weight)
+    W = weight.data
+    chosen = np.flatnonzero(np.asarray(targets) != -100)
+    M = len(chosen)
+    if M == 0:
+        raise ConfigError("the batch has no target: every row's target is -100; a sequence needs two tokens or more")
+    dhidden = np.zeros_like(hidden.data, order="C") if need_hidden else None
+    dweight = np.zeros_like(W, order="C") if need_weight else None
+    total = 0.0
+    for start in range(0, M, block_rows):
+        rows = chosen[start:start + block_rows]
+        h, t, each = hidden.data[rows], targets[rows], np.arange(len(rows))
+        Z = h @ W.T                                                         # (rows, C) -> (rows, V)
+        highest = Z.max(axis=1, keepdims=True)
+        at_target = Z[each, t] - highest[:, 0]
+        Z -= highest
+        np.exp(Z, out=Z)
+        sums = Z.sum(axis=1)
+        total += float(np.sum(np.log(sums) - at_target, dtype=np.float64))
+        if need_hidden or need_weight:
+            Z *= (1 / (sums * M))[:, None]
+            Z[each, t] -= 1 / M
+            if need_hidden:
+                dhidden[rows] = Z @ W                                       # (rows, V) -> (rows, C)
+            if need_weight:
+                dweight += Z.T @ h                                          # -> (V, C)
+
+    def rule(dy):
+        dy = dy.item()
+        return dhidden * dy if need_hidden else None, dweight * dy if need_weight else None
+
+    return record("cross_entropy", np.asarray(total / M, hidden.dtype), (hidden, weight), rule)

@@ -1,0 +1,38 @@
+"""Dropout: present if and only if a random generator is passed."""
+
+import numpy as np
+
+from npgpt.autograd import record
+
+
+def keep_mask(shape, p, rng):
+    """Draw which elements to keep: (bool array of `shape`, the exact probability of keeping).
+
+    One 16-bit integer an element: half the random bits of a float32 draw. The probability of dropping is p rounded to a
+    multiple of 2^-16, and the probability returned is the rounded one, so that the mean is kept exactly.
+    """
+    threshold = min(round(p * 65536), 65535)
+    count = int(np.prod(shape))
+    draws = np.frombuffer(rng.bytes(2 * count), np.uint16)
+    return (draws >= threshold).reshape(shape), 1 - threshold / 65536
+
+
+def dropout(x, p, rng):
+    """Zero each element with probability p and divide the others by 1 - p, so that the mean stays.
+
+    Shapes    x any -> y the same; rng None returns x itself
+    Forward   y = m * x / (1 - p),  m ~ Bernoulli(1 - p) per element
+    Backward  elementwise and linear in x with slope m / (1 - p):  dx = m * dy / (1 - p)
+    Saves     m, a byte an element.
+    Source    Srivastava et al. 2014, in the inverted form that needs nothing at inference.
+    """
+    if rng is None or p == 0:
+        return x
+    keep, keep_probability = keep_mask(x.shape, p, rng)
+
+    def masked(values):
+        values = values * keep
+        values *= 1 / keep_probability
+        return values
+
+    return record("dropout", masked(x.data), (x,), lambda dy: (masked(dy),))

@@ -1,0 +1,82 @@
+"""y = x W + b, and the same with a low-rank update: the subject of the project."""
+
+from npgpt.autograd import needs_grad, record
+from npgpt.ops.dropout import keep_mask
+
+
+def linear(x, weight, bias=None):
+    """Multiply each row by a matrix and add a vector.
+
+    Shapes    x (N, I), weight (I, O), bias (O,) or None -> y (N, O)       GPT-2's orientation ("Conv1D"): no transpose
+    Forward   y_no = sum_i x_ni W_io + b_o
+    Backward  given dy.  x_ni reaches y_no with slope W_io, for every o:  dx_ni = sum_o dy_no W_io,  dx = dy Wᵀ
+              W_io reaches y_no with slope x_ni, for every n:  dW_io = sum_n x_ni dy_no,             dW = xᵀ dy
+              b_o reaches y_no with slope 1, for every n:                                            db = sum_rows dy
+    Saves     x, only where the weight is trainable; a frozen layer saves nothing (its weight is kept anyway).
+    """
+    need_x, need_weight, need_bias = needs_grad(x, weight, bias)
+    W, saved_x = weight.data, x.data if need_weight else None
+    y = x.data @ W                                                          # (N, I) -> (N, O)
+    if bias is not None:
+        y += bias.data
+
+    def rule(dy):
+        dx = dy @ W.T if need_x else None
+        dW = saved_x.T @ dy if need_weight else None
+        db = dy.sum(axis=0) if need_bias else None
+        return dx, dW, db
+
+    return record("linear", y, (x, weight, bias), rule)
+
+
+def lora_linear(x, weight, bias, lora_A, lora_B, scale, p=0.0, rng=None):
+    """A linear layer with a low-rank update: its weight acts as W + s (B A)ᵀ, which is never formed.
+
+    Shapes    x (N, I), weight (I, O), bias (O,), lora_A (R, I), lora_B (O, R) -> y (N, O)
+    Forward   x~ = dropout(x) = m * x / (1 - p), m ~ Bernoulli(1 - p) per element; x~ = x where no generator is given
+              u  = x~ Aᵀ                    (N, R)
+              y  = x W + b + s u Bᵀ         s = alpha / R
+    Backward  given dy, walk the low-rank path from its end, as three linear maps:
+              y = ... + s u Bᵀ:   dB_or = s sum_n dy_no u_nr,          dB = s dyᵀ u
+                                  du_nr = s sum_o dy_no B_or,          du = s dy B
+              u = x~ Aᵀ:          dA_ri = sum_n du_nr x~_ni,           dA = duᵀ x~
+                                  dx~ = du A
+              x~ = m x / (1 - p): its share of dx is m * dx~ / (1 - p)
+              and x also takes the direct path:                        dx = dy Wᵀ + m * (du A) / (1 - p)
+              W and b as in `linear`, where they are trainable.
+    Saves     x~, u, and m where x needs a gradient. Two thin products of cost N R (I + O) replace a product with BA,
+              of cost N I O: at rank 8 and GPT-2's widths, 1 % of the layer's own.
+    In code   1 / (1 - p) is folded into s: x~ is m * x, and s stands for s / (1 - p).
+    Source    Hu et al. 2021 (LoRA), eq. 3 and section 4.1; dropout on this path as in PEFT.
+    """
+    need_x, need_weight, need_bias, need_A, need_B = needs_grad(x, weight, bias, lora_A, lora_B)
+    W, A, B = weight.data, lora_A.data, lora_B.data
+    keep, dropped = None, x.data
+    if rng is not None and p > 0:
+        keep, keep_probability = keep_mask(x.shape, p, rng)
+        dropped = x.data * keep
+        scale = scale / keep_probability
+    u = dropped @ A.T                                                       # (N, I) -> (N, R)
+    y = x.data @ W                                                          # (N, I) -> (N, O)
+    y += (u * scale) @ B.T                                                  # (N, R) -> (N, O)
+    if bias is not None:
+        y += bias.data
+    saved_x = x.data if need_weight else None
+    saved_dropped, saved_u = dropped if need_A else None, u if need_B else None
+
+    def rule(dy):
+        du = (dy @ B) * scale if need_A or need_x else None                 # (N, O) -> (N, R)
+        dA = du.T @ saved_dropped if need_A else None
+        dB = dy.T @ (saved_u * scale) if need_B else None
+        dx = None
+        if need_x:
+            low_rank = du @ A                                               # (N, R) -> (N, I)
+            if keep is not None:
+                low_rank *= keep
+            dx = dy @ W.T                                                   # (N, O) -> (N, I)
+            dx += low_rank
+        dW = saved_x.T @ dy if need_weight else None
+        db = dy.sum(axis=0) if need_bias else None
+        return dx, dW, db, dA, dB
+
+    return record("lora_linear", y, (x, weight, bias, lora_A, lora_B), rule)

@@ -1,0 +1,52 @@
+"""Shared by the tests."""
+
+import hypothesis
+import numpy as np
+import pytest
+
+from npgpt import Tensor, backward
+
+hypothesis.settings.register_profile("npgpt", deadline=None)  # a busy machine is not a failure
+hypothesis.settings.load_profile("npgpt")
+
+
+@pytest.fixture
+def leaves():
+    """leaves(*shapes): trainable float64 leaves, N(0, 1)."""
+    draw = np.random.default_rng(0)
+
+    def make(*shapes):
+        return [Tensor(draw.standard_normal(shape), trainable=True) for shape in shapes]
+
+    return make
+
+
+@pytest.fixture
+def assert_close():
+    """assert_close(actual, expected, bound): equal up to `bound` times the largest entry.
+
+    What is left where large terms cancel has no correct digits, so an error relative to each entry would say nothing.
+    """
+
+    def check(actual, expected, bound=1e-12, what="values"):
+        assert np.shape(actual) == np.shape(expected), what
+        error, scale = np.abs(np.subtract(actual, expected)).max(), np.abs(expected).max()
+        assert error <= bound * scale, f"{what} differ by {error:.3g}, where the largest is {scale:.3g}"
+
+    return check
+
+
+@pytest.fixture
+def assert_same(assert_close):
+    """assert_same(f, g, tensors): two functions of the same leaves have equal outputs and equal gradients."""
+
+    def check(f, g, tensors, bound=1e-12):
+        ours, expected = f(*tensors), g(*tensors)
+        assert_close(ours.data, expected.data, bound, "outputs")
+        dy = np.random.default_rng(1).standard_normal(ours.shape)
+        ours, expected = backward(ours, dy), backward(expected, dy)
+        assert ours.keys() == expected.keys() == set(tensors)
+        for i, tensor in enumerate(tensors):
+            assert_close(ours[tensor], expected[tensor], bound, f"gradients of argument {i}")
+
+    return check

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from npgpt import Tensor, backward, ops
+from npgpt.ops.dropout import keep_mask
+from npgpt.seeding import generator
+
+
+def rebuilt(qkv, lengths, n_head, scale, mask=None):
+    """All tokens of the batch against all others, with one mask for what a token may see: the plain way to say it."""
+    N, D = len(qkv.data), qkv.shape[1] // (3 * n_head)
+    sequence, position = np.repeat(np.arange(len(lengths)), lengths), np.arange(N)
+    visible = (sequence[:, None] == sequence) & (position[:, None] >= position)
+    parts = ops.transpose(ops.reshape(qkv, (N, 3, n_head, D)), (1, 2, 0, 3))  # (N, 3C) -> (3, H, N, D)
+    q, k, v = (ops.take(parts, i) for i in range(3))
+    S = ops.mul(ops.matmul(q, ops.transpose(k, (0, 2, 1))), Tensor(np.array(scale)))  # (H, N, N)
+    P = ops.exp(ops.add(S, Tensor(np.where(visible, 0, -np.inf))))
+    P = ops.mul(P, ops.exp(ops.mul(ops.log(ops.sum(P, axis=2, keepdims=True)), Tensor(np.array(-1.0)))))
+    if mask is not None:
+        P = ops.mul(P, Tensor(mask))
+    return ops.reshape(ops.transpose(ops.matmul(P, v), (1, 0, 2)), (N, n_head * D))  # (H, N, D) -> (N, C)
+
+
+@pytest.mark.parametrize(
+    "lengths, n_head",
+    [([6], 2), ([1], 2), ([1, 1], 3), ([4, 4], 2), ([3, 1, 4, 3, 3, 2], 2), ([2, 3, 2], 1), ([5], 6),
+     ([130, 3, 130], 2), ([257], 1)],  # longer than one block of queries
+)
+def test_equals_its_primitives(lengths, n_head, leaves, assert_same):
+    lengths = np.array(lengths)
+    assert_same(
+        lambda qkv: ops.causal_attention(qkv, lengths, n_head, 0.7),
+        lambda qkv: rebuilt(qkv, lengths, n_head, 0.7),
+        leaves((lengths.sum(), 6 * n_head)),
+    )
+
+
+def test_dropout_falls_on_the_probabilities(leaves, assert_same):
+    keep, keep_probability = keep_mask((1, 2, 6, 6), 0.4, generator(0, "dropout"))
+    assert_same(
+        lambda qkv: ops.causal_attention(qkv, np.array([6]), 2, 0.7, 0.4, generator(0, "dropout")),
+        lambda qkv: rebuilt(qkv, [6], 2, 0.7, keep[0] / keep_probability),
+        leaves((6, 12)),
+    )
+
+
+def test_each_probability_has_its_own_draw(leaves):
+    """With one value for all tokens, a token's output is the sum of its kept probabilities; no two are alike."""
+    (qkv,) = leaves((12, 12))
+    qkv.data[:, 8:] = 1
+    y = ops.causal_attention(qkv, np.array([4, 4, 4]), 2, 0.7, 0.5, generator(0, "dropout")).data
+    heads = y.reshape(3, 4, 2, 2)[..., 0]
+    assert not np.array_equal(heads[0], heads[1])
+    assert not np.array_equal(heads[..., 0], heads[..., 1])
+
+
+def test_the_first_token_of_a_sequence_gathers_its_own_value(leaves, assert_close):
+    (qkv,) = leaves((7, 12))
+    y = ops.causal_attention(qkv, np.array([3, 4]), 2, 0.7).data
+    assert_close(y[[0, 3]], qkv.data[[0, 3], 8:])
+
+
+def test_no_gradient_reaches_what_a_token_cannot_see(leaves):
+    (qkv,) = leaves((9, 12))
+    dy = np.zeros((9, 4))
+    dy[6] = 1  # token 2 of the second sequence
+    gradient = backward(ops.causal_attention(qkv, np.array([4, 5]), 2, 0.7), dy)[qkv]
+    assert np.flatnonzero(gradient.any(axis=1)).tolist() == [4, 5, 6]
+
+
+def test_huge_scores_do_not_overflow(leaves):
+    (qkv,) = leaves((6, 12))
+    y = ops.causal_attention(qkv, np.array([6]), 2, 1e6)
+    assert np.isfinite(y.data).all()
+    assert np.isfinite(backward(y, np.ones((6, 4)))[qkv]).all()
