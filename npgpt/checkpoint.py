@@ -1,0 +1,181 @@
+"""Hugging Face's files <-> GPT2: config.json with model.safetensors, whole or in shards.
+
+Reading is strict. Every tensor in the file is a parameter, or is one that GPT-2 files are known to carry and nobody
+needs, or is an error; and every parameter is in the file. The names differ between files, and the shapes never do:
+
+    "h.0.attn.c_attn.weight"               the released gpt2 files, and the names of GPT2.parameters()
+    "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: the prefix is dropped, as are model. gpt. module.
+    "h.0.attn.bias", "..masked_bias"       causal masks, stored as buffers: dropped ("attn.c_attn.bias" is a parameter)
+    "lm_head.weight"                       the head; where the config says it is tied it can only repeat "wte.weight"
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from npgpt import files, hub, safetensors
+from npgpt.errors import ConfigError, FileError, FormatError
+from npgpt.gpt2 import GPT2, GPT2Config
+
+PREFIXES = re.compile(r"^(?:(?:model|gpt|module|transformer)\.)+")
+MASK = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
+WHOLE, INDEX = hub.WEIGHTS
+
+
+def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=False):
+    """Load a GPT-2.
+
+    name                "tiny" (the model in this package), a folder, or a hub id ("gpt2", "distilbert/distilgpt2")
+    revision            branch, tag or commit on the hub
+    dtype               np.float32 or np.float64; tensors stored so are used as they lie in the mapped file, read-only,
+                        and the others are converted
+    local_files_only    use the folder or the cache, never the network
+
+    Raises FileError (missing or unreadable files), FormatError (corrupt or foreign ones), ConfigError (a configuration
+    npgpt cannot run) and HubError.
+    """
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ConfigError(f"dtype {np.dtype(dtype)} is not one GPT2 computes in; float32 or float64 would be right")
+
+    def find(filename):
+        return hub.file(name, filename, revision=revision, local_files_only=local_files_only)
+
+    config_path = find("config.json")
+    if config_path is None:
+        raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
+    try:
+        config = GPT2Config.from_dict(files.read_json(config_path))
+    except ConfigError as error:
+        raise ConfigError(f"{config_path}: {error}") from error
+    weights_path = find(hub.WEIGHTS)
+    if weights_path is None:
+        pickled = hub.folder(name) is None or (config_path.parent / "pytorch_model.bin").exists()
+        raise (FormatError if pickled else FileError)(
+            f"{name} has no {WHOLE} and no {INDEX}; a pytorch_model.bin has to be converted to {WHOLE} first "
+            "(transformers: from_pretrained, then save_pretrained)"
+        )
+    stored = safetensors.read(weights_path) if weights_path.name == WHOLE else _read_shards(weights_path, find)
+    tensors = _by_parameter(stored, config, weights_path)
+    _check_sizes(tensors, config, weights_path)
+    model = GPT2(config, seed=None, dtype=dtype)
+    model.name_or_path = str(name)
+    _assign(model, tensors, weights_path)
+    return model
+
+
+def _read_shards(index_path, find):
+    """Return the tensors of all shards that the index lists. Raises FormatError unless index and shards agree."""
+    weight_map = files.read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard) for shard in weight_map.values()
+    ):
+        raise FormatError(f"{index_path}: weight_map must map each tensor to a .safetensors file beside the index")
+    tensors = {}
+    for shard in sorted(set(weight_map.values())):
+        path = find(shard)
+        if path is None:
+            raise FileError(f"{index_path} lists {shard}, which is missing; fetch all shards")
+        held = safetensors.read(path)
+        listed = {key for key, place in weight_map.items() if place == shard}
+        if listed != held.keys():
+            raise FormatError(
+                f"{path} and {index_path.name} disagree on {_some(listed ^ held.keys())}; "
+                "each shard must hold just what the index lists for it"
+            )
+        tensors.update(held)
+    return tensors
+
+
+def _by_parameter(stored, config, path):
+    """Return the stored tensors under the names of GPT2.parameters(), without the masks and without a tied head."""
+    tensors, keys = {}, {}
+    for key, array in stored.items():
+        name = PREFIXES.sub("", key)
+        if MASK.fullmatch(name):
+            continue
+        if name == "lm_head.decoder.weight":  # as the original DialoGPT files say
+            name = "lm_head.weight"
+        if name in tensors:
+            raise FormatError(f"{path}: {keys[name]!r} and {key!r} both mean {name}; a file must hold one of them")
+        if array.dtype.kind != "f":
+            raise FormatError(f"{path}: {key!r} holds {array.dtype} numbers; weights must be F64, F32, F16 or BF16")
+        tensors[name], keys[name] = array, key
+    if config.tie_word_embeddings and "lm_head.weight" in tensors:
+        head = tensors.pop("lm_head.weight")
+        # A file that stores a shared tensor once may have stored it under either name.
+        if not np.array_equal(head, tensors.setdefault("wte.weight", head)):
+            raise FormatError(
+                f"{path}: {keys['lm_head.weight']!r} differs from {keys['wte.weight']!r}, but config.json ties them; "
+                'with "tie_word_embeddings": false there the head would be used'
+            )
+    return tensors
+
+
+def _check_sizes(tensors, config, path):
+    """Compare config.json's sizes with the file's, before anything of config.json's sizes is made."""
+    for field, said, name, axis in (
+        ("vocab_size", config.vocab_size, "wte.weight", 0),
+        ("n_embd", config.n_embd, "wte.weight", 1),
+        ("n_positions", config.n_positions, "wpe.weight", 0),
+        ("n_inner", config.n_inner or 4 * config.n_embd, "h.0.mlp.c_fc.weight", 1),
+    ):
+        if name not in tensors or tensors[name].ndim != 2:
+            raise FormatError(f"{path}: missing matrix {name}; every GPT-2 has it, and this file has {_some(tensors)}")
+        held = tensors[name].shape[axis]
+        if said != held:
+            raise FormatError(
+                f"{path}: {name} has {held} {'columns' if axis else 'rows'}, but config.json says {field} {said}; "
+                "the two must come from one model"
+            )
+    layers = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
+    if layers < config.n_layer:
+        raise FormatError(
+            f"{path}: missing layers, {layers} are there, but config.json says n_layer {config.n_layer}; "
+            "the two must come from one model"
+        )
+
+
+def _assign(model, tensors, path):
+    """Give every parameter its tensor. Raises FormatError unless names and shapes are the model's, all of them."""
+    parameters = model.parameters()
+    missing, unexpected = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()
+    if missing or unexpected:
+        lists = (("missing", missing), ("unexpected", unexpected))
+        raise FormatError(
+            f"{path} does not hold this GPT-2: "
+            + "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in lists if names)
+        )
+    wrong = {name for name in parameters if parameters[name].shape != tensors[name].shape}
+    if wrong:
+        name = min(wrong)
+        raise FormatError(
+            f"{path}: {name} has shape {tensors[name].shape}, but this configuration's is {parameters[name].shape}; "
+            f"the file is of another size or architecture ({len(wrong)} wrong: {_some(wrong)})"
+        )
+    for name, parameter in parameters.items():
+        parameter.data = tensors[name].astype(parameter.dtype, copy=False)
+
+
+def _some(names):
+    """The first few of the names, for an error message."""
+    names = sorted(names)
+    return ", ".join(map(repr, names[:4])) + (f", .. ({len(names)} in all)" if len(names) > 4 else "")
+
+
+def save_pretrained(model, folder):
+    """Write config.json and model.safetensors into `folder`, as transformers' GPT2LMHeadModel does and loads.
+
+    Neither file is put in place before both are written whole. Raises ConfigError while the model has LoRA layers,
+    FileError where the folder cannot be written.
+    """
+    parameters = model.parameters()
+    if any("lora_" in name for name in parameters):
+        raise ConfigError(
+            f"cannot save the model to {folder}: it has LoRA layers; merge_lora(model) first, or save_adapter"
+        )
+    tensors = {name if name == "lm_head.weight" else f"transformer.{name}": p.data for name, p in parameters.items()}
+    config = {"architectures": ["GPT2LMHeadModel"], "dtype": model.wte.weight.dtype.name, **model.config.to_dict()}
+    with files.replacing(Path(folder) / "config.json") as temporary:
+        files.write_json(temporary, config, sort_keys=True)
+        safetensors.write(Path(folder) / WHOLE, tensors, {"format": "pt"})
