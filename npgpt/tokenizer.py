@@ -1,0 +1,123 @@
+"""Text to ids and back: a thin face over the `tokenizers` library, which does the work."""
+
+from pathlib import Path
+
+import numpy as np
+
+from npgpt import hub
+from npgpt.errors import ConfigError, FileError, FormatError
+from npgpt.files import read_json, replacing
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """Turns text into ids and ids into text; made by `from_pretrained`, or around a `tokenizers.Tokenizer`."""
+
+    def __init__(self, tokenizer, eos_id=None):
+        """Wrap a `tokenizers.Tokenizer`; `eos_id` None is the id of <|endoftext|>, where there is one."""
+        # A file may switch these on for another program's batches; here nothing is padded and no text is cut unseen.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self._eos_id = tokenizer.token_to_id(END_OF_TEXT) if eos_id is None else eos_id
+
+    @classmethod
+    def from_pretrained(cls, name, revision=None, local_files_only=False):
+        """Load a tokenizer: the `tokenizer.json` of `name`, else its `vocab.json` and `merges.txt`.
+
+        name               "tiny" (the embedded model), a folder, or a hub id such as "gpt2"
+        revision           branch, tag or commit on the hub
+        local_files_only   use the folder or the cache, never the network
+
+        Raises FileError (no such files), FormatError (corrupt), HubError (unknown id, no network).
+        """
+        import tokenizers  # here, not above: a run that only wants weights should not wait for it
+
+        def find(filename):
+            return hub.file(name, filename, revision=revision, local_files_only=local_files_only)
+
+        path = find(("tokenizer.json", "vocab.json"))  # in one question, so that a cache with either is enough
+        merges = find("merges.txt") if path and path.name == "vocab.json" else None
+        if merges:
+            tokenizer = _load(_from_vocab, path, merges)
+        elif path and path.name == "tokenizer.json":
+            tokenizer = _load(tokenizers.Tokenizer.from_file, path)
+        else:
+            raise FileError(f"no tokenizer in {name}: expected tokenizer.json, or vocab.json and merges.txt")
+        eos_id = None
+        if tokenizer.token_to_id(END_OF_TEXT) is None and (path := find("config.json")):
+            eos_id = read_json(path).get("eos_token_id")
+            if type(eos_id) is not int or eos_id not in range(tokenizer.get_vocab_size()):
+                eos_id = None
+        return cls(tokenizer, eos_id)
+
+    def encode(self, text):
+        """Return the ids of `text`, int64 (T,), with nothing put before or after.
+
+        As in the official GPT-2 tokenizer, the thirteen characters <|endoftext|> become the one end-of-text id.
+        Raises ConfigError where the vocabulary has no token for a part of the text (byte-level BPE always has).
+        """
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # `tokenizers` has no class of its own; a lone surrogate is a TypeError
+            reason = "it is not a string of valid Unicode" if isinstance(error, TypeError) else error
+            raise ConfigError(f"cannot encode {ascii(text)[:60]}: {reason}") from error
+        return np.array(ids, dtype=np.int64)
+
+    def decode(self, ids):
+        """Return the text of `ids`, special tokens included, so that decode(encode(text)) == text.
+
+        Bytes that are not UTF-8, as when a character is cut in two, become U+FFFD; an id beyond the vocabulary becomes
+        nothing. Raises ConfigError unless `ids` is one row of integers >= 0.
+        """
+        try:
+            return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"cannot decode ids: expected one row of integers >= 0 ({error})") from error
+
+    def save(self, folder):
+        """Write `tokenizer.json` into `folder`. Raises FileError where that cannot be done."""
+        with replacing(Path(folder) / "tokenizer.json") as temporary:
+            temporary.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+
+    @property
+    def eos_id(self):
+        """The end-of-text id: of <|endoftext|> in the vocabulary, else `eos_token_id` of the config.json beside it."""
+        if self._eos_id is None:
+            raise ConfigError(
+                f"the tokenizer has no end-of-text token: expected {END_OF_TEXT} in its vocabulary, "
+                "or a config.json beside it whose eos_token_id is in the vocabulary"
+            )
+        return self._eos_id
+
+    @property
+    def vocab_size(self):
+        """How many tokens there are, special ones included."""
+        return self._tokenizer.get_vocab_size()
+
+
+def _from_vocab(vocab, merges):
+    """GPT-2's tokenizer from its two original files, the same as from its tokenizer.json."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocab, merges))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:  # adding a new one would outgrow the model's embedding
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
+
+
+def _load(build, *paths):
+    """Return build(*paths); what `tokenizers` cannot read becomes a FileError or a FormatError."""
+    try:
+        for path in paths:
+            with open(path, "rb"):
+                pass
+        return build(*map(str, paths))
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # `tokenizers` raises plain Exception
+        names = " and ".join(map(str, paths))
+        raise FormatError(f"{names}: not a tokenizer that `tokenizers` can read: {error}") from error

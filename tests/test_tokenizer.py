@@ -1,0 +1,259 @@
+"""The tokenizer: both file forms, the end-of-text id, round trips, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgpt import hub
+from npgpt.errors import ConfigError, FileError, FormatError
+from npgpt.tokenizer import END_OF_TEXT, Tokenizer
+
+SHARED = Path(__file__).parents[2] / "shared"
+TEXT = "the cat sat on the mat; the hat that the cat had sat on the mat.\n"
+SIZE = 275  # end-of-text, the 256 bytes and 18 merges, with which every word of TEXT is one token
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    """A folder with a byte-level BPE in both forms; its tokenizer.json asks for padding, cutting and additions."""
+    folder = tmp_path_factory.mktemp("bpe")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=SIZE, initial_alphabet=alphabet, special_tokens=[END_OF_TEXT], show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.model.save(str(folder))
+    eos = tokenizer.token_to_id(END_OF_TEXT)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, eos)]
+    )
+    tokenizer.enable_padding(length=50, pad_id=eos, pad_token=END_OF_TEXT)
+    tokenizer.enable_truncation(3)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["tokenizer.json", "vocab.json and merges.txt"])
+def tokenizer(request, bpe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("form")
+    for name in request.param.split(" and "):
+        shutil.copy(bpe / name, folder)
+    return Tokenizer.from_pretrained(folder)
+
+
+def words(folder, vocab, config=None):
+    """A folder whose tokenizer.json knows these words only and has no end-of-text token."""
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_encode_gives_the_merged_ids_and_nothing_else(tokenizer, bpe):
+    """One token a word: no padding, no cutting, no end-of-text around it, no space put in front."""
+    vocab = json.loads((bpe / "vocab.json").read_text())
+    ids = tokenizer.encode("the cat sat")
+    assert ids.dtype == np.int64 and ids.ndim == 1
+    assert ids.tolist() == [vocab[piece] for piece in ("the", "\u0120cat", "\u0120sat")]
+    assert tokenizer.encode("").tolist() == [] and tokenizer.encode("").dtype == np.int64
+    assert len(tokenizer.encode(TEXT * 20)) > 50
+    assert tokenizer.vocab_size == len(vocab) == SIZE
+
+
+def test_end_of_text_is_one_id_and_its_literal_text_encodes_to_it(tokenizer):
+    eos = tokenizer.eos_id
+    assert isinstance(eos, int)
+    assert tokenizer.encode(END_OF_TEXT).tolist() == [eos]
+    ids = tokenizer.encode(f"the cat{END_OF_TEXT}the")
+    assert ids.tolist() == [*tokenizer.encode("the cat"), eos, *tokenizer.encode("the")]
+    assert tokenizer.decode(ids) == f"the cat{END_OF_TEXT}the"
+
+
+def test_decode_takes_any_row_of_integers(tokenizer):
+    ids = tokenizer.encode("the cat")
+    for form in (ids, ids.tolist(), tuple(ids), ids.astype(np.uint16), ids[::-1][::-1]):
+        assert tokenizer.decode(form) == "the cat"
+    assert tokenizer.decode([]) == ""
+    assert tokenizer.decode(tokenizer.encode("\u2603")[:1]) == "\ufffd"
+    assert tokenizer.decode([*ids, tokenizer.vocab_size]) == "the cat"
+
+
+def test_both_forms_agree_and_saving_keeps_everything(bpe, tmp_path):
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(bpe / name, tmp_path)
+    forms = [Tokenizer.from_pretrained(bpe), Tokenizer.from_pretrained(tmp_path)]
+    for form in list(forms):
+        form.save(tmp_path / "saved" / "here")
+        assert [path.name for path in (tmp_path / "saved" / "here").iterdir()] == ["tokenizer.json"]
+        forms.append(Tokenizer.from_pretrained(tmp_path / "saved" / "here"))
+    text = f"{TEXT}\u00e9 \u2603  \t{END_OF_TEXT} don't that123"
+    ids = forms[0].encode(text).tolist()
+    assert all(form.encode(text).tolist() == ids and form.decode(ids) == text for form in forms)
+    assert len({form.eos_id for form in forms}) == len({form.vocab_size for form in forms}) == 1
+
+
+@given(text=st.text() | st.lists(st.sampled_from([END_OF_TEXT, "the cat", " ", "\n", "\u00e9", "<|end"])).map("".join))
+def test_any_text_survives_a_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+def test_without_the_token_config_names_the_end_of_text(tmp_path):
+    tokenizer = Tokenizer.from_pretrained(words(tmp_path, ["stop", "go", "?"], {"eos_token_id": 0}))
+    assert (tokenizer.eos_id, tokenizer.vocab_size, tokenizer.encode("go stop").tolist()) == (0, 3, [1, 0])
+
+
+def test_the_vocabulary_comes_before_the_config(tmp_path):
+    assert Tokenizer.from_pretrained(words(tmp_path, ["go", END_OF_TEXT, "?"], {"eos_token_id": 0})).eos_id == 1
+
+
+def test_a_caller_with_a_tokenizer_in_hand_may_say_what_ends_a_text(bpe):
+    tokenizer = tokenizers.Tokenizer.from_file(str(bpe / "tokenizer.json"))
+    assert Tokenizer(tokenizer).eos_id == tokenizer.token_to_id(END_OF_TEXT) == 0
+    assert Tokenizer(tokenizer, eos_id=7).eos_id == 7
+
+
+@pytest.mark.parametrize(
+    "config", [None, {}, *({"eos_token_id": value} for value in (None, 3, -1, "0", True, [0], 0.0))]
+)
+def test_without_any_end_of_text_only_asking_for_it_fails(tmp_path, config):
+    tokenizer = Tokenizer.from_pretrained(words(tmp_path, ["stop", "go", "?"], config))
+    assert tokenizer.encode("go").tolist() == [1]
+    with pytest.raises(ConfigError, match="no end-of-text token"):
+        _ = tokenizer.eos_id
+
+
+def test_vocab_without_the_token_does_not_grow(bpe, tmp_path):
+    """A new id would lie beyond the model's embedding."""
+    shutil.copy(bpe / "merges.txt", tmp_path)
+    vocab = json.loads((bpe / "vocab.json").read_text())
+    del vocab[END_OF_TEXT]
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer.vocab_size == len(vocab) and tokenizer.decode(tokenizer.encode(END_OF_TEXT)) == END_OF_TEXT
+
+
+@pytest.mark.parametrize("missing", [["tokenizer.json", "vocab.json"], ["tokenizer.json", "merges.txt"]])
+def test_a_folder_without_the_files_is_refused(bpe, tmp_path, missing):
+    folder = shutil.copytree(bpe, tmp_path / "copy")
+    for name in missing:
+        (folder / name).unlink()
+    with pytest.raises(FileError, match=r"expected tokenizer\.json, or vocab\.json and merges\.txt"):
+        Tokenizer.from_pretrained(folder)
+
+
+def test_a_file_that_vanishes_is_a_file_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "file", lambda *_, **__: tmp_path / "tokenizer.json")
+    with pytest.raises(FileError, match=r"cannot read .*tokenizer\.json: No such file"):
+        Tokenizer.from_pretrained("gpt2")
+
+
+def test_the_hub_is_asked_once_for_either_form_with_the_callers_options(bpe, monkeypatch):
+    asked = []
+
+    def file(*arguments, **options):
+        asked.append((arguments, options))
+        return bpe / "tokenizer.json"
+
+    monkeypatch.setattr(hub, "file", file)
+    assert Tokenizer.from_pretrained("someone/model", revision="v1", local_files_only=True).vocab_size == SIZE
+    files = ("tokenizer.json", "vocab.json")
+    assert asked == [(("someone/model", files), {"revision": "v1", "local_files_only": True})]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("tokenizer.json", b""),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b"[1, 2]"),
+        ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}'),
+        ("tokenizer.json", b"\x00\xff"),
+        ("vocab.json", b""),
+        ("vocab.json", b"[1, 2]"),
+        ("vocab.json", b'{"a": 0}'),
+        ("vocab.json", b'{"a": "0"}'),
+        ("merges.txt", b"one two three\n"),
+        ("merges.txt", b"not there\n"),
+        ("merges.txt", b"\x00\xff"),
+    ],
+)
+def test_a_corrupt_file_is_refused_in_one_line(bpe, tmp_path, name, content):
+    folder = shutil.copytree(bpe, tmp_path / "copy")
+    if name != "tokenizer.json":
+        (folder / "tokenizer.json").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(FormatError) as caught:
+        Tokenizer.from_pretrained(folder)
+    assert str(folder / name) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.99])
+def test_a_truncated_tokenizer_is_refused(bpe, tmp_path, share):
+    data = (bpe / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(FormatError, match=r"tokenizer\.json: not a tokenizer"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_text_that_cannot_be_encoded_is_refused(tokenizer, tmp_path):
+    for text in ("half a pair: \ud83d", None, 3, b"bytes"):
+        with pytest.raises(ConfigError, match="not a string of valid Unicode"):
+            tokenizer.encode(text)
+    few = Tokenizer.from_pretrained(words(tmp_path, ["stop", "go"]))
+    with pytest.raises(ConfigError, match="cannot encode 'wait'"):
+        few.encode("wait")
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**40], [2**70], [1.5], [[1, 2]], [[1], [2, 3]], 3, "the", None])
+def test_ids_that_are_no_row_of_integers_are_refused(tokenizer, ids):
+    with pytest.raises(ConfigError, match="expected one row of integers"):
+        tokenizer.decode(ids)
+
+
+def test_saving_where_nothing_can_be_written_is_an_error(tokenizer, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot write"):
+        tokenizer.save(tmp_path / "file")
+
+
+def test_importing_the_module_does_not_wait_for_the_library():
+    code = "import sys, npgpt.tokenizer; sys.exit('tokenizers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+if SHARED.is_dir():
+
+    def test_gpt2_as_released(tmp_path):
+        """The official files in both forms, over running text; 'Hello world' is known from OpenAI's encoder."""
+        released = SHARED / "data" / "gpt2-tokenizer"
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(released / name, tmp_path)
+        one, other = Tokenizer.from_pretrained(released), Tokenizer.from_pretrained(tmp_path)
+        for tokenizer in (one, other):
+            assert tokenizer.encode("Hello world").tolist() == [15496, 995]
+            assert (tokenizer.eos_id, tokenizer.vocab_size) == (50256, 50257)
+        for name in ("tinyshakespeare.txt", "wikitext2-test-tokenised.txt", "lambada_test.jsonl"):
+            text = (SHARED / "data" / name).read_text(encoding="utf-8")[:20_000]
+            ids = one.encode(text)
+            assert len(ids) > 2000 and np.array_equal(ids, other.encode(text)) and one.decode(ids) == text
+
+    def test_a_trained_model_with_its_own_vocabulary():
+        tokenizer = Tokenizer.from_pretrained(SHARED / "models" / "chemts-zinc-gpt2-0.2m")
+        assert (tokenizer.eos_id, tokenizer.vocab_size) == (14, 66)
+        assert tokenizer.encode("[C@H]").tolist() == [27] and tokenizer.decode([17, 27, 22]) == "C[C@H]O"
