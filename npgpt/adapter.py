@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from npgpt import safetensors
-from npgpt.errors import ConfigError, FormatError
+from npgpt.checkpoint import cast
+from npgpt.errors import ConfigError, FormatError, one_line
 from npgpt.files import read_json, write_json
 from npgpt.lora import LoraConfig, adapted_layers, add_lora, match_targets
 
@@ -118,7 +119,7 @@ def load_adapter(model, folder, name="default", trainable=True):
     add_lora(model, config, name=name)
     for module, layer in adapted_layers(model).items():
         for parameter, tensor in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-            tensor.data = found[module, parameter].astype(tensor.dtype)
+            tensor.data = found[module, parameter]
             tensor.trainable = trainable
     return model
 
@@ -137,7 +138,8 @@ def _read_config(path):
         raise FormatError(f"{path}: peft_type = {values.get('peft_type')!r}, where npgpt reads 'LORA' only")
     unknown = sorted(values.keys() - PEFT_DEFAULTS.keys())
     if unknown:
-        warnings.warn(f"{path}: npgpt does not know {', '.join(map(repr, unknown))} and goes on without", stacklevel=3)
+        text = f"{path}: npgpt does not know {', '.join(map(repr, unknown))} and goes on without"
+        warnings.warn(one_line(text), stacklevel=3)
     values = PEFT_DEFAULTS | values
     for field in sorted(PEFT_DEFAULTS.keys() - READ - IGNORED):
         value, default = values[field], PEFT_DEFAULTS[field]
@@ -190,7 +192,7 @@ def _lora_config(path, values, model, arrays):
 
 
 def _account(path, values, model, modules, arrays):
-    """Return dict (module, "lora_A" or "lora_B") -> array, for exactly these modules of `model`.
+    """Return dict (module, "lora_A" or "lora_B") -> array of the model's dtype, for exactly these modules of `model`.
 
     Raises FormatError where the file holds less, more, or other shapes.
     """
@@ -222,11 +224,13 @@ def _account(path, values, model, modules, arrays):
             f"{path}, an adapter for {base!r}, does not fit this model, {here!r} with n_layer {model.config.n_layer} "
             f"and n_embd {model.config.n_embd}: {'; '.join(problems)}"
         )
-    return found
+    return {(module, parameter): cast(f"{path}: {parameter} of {module}", array, parameters[f"{module}.weight"].dtype)
+            for (module, parameter), array in found.items()}
 
 
 def _warn_of_another_base(place, values, model):
     """Warn where both bases have a name and the last parts differ: a fine-tuned GPT-2 has GPT-2's shapes."""
     theirs, ours = values["base_model_name_or_path"], model.name_or_path
     if theirs and ours and Path(theirs).name != Path(ours).name:
-        warnings.warn(f"the adapter in {place} was made for {theirs!r}, and this model is {ours!r}", stacklevel=3)
+        text = f"the adapter in {place} was made for {theirs!r}, and this model is {ours!r}"
+        warnings.warn(one_line(text), stacklevel=3)

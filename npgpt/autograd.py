@@ -51,9 +51,12 @@ class Tensor:
 
 
 class Record:
-    """One operation that was carried out: its name, what it read, and its rule, `rule(dy) -> a gradient per parent`.
+    """One operation that was carried out.
 
-    A parent is a Record, a trainable leaf Tensor, or None for an input that needs no gradient.
+    name     for messages
+    parents  for each input a pair: where its gradient goes (a Record, a trainable leaf Tensor, or None where none is
+             needed), and the shape and dtype that gradient must have
+    rule     rule(dy) -> a gradient per input
     """
 
     __slots__ = ("name", "parents", "rule")
@@ -93,9 +96,9 @@ def record(name, data, inputs, rule):
     needed = needs_grad(*inputs)
     output = Tensor(data)
     if any(needed):
-        parents = tuple((t.record or t) if need else None for t, need in zip(inputs, needed, strict=True))
-        shapes = tuple((t.shape, t.dtype) if need else None for t, need in zip(inputs, needed, strict=True))
-        output.record = Record(name, tuple(zip(parents, shapes, strict=True)), rule)
+        parents = [(t.record or t, (t.shape, t.dtype)) if need else (None, None)
+                   for t, need in zip(inputs, needed, strict=True)]
+        output.record = Record(name, parents, rule)
     return output
 
 
@@ -115,6 +118,8 @@ def backward(output, dy=None):
         if output.data.size != 1:
             raise ConfigError(f"cannot differentiate {output!r} without dy: only a scalar has an implied gradient of 1")
         dy = 1.0
+    if np.shape(dy) != output.shape and output.data.size != 1:
+        raise ConfigError(f"dy has shape {np.shape(dy)}: a gradient arriving at {output!r} has its shape")
     gradients = {root: np.broadcast_to(np.asarray(dy, output.dtype), output.shape)}
 
     # How many operations read each record: its gradient is complete when all of them have sent their part.

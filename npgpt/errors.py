@@ -4,9 +4,21 @@ All share the base `NpgptError`, so a script can turn each into one line and exi
 built-in class a caller would expect.
 """
 
+LONGEST = 1000  # characters in a message
+
 
 class NpgptError(Exception):
     """Anything wrong that npgpt recognises."""
+
+    def __init__(self, message):
+        super().__init__(one_line(message))
+
+
+def one_line(message):
+    """Return `message` as one printable line, escaped and shortened as need be: it may quote what a file holds."""
+    if not message.isprintable():
+        message = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in message)
+    return message if len(message) <= LONGEST else f"{message[:LONGEST - 300]} [..] {message[-200:]}"
 
 
 class ConfigError(NpgptError, ValueError):

@@ -8,6 +8,7 @@ seen in a cache, and the model is written once.
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 
@@ -51,14 +52,17 @@ class GPT2Config:
                 self._check(name, isinstance(value, int) and not isinstance(value, bool) and value >= 1,
                             "a whole number of at least 1")
         self._check("n_head", self.n_embd % self.n_head == 0, f"a divisor of n_embd = {self.n_embd}")
-        self._check("activation_function", self.activation_function in ops.ACTIVATIONS,
+        activation = self.activation_function
+        self._check("activation_function", isinstance(activation, str) and activation in ops.ACTIVATIONS,
                     f"one of {', '.join(ops.ACTIVATIONS)}")
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             value = getattr(self, name)
             self._check(name, isinstance(value, int | float) and 0 <= value < 1, "a probability in [0, 1)")
         for name in ("layer_norm_epsilon", "initializer_range"):
             value = getattr(self, name)
-            self._check(name, isinstance(value, int | float) and 0 < value < math.inf, "a positive number")
+            self._check(name, isinstance(value, int | float) and 0 < value <= sys.float_info.max, "a positive number")
+        for name in ("bos_token_id", "eos_token_id"):
+            self._check(name, type(getattr(self, name)) in (int, type(None)), "a whole number or null")
         for field in dataclasses.fields(self):
             if field.type is bool:
                 self._check(field.name, isinstance(getattr(self, field.name), bool), "true or false")

@@ -115,8 +115,8 @@ def check_parameters(f, tensors, seed=0):
     if not tensors:
         raise ConfigError("there is nothing to check: no input was given")
     if not np.allclose(_values(f), output.data, rtol=1e-12, atol=1e-12, equal_nan=True):
-        raise ConfigError("the function returned two different results for the same inputs: if it draws random numbers,"
-                          " make the generator inside it")
+        raise ConfigError("the function returned two different results for the same inputs, the second time with "
+                          "nothing recorded: if it draws random numbers, make the generator inside it")
     cotangent = generator(seed, "gradcheck cotangent").standard_normal(output.shape)
     rounding = np.finfo(np.float64).eps / STEP * np.linalg.norm(cotangent * output.data)
     gradients = backward(output, cotangent) if output.record else {}

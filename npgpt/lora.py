@@ -10,6 +10,7 @@ rules and the stored orientation are PEFT's.
 import dataclasses
 import math
 import re
+import sys
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class LoraConfig:
     def __post_init__(self):
         if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
             raise ConfigError(f"LoRA rank r = {self.r!r}: it must be a whole number of at least 1")
-        if not isinstance(self.lora_alpha, int | float) or not 0 < self.lora_alpha < math.inf:
+        if not isinstance(self.lora_alpha, int | float) or not 0 < self.lora_alpha <= sys.float_info.max:
             raise ConfigError(f"lora_alpha = {self.lora_alpha!r}: it must be a positive number")
         if not isinstance(self.lora_dropout, int | float) or not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"lora_dropout = {self.lora_dropout!r}: it must be a probability in [0, 1)")
@@ -148,7 +149,7 @@ def match_targets(model, target_modules):
             chosen |= matched
     other = sorted(chosen.difference(linear))
     if other:
-        raise ConfigError(f"target {other[0]!r} is a {type(modules[other[0]]).__name__}, not a linear layer; "
+        raise ConfigError(f"target {other[0]!r} is of class {type(modules[other[0]]).__name__}, not a linear layer; "
                           f"the linear modules are {kinds}")
     return [name.removeprefix("transformer.") for name in linear if name in chosen]
 

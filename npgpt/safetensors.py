@@ -68,6 +68,7 @@ def _read_header(path, file, size):
         raise FormatError(f"{path}: the header starts with {text[0]!r}, not '{{'; is this a safetensors file?")
     try:
         header = json.loads(text, object_pairs_hook=_unique)
+        "".join(header).encode()  # JSON can spell half of a surrogate pair, which is in no text
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
         raise FormatError(f"{path}: the header is not valid JSON: {error}") from error
     metadata = header.pop("__metadata__", {})
@@ -135,7 +136,9 @@ def _array(mapped, offset, shape, code):
     """Return the tensor at byte `offset` of the mapped file as a read-only array."""
     array = np.ndarray(shape, DTYPES[code], mapped, offset)
     if code == "BF16":
-        array = (array.astype(np.uint32) << 16).view(np.float32)
+        array = array.astype(np.uint32)
+        array <<= 16  # in place: of an array without dimensions, << would make a scalar
+        array = array.view(np.float32)
     elif not array.flags.aligned:
         array = array.copy()
     array.flags.writeable = False

@@ -8,15 +8,20 @@ import zlib
 
 import numpy as np
 
+from npgpt.errors import ConfigError
+
 
 def generator(seed, purpose, *index):
     """Return the `np.random.Generator` of this seed, purpose and index.
 
     seed      int >= 0
     purpose   str, what is drawn ("dropout", "order", a parameter's name)
-    index     ints >= 0 that number the draws of one purpose (step, epoch, shard)
+    index     ints >= 0 that number the draws of one purpose (step, epoch, part), always as many for one purpose
 
     Philox is counter-based: its state is a key and a counter, so making one costs microseconds.
+    Raises ConfigError for a negative seed.
     """
+    if seed < 0:
+        raise ConfigError(f"seed = {seed}: it must be at least 0")
     key = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *index])
     return np.random.Generator(np.random.Philox(key))

@@ -115,9 +115,17 @@ def _load(build, *paths):
         for path in paths:
             with open(path, "rb"):
                 pass
-        return build(*map(str, paths))
+        tokenizer = build(*map(str, paths))
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # `tokenizers` raises plain Exception
+    except BaseException as error:  # `tokenizers` raises plain Exception, and where it panics, what is not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         names = " and ".join(map(str, paths))
         raise FormatError(f"{names}: not a tokenizer that `tokenizers` can read: {error}") from error
+    # `tokenizers` takes any ids, but saving two tokens of one id loses one, and an id of billions takes the memory.
+    ids = tokenizer.get_vocab().values()
+    if len(set(ids)) < len(ids) or max(ids, default=0) > 2 * len(ids):
+        raise FormatError(f"{paths[0]}: {len(ids)} tokens have ids up to {max(ids)}, {len(ids) - len(set(ids))} of them "
+                          "taken twice; a vocabulary's ids are the numbers from 0 on, each of one token")
+    return tokenizer

@@ -400,7 +400,7 @@ def test_the_same_fields_switched_off(folder):
         ({"target_modules": ["c_attn", 3]}, "it must be a list of names or a regular expression"),
         ({"target_modules": []}, "target_modules is empty"),
         ({"target_modules": ["q_proj", "v_proj"]}, "adapter_config.json: target 'q_proj' matches no module"),
-        ({"target_modules": ["wte"]}, "adapter_config.json: target 'transformer.wte' is a Embedding"),
+        ({"target_modules": ["wte"]}, "adapter_config.json: target 'transformer.wte' is of class Embedding"),
         ({"target_modules": "c_attn"}, "adapter_config.json: target 'c_attn' matches no module as a regular"),
         ({"target_modules": "(c_attn"}, "adapter_config.json: target .* is not a regular expression"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from npgpt import Tensor, gradcases, gradcheck, ops
-from npgpt.autograd import record
+from npgpt.autograd import needs_grad, record
 from npgpt.errors import ConfigError
 from npgpt.gradcheck import check_parameters
 
@@ -116,6 +116,13 @@ def test_the_path_that_records_nothing_must_agree_with_the_recorded_one():
     with pytest.raises(ConfigError, match="generator inside"):
         gradcheck(lambda x: ops.dropout(x, 0.5, rng), [X])
 
+    def two_faced(x):
+        factor = 2.0 if needs_grad(x)[0] else 3.0
+        return record("two-faced", factor * x.data, (x,), lambda dy: (factor * dy,))
+
+    with pytest.raises(ConfigError, match="nothing recorded"):
+        gradcheck(two_faced, [X])
+
 
 def test_wrong_use_is_an_error():
     with pytest.raises(ConfigError, match="float64"):
@@ -156,13 +163,13 @@ def test_script(capsys, monkeypatch):
     bad = gradcases.Case("bad", lambda x: cube(x, lambda x: 6 * x * x), [X])
     monkeypatch.setattr(gradcases, "models", lambda: [])
     monkeypatch.setattr(gradcases, "operations", lambda: [good])
-    assert script.main([]) == 0
+    assert script.main(script.parse_arguments([])) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["operation", "argument"]
     assert [line.split()[:2] for line in lines[1:-1]] == [["good", "x"], ["good", "weight"]]
     assert lines[-1] == "2 passed, 0 failed"
     monkeypatch.setattr(gradcases, "operations", lambda: [good, bad])
-    assert script.main(["--seed", "1"]) == 1
+    assert script.main(script.parse_arguments(["--seed", "1"])) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "analytic / numeric = 2" in lines[-2]
     assert lines[-1] == "2 passed, 1 failed"

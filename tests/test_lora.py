@@ -103,9 +103,10 @@ def test_the_update_is_s_B_A_and_s_is_alpha_over_r(assert_close):
     assert_close(model.logits(IDS), plain.logits(IDS))
 
 
-def test_dropout_falls_on_the_update_alone(assert_close):
+@pytest.mark.parametrize("target", ["c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"])
+def test_dropout_falls_on_the_update_alone(target):
     none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = LoraConfig(r=3, lora_dropout=0.5, target_modules="all-linear")
+    config = LoraConfig(r=3, lora_dropout=0.5, target_modules=[target])
     model = add_lora(small_model(**none), config)  # B is zero: the update is, whatever is dropped
     loss = float(model.loss(small_batch()).data)
     assert float(model.loss(small_batch(), np.random.default_rng(0)).data) == loss
@@ -186,8 +187,8 @@ def test_targets_are_matched_by_pefts_rules(targets, chosen):
     "targets, message",
     [
         (["c_attn", "q_proj"], r"'q_proj' matches no module.* attn\.c_attn, attn\.c_proj, mlp\.c_fc, mlp\.c_proj"),
-        (["attn"], "'transformer.h.0.attn' is a Attention, not a linear layer"),
-        (["wte"], "'transformer.wte' is a Embedding, not a linear layer"),
+        (["attn"], "'transformer.h.0.attn' is of class Attention, not a linear layer"),
+        (["wte"], "'transformer.wte' is of class Embedding, not a linear layer"),
         (["attn.c"], "matches no module"),  # the end of a name means whole parts of it
         ("c_attn", "matches no module as a regular expression"),
         (r"h\.0\..*", "matches no module as a regular expression"),  # the whole name begins with transformer.

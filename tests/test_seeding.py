@@ -1,5 +1,7 @@
 import numpy as np
+import pytest
 
+from npgpt.errors import ConfigError
 from npgpt.seeding import generator
 
 
@@ -25,3 +27,8 @@ def test_streams_are_counter_based():
 def test_the_draws_are_the_same_on_every_machine_and_for_ever():
     """Runs are resumed and results reproduced by these."""
     assert draws(0, "order", 0)[:2] == [28031937108968815, 1058963791438951810]
+
+
+def test_a_negative_seed_is_an_error():
+    with pytest.raises(ConfigError, match="seed = -1"):
+        generator(-1, "order")

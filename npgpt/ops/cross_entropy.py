@@ -23,7 +23,8 @@ def cross_entropy(hidden, weight, targets, block_rows=256):
     """
     need_hidden, need_weight = needs_grad(hidden, weight)
     W = weight.data
-    chosen = np.flatnonzero(np.asarray(targets) != -100)
+    targets = np.asarray(targets)
+    chosen = np.flatnonzero(targets != -100)
     M = len(chosen)
     if M == 0:
         raise ConfigError("the batch has no target: every row's target is -100; a sequence needs two tokens or more")

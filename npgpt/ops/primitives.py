@@ -11,6 +11,8 @@ from npgpt.autograd import record
 
 def _unbroadcast(gradient, shape):
     """Sum `gradient` over the axes along which an array of `shape` was repeated to reach the gradient's shape."""
+    if gradient.shape == shape:
+        return gradient
     gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
     repeated = tuple(axis for axis, n in enumerate(shape) if n == 1 and gradient.shape[axis] != 1)
     return gradient.sum(axis=repeated, keepdims=True)

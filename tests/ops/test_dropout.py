@@ -31,7 +31,7 @@ def test_of_all_equally_likely_draws_exactly_the_stated_share_is_kept():
 
     for p in (0.1, 0.5, 1 - 1e-9):
         keep, keep_probability = keep_mask((65536,), p, EveryDraw())
-        assert keep.mean() == keep_probability
+        assert keep.mean() == keep_probability > 0
 
 
 def test_the_kept_are_divided_by_the_exact_probability_of_keeping():
