@@ -1,0 +1,19 @@
+"""GPT-2 in pure NumPy, forward and backward, with LoRA."""
+
+from npgpt.adapter import load_adapter, save_adapter
+from npgpt.autograd import Tensor, backward
+from npgpt.batch import Batch
+from npgpt.errors import NpgptError
+from npgpt.evaluate import perplexity
+from npgpt.generate import generate
+from npgpt.gpt2 import GPT2, GPT2Config
+from npgpt.gradcheck import gradcheck
+from npgpt.lora import LoraConfig, add_lora, merge_lora
+from npgpt.optim import AdamW, clip_grad_norm
+from npgpt.tokenizer import Tokenizer
+from npgpt.train import train_step
+
+__all__ = [
+    "GPT2", "AdamW", "Batch", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora", "backward",
+    "clip_grad_norm", "generate", "gradcheck", "load_adapter", "merge_lora", "perplexity", "save_adapter", "train_step",
+]

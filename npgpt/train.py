@@ -1,0 +1,184 @@
+"""One step of training, and the loop of steps."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import math
+import numbers
+import signal
+import threading
+import time
+from typing import NamedTuple
+
+from npgpt import data
+from npgpt.autograd import backward
+from npgpt.batch import Batch
+from npgpt.errors import ConfigError, NpgptError
+from npgpt.optim import clip_grad_norm, schedule
+from npgpt.seeding import generator
+from npgpt.threads import blas_threads, plan
+
+
+class StepResult(NamedTuple):
+    """loss: nats a target, before the update; grad_norm: before clipping; tokens: in the batch."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+
+
+def train_step(model, batch, opt, max_grad_norm=1.0, rng=None, threads=None, micro_batches=1):
+    """Forward, backward, clip, update: what one step of `scripts/finetune.py` runs.
+
+    batch          Batch; the gradient is that of the mean loss over all its targets, however it is cut up
+    opt            AdamW over the model's trainable parameters
+    max_grad_norm  gradients are scaled down to this norm; None: they are left alone
+    rng            np.random.Generator for dropout; None: no dropout
+    threads        int; None: as many as BLAS would use
+    micro_batches  the batch is worked through in this many pieces, one after another, to hold less in memory
+
+    Returns a StepResult. The same arguments and thread count give the same bits. Ctrl-C (KeyboardInterrupt) finds the
+    weights as they were before the step or as they are after it. Raises NpgptError, before the update, where loss or
+    gradient are no longer finite numbers.
+    """
+    loss, grads = loss_and_gradients(model, batch, rng, threads, micro_batches)
+    with _uninterrupted():
+        norm = clip_grad_norm(grads, max_grad_norm or math.inf)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NpgptError(f"step {opt.steps + 1} has loss {loss:g} and gradient norm {norm:g}: the training has "
+                             "diverged; start again with a smaller learning rate")
+        opt.step(grads)
+    return StepResult(loss, norm, len(batch.ids))
+
+
+def loss_and_gradients(model, batch, rng=None, threads=None, micro_batches=1):
+    """Return the mean loss over the batch's targets and its gradients, dict Tensor -> array.
+
+    The mean over all targets is the mean of the parts' means weighted by their targets, m_i / M. A part's gradient is
+    therefore asked for with dy = m_i / M, and the sum over the parts, in their order, is the whole batch's gradient.
+    """
+    targets = batch.n_targets
+    if targets == 0:
+        raise ConfigError("the batch has no target: nothing in it can be learned; a sequence needs two tokens or more")
+    # Every part returns a gradient of every trainable parameter, so parts are cheap only where those are few.
+    few = sum(t.data.size for t in model.trainable_parameters().values()) <= 10_000_000
+    total, grads = 0.0, {}
+    for i, micro_batch in enumerate(batch.split(micro_batches)):
+        parts, blas = plan(micro_batch, threads, parts_cost_little=few)
+        parts = [part for part in parts if part.n_targets]
+        # One stream a part: parts run at the same time, and a generator shared between threads has no fixed order.
+        rngs = [rng and generator(int(rng.integers(1 << 62)), "part", i, k) for k in range(len(parts))]
+
+        def work(part, part_rng):
+            loss = model.loss(part, part_rng)
+            return float(loss.data) * part.n_targets, backward(loss, part.n_targets / targets)
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(blas_threads(blas))
+            if len(parts) > 1:
+                run = stack.enter_context(concurrent.futures.ThreadPoolExecutor(len(parts))).map
+            else:
+                run = map
+            for loss, part_grads in run(work, parts, rngs):
+                total += loss
+                for tensor, gradient in part_grads.items():
+                    grads[tensor] = gradient if tensor not in grads else grads[tensor] + gradient
+    return total / targets, grads
+
+
+@contextlib.contextmanager
+def _uninterrupted():
+    """Hold Ctrl-C back until the block is done, so that it never leaves half an update."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is ever interrupted
+        yield
+        return
+    held = []
+    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, in what pieces and at what rate to train. Raises ConfigError, naming the field.
+
+    epochs      passes over the data
+    max_steps   stop after this many optimiser steps, even inside an epoch; None: after the last epoch
+    batch_size  sequences a micro-batch
+    accumulate  micro-batches a step: their gradients are those of one batch of batch_size * accumulate sequences
+    lr          highest learning rate
+    warmup      steps over which it rises from 0
+    schedule    how it goes on: constant, linear or cosine, over all steps
+    grad_clip   largest norm of the gradient; 0: no clipping
+    seed        of the order of the data and of dropout
+    threads     int; None chooses
+    """
+
+    epochs: int = 3
+    max_steps: int | None = None
+    batch_size: int = 4
+    accumulate: int = 1
+    lr: float = 3e-4
+    warmup: int = 0
+    schedule: str = "linear"
+    grad_clip: float = 1.0
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self):
+        least = {"epochs": 1, "max_steps": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "warmup": 0, "grad_clip": 0,
+                 "seed": 0, "threads": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is None and name in ("max_steps", "threads"):
+                continue
+            kind, word = (numbers.Real, "number") if name in ("lr", "grad_clip") else (numbers.Integral, "whole number")
+            if not isinstance(value, kind) or not low <= value < math.inf:
+                raise ConfigError(f"{name} = {value}: it must be a {word} of at least {low}")
+        schedule(self.schedule, 0, 1)
+
+    def steps_per_epoch(self, n_sequences):
+        return math.ceil(n_sequences / (self.batch_size * self.accumulate))
+
+    def total_steps(self, n_sequences):
+        return min(self.epochs * self.steps_per_epoch(n_sequences), self.max_steps or math.inf)
+
+
+class Step(NamedTuple):
+    """One finished step: its number from 1, its epoch from 1, and what metrics.jsonl holds of it."""
+
+    step: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+
+def train(model, sequences, opt, config):
+    """Train on `sequences` (integer arrays), yielding a Step after each step, from where `opt` stands to the end.
+
+    Everything drawn depends on the seed and the step's number alone: which sequences the step sees (each epoch is a
+    new permutation) and what is dropped out. A run that goes on with the optimiser's state therefore takes the same
+    steps as one never stopped.
+    """
+    per_epoch, total = config.steps_per_epoch(len(sequences)), config.total_steps(len(sequences))
+    order, order_epoch = None, None
+    for index in range(opt.steps, total):
+        started = time.perf_counter()
+        epoch, place = divmod(index, per_epoch)
+        if order_epoch != epoch:
+            order = data.batches(len(sequences), config.batch_size * config.accumulate, config.seed, epoch)
+            order_epoch = epoch
+        batch = Batch.from_sequences([sequences[i] for i in order[place]])
+        opt.lr = config.lr * schedule(config.schedule, index, total, config.warmup)
+        rng = generator(config.seed, "dropout", index)
+        micro_batches = math.ceil(len(order[place]) / config.batch_size)
+        result = train_step(model, batch, opt, config.grad_clip, rng, config.threads, micro_batches)
+        yield Step(index + 1, epoch + 1, result.loss, opt.lr, result.grad_norm, result.tokens,
+                   time.perf_counter() - started)
