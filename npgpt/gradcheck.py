@@ -28,7 +28,7 @@ from npgpt.seeding import generator
 
 STEP = 1e-5     # h
 BOUND = 1e-7    # largest error that passes, relative to |g|
-HEADING = f"{'argument':<24} {'analytic':>15} {'numeric':>15} {'relative error':>14}  verdict"
+HEADING = f"{'argument':<26} {'analytic':>15} {'numeric':>15} {'relative error':>14}  verdict"
 
 
 class Row(NamedTuple):
@@ -46,7 +46,7 @@ class Row(NamedTuple):
         return self.verdict == "passed"
 
     def __str__(self):
-        return f"{self.argument:<24} {self.analytic:>15.8g} {self.numeric:>15.8g} {self.error:>14.1e}  {self.verdict}"
+        return f"{self.argument:<26} {self.analytic:>15.8g} {self.numeric:>15.8g} {self.error:>14.1e}  {self.verdict}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,33 +1,55 @@
-"""Check every gradient of npgpt against finite differences, and print what was found. See npgpt/gradcheck.py."""
+"""Check gradients against finite differences and print what was found: see npgpt/gradcheck.py.
+
+Without --model: every operation over awkward shapes, and whole small models. With it: that model's own parameters, or
+those of the adapter on it, by name, for the loss of a small ragged batch. All in float64.
+"""
 
 import argparse
 import sys
 
-from npgpt import NpgptError, gradcases
-from npgpt.gradcheck import HEADING
+import cli
+import numpy as np
+
+import npgpt
+from npgpt import gradcases
+from npgpt.gradcheck import HEADING, check_parameters
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the random directions and cotangents")
-    return parser.parse_args(argv)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="hub id, folder or 'tiny': check this model instead (a large one takes minutes)")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    parser.add_argument("--adapter", metavar="DIR", help="with --model: check the adapter in this folder on it")
+    parser.add_argument("--seed", type=int, default=0, help="of the random directions and cotangents (default 0)")
+    args = parser.parse_args(argv)
+    if args.adapter and not args.model:
+        parser.error("--adapter needs --model, the model it is for")
+    return args
 
 
-def main(argv=None):
-    args = parse_arguments(argv)
+def reports(args):
+    """Yield (name, Report)."""
+    if args.model is None:
+        yield from gradcases.reports(args.seed)
+        return
+    model = npgpt.GPT2.from_pretrained(args.model, args.revision, dtype=np.float64)
+    if args.adapter:
+        npgpt.load_adapter(model, args.adapter)
+    batch = gradcases.small_batch(model.config.vocab_size)
+    yield "loss", check_parameters(lambda: model.loss(batch), model.trainable_parameters(), args.seed)
+
+
+def main(args):
     count = {True: 0, False: 0}
     print(f"{'operation':<38} {HEADING}")
-    try:
-        for name, report in gradcases.reports(args.seed):
-            for row in report.rows:
-                print(f"{name:<38} {row}", flush=True)
-                count[row.passed] += 1
-    except NpgptError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name, report in reports(args):
+        for row in report.rows:
+            print(f"{name:<38} {row}")
+            count[row.passed] += 1
     print(f"{count[True]} passed, {count[False]} failed")
     return 1 if count[False] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    arguments = parse_arguments(None)
+    sys.exit(cli.run(lambda: main(arguments)))

@@ -1,0 +1,65 @@
+"""What the command lines share: one-line errors, and which model `--model` means."""
+
+import argparse
+import os
+import sys
+import warnings
+
+import npgpt
+from npgpt import hub
+
+DEFAULT_MODEL = "gpt2"
+FALLBACK = "tiny"
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with one line and exit status 2 when an argument is wrong."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def run(command):
+    """Call `command()` and return the exit status: 2 and one line on stderr for what npgpt calls an error."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a log shows each line at once, in any encoding
+    try:
+        return command() or 0
+    except npgpt.NpgptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"error: out of memory: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # nobody reads on, as behind `| head`; what is still in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell reports of a program ended by SIGPIPE
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def add_model_arguments(parser):
+    parser.add_argument("--model", help=f"hub id, folder, or '{FALLBACK}', the model in the package (default "
+                                        f"{DEFAULT_MODEL}, or {FALLBACK} where that cannot be had)")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+
+
+def choose_model(name, revision=None):
+    """Return `name`, or where none was given the default model, or the embedded one where that is out of reach."""
+    if name is not None:
+        return name
+    if hub.cached(DEFAULT_MODEL, revision) or hub.reachable():
+        return DEFAULT_MODEL
+    print(f"{DEFAULT_MODEL} is not in the cache and the hub cannot be reached: "
+          f"going on with the embedded model, --model {FALLBACK}", file=sys.stderr)
+    return FALLBACK
+
+
+def load(name, revision=None, adapter=None):
+    """Return (model, tokenizer), with the adapter in the folder `adapter` put on the model."""
+    tokenizer = npgpt.Tokenizer.from_pretrained(name, revision)
+    model = npgpt.GPT2.from_pretrained(name, revision)
+    if adapter is not None:
+        npgpt.load_adapter(model, adapter, trainable=False)
+    return model, tokenizer
