@@ -1,0 +1,285 @@
+"""Wrong requests: status 2, one line that says what is wrong and where, and nothing left behind (see `refused`)."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import safetensors
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, model, adapter, texts):
+    """A folder with model, adapter, texts.txt and run, for a test to spoil."""
+    shutil.copytree(model, tmp_path / "model")
+    shutil.copytree(adapter.parent, tmp_path / "run")
+    shutil.copytree(adapter, tmp_path / "adapter")
+    shutil.copy(texts, tmp_path / "texts.txt")
+    return tmp_path
+
+
+FINETUNE = ["finetune.py", "--model", "model", "--data", "texts.txt", "--out", "out"]
+GENERATE = ["generate.py", "--model", "model", "--prompt", "hello"]
+EVALUATE = ["evaluate.py", "--model", "model", "--data", "texts.txt"]
+MERGE = ["merge.py", "--model", "model", "--adapter", "adapter", "--out", "out"]
+
+
+# Data
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("data.txt", None, "cannot read data.txt: No such file or directory"),
+    ("data.txt", b"", "data.txt holds no text"),
+    ("data.txt", b"\n  \n\t\r\n", "data.txt holds no text"),
+    ("data.txt", b"fine\n\xff\xfe\n", "data.txt:2: not UTF-8 text"),
+    ("data.jsonl", b'{"text": "fine"}\n{"text": \n', "data.jsonl:2: not valid JSON"),
+    ("data.jsonl", b'{"txet": "a"}\n', 'data.jsonl:1: no "text"; expected {"text": "..."}'),
+    ("data.jsonl", b'{"text": 3}\n', "data.jsonl:1: not an object, or its"),
+    ("data.jsonl", b'{"text": ""}\n', "data.jsonl holds no text"),
+])
+def test_data(refused, folder, name, content, message):
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert message in refused(*FINETUNE, "--data", name)
+
+
+def test_data_of_evaluate(refused, folder):
+    (folder / "empty.txt").write_bytes(b"")
+    assert "empty.txt holds no text" in refused(*EVALUATE, "--data", "empty.txt")
+    assert "cannot read none.txt" in refused(*EVALUATE, "--data", "none.txt")
+
+
+def test_held_out_data(refused, folder):
+    (folder / "empty.txt").write_bytes(b"")
+    assert "empty.txt holds no text" in refused(*FINETUNE, "--val-data", "empty.txt")
+    assert "cannot read none.txt" in refused(*FINETUNE, "--val-data", "none.txt")
+    assert "Is a directory" in refused(*FINETUNE, "--val-data", "model")
+
+
+def test_an_empty_name_is_not_the_default(refused):
+    """As of an unset variable of the shell."""
+    assert "cannot read" in refused(*FINETUNE, "--data", "")
+    assert "cannot read" in refused(*FINETUNE, "--val-data", "")
+    assert "a model is named by a folder or a hub id, not by ''" in refused(*FINETUNE, "--model", "")
+
+
+# Models
+
+
+def rewrite(folder, **changes):
+    """Give model.safetensors other tensors: None takes one away."""
+    tensors = {**safetensors.read(folder / "model.safetensors"), **changes}
+    safetensors.write(folder / "model.safetensors", {name: np.array(a) for name, a in tensors.items() if a is not None})
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+LN = "transformer.ln_f.weight"
+DAMAGE = {
+    "no config.json": (lambda m: (m / "config.json").unlink(), "model has no config.json"),
+    "config.json is cut": (lambda m: truncate(m / "config.json"), "config.json is not valid JSON"),
+    "config.json of another architecture": (
+        lambda m: (m / "config.json").write_text('{"model_type": "llama"}'), "config.json: model_type = 'llama'"),
+    "config.json with a wrong value": (
+        lambda m: (m / "config.json").write_text('{"n_head": "two"}'), "config.json: n_head = 'two'"),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "model has no model.safetensors"),
+    "weights cut": (lambda m: truncate(m / "model.safetensors"), "model.safetensors: tensor"),
+    "weights cut in the header": (
+        lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:200]),
+        "model.safetensors is not a whole safetensors file"),
+    "weights empty": (
+        lambda m: (m / "model.safetensors").write_bytes(b""), "model.safetensors is not a whole safetensors file"),
+    "weights not downloaded": (
+        lambda m: (m / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+        "Git LFS pointer"),
+    "a tensor missing": (lambda m: rewrite(m, **{LN: None}), "1 missing: 'ln_f.weight'"),
+    "a tensor too many": (lambda m: rewrite(m, more=np.zeros(3, np.float32)), "1 unexpected: 'more'"),
+    "a tensor of another shape": (lambda m: rewrite(m, **{LN: np.ones(15, np.float32)}), "ln_f.weight has shape (15,)"),
+    "a tensor of integers": (lambda m: rewrite(m, **{LN: np.ones(16, np.int32)}), "holds int32 numbers"),
+    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "no tokenizer in model"),
+    "tokenizer cut": (lambda m: truncate(m / "tokenizer.json"), "tokenizer.json: not a tokenizer"),
+    "tokenizer of a larger vocabulary": (
+        lambda m: npgpt.GPT2(npgpt.GPT2Config(vocab_size=50, n_positions=64, n_embd=16, n_layer=2, n_head=2))
+        .save_pretrained(m), "is outside this model's vocabulary of 50"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_models(refused, folder, what):
+    spoil, message = DAMAGE[what]
+    spoil(folder / "model")
+    assert message in refused(*FINETUNE)
+
+
+@pytest.mark.parametrize("command", [GENERATE, EVALUATE, MERGE], ids=lambda command: command[0])
+def test_every_command_says_what_is_wrong_with_a_model(refused, folder, command):
+    assert "there is no folder no/such/model" in refused(*command, "--model", "no/such/model")
+    assert "'nobody/nothing' is not in the cache" in refused(*command, "--model", "nobody/nothing")
+    assert "revision 'v1' is for a model on the hub" in refused(*command, "--revision", "v1")
+    truncate(folder / "model" / "model.safetensors")
+    assert "model.safetensors: tensor" in refused(*command)
+
+
+def test_unknown_models(refused):
+    for name, message in (("./none", "there is no folder"), ("none", "'none' is not in the cache"),
+                          ("a b", "is neither a folder nor a hub id"), ("texts.txt", "texts.txt is a file")):
+        assert message in refused(*FINETUNE, "--model", name)
+
+
+# Options
+
+
+@pytest.mark.parametrize("options, message", [
+    ("--targets nope", "target 'nope' matches no module of this model; its linear modules are attn.c_attn, attn.c_proj"),
+    ("--targets c_attn,nope", "target 'nope' matches no module"),
+    ("--targets=", "target_modules is empty"),
+    ("--targets wte", "is of class Embedding, not a linear layer"),
+    ("--targets h.[", "is not a regular expression"),
+    ("--rank 0", "rank r = 0: it must be a whole number of at least 1"),
+    ("--rank -4", "rank r = -4"),
+    ("--rank two", "argument --rank: invalid int value: 'two'"),
+    ("--rank 1000000000000000", "out of memory"),
+    ("--alpha 0", "lora_alpha = 0.0: it must be a positive number"),
+    ("--dropout 1.5", "lora_dropout = 1.5: it must be a probability in [0, 1)"),
+    ("--full --dropout 1.5", "pdrop = 1.5"),
+    ("--lr nan", "lr = nan: it must be a number of at least 0"),
+    ("--lr -1", "lr = -1.0"),
+    ("--weight-decay -1", "weight_decay=-1.0"),
+    ("--epochs 0", "epochs = 0: it must be a whole number of at least 1"),
+    ("--batch-size 0", "batch_size = 0"),
+    ("--warmup -1", "warmup = -1"),
+    ("--schedule cyclic", "argument --schedule: invalid choice: 'cyclic'"),
+    ("--seed -1", "seed = -1"),
+    ("--samples -1", "argument --samples: invalid choice"),
+    ("--max-length 0", "--max-length 0: it must be from 2 to the model's context of 64"),
+    ("--max-length 1", "--max-length 1: it must be"),
+    ("--max-length 65", "--max-length 65: it must be"),
+    ("--frob", "unrecognized arguments: --frob"),
+    ("stray", "unrecognized arguments: stray"),
+])
+def test_options_of_finetune(refused, options, message):
+    assert message in refused(*FINETUNE, *options.split())
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--prompt", ""], "--prompt is empty"),
+    (["--prompt", "x" * 70, "--max-new-tokens", 1], "a prompt of 70 tokens and 1 new ones make 71, more than this model's"),
+    (["--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones make 65"),
+    (["--max-new-tokens", -1], "max_new_tokens = -1"),
+    (["--temperature", "nan"], "temperature = nan"),
+    (["--top-k", -1], "top_k = -1"),
+    (["--top-p", 0], "top_p = 0.0"),
+    (["--seed", -1], "seed = -1"),
+    (["--num-samples", 0], "--num-samples 0: it must be at least 1"),
+    (["--adapter", "none"], "cannot read none/adapter_config.json"),
+    (["--adapter", "run"], "cannot read run/adapter_config.json"),
+])
+def test_options_of_generate(refused, options, message):
+    assert message in refused(*GENERATE, *options)
+
+
+@pytest.mark.parametrize("options, message", [
+    ("--context 1", "context = 1, "),
+    ("--context -3", "context = -3, "),
+    ("--stride 0", "context = 64, stride = 0"),
+    ("--context 32 --stride 33", "context = 32, stride = 33"),
+    ("--adapter none", "cannot read none/adapter_config.json"),
+])
+def test_options_of_evaluate(refused, options, message):
+    assert message in refused(*EVALUATE, *options.split())
+
+
+@pytest.mark.parametrize("command, missing", [
+    (["generate.py", "--model", "model"], "--prompt"), (["evaluate.py", "--model", "model"], "--data"),
+    (["merge.py", "--model", "model", "--out", "out"], "--adapter"),
+    (["merge.py", "--model", "model", "--adapter", "adapter"], "--out"),
+])
+def test_required_options(refused, command, missing):
+    assert f"the following arguments are required: {missing}" in refused(*command)
+
+
+# Adapters
+
+
+@pytest.mark.parametrize("command", [GENERATE, EVALUATE, MERGE], ids=lambda command: command[0])
+def test_adapters_that_do_not_fit(refused, folder, command):
+    npgpt.GPT2(npgpt.GPT2Config(vocab_size=257, n_positions=64, n_embd=8, n_layer=2, n_head=2)).save_pretrained(
+        folder / "narrow")
+    shutil.copy(folder / "model" / "tokenizer.json", folder / "narrow")
+    assert "does not fit this model" in refused(*command, "--model", "narrow", "--adapter", "adapter")
+    truncate(folder / "adapter" / "adapter_model.safetensors")
+    assert "adapter_model.safetensors" in refused(*command, "--adapter", "adapter")
+    (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    assert "peft_type = 'IA3'" in refused(*command, "--adapter", "adapter")
+    (folder / "adapter" / "adapter_config.json").write_text("{")
+    assert "adapter_config.json is not valid JSON" in refused(*command, "--adapter", "adapter")
+
+
+def test_an_adapter_that_holds_nan(refused, folder):
+    path = folder / "adapter" / "adapter_model.safetensors"
+    tensors = {name: array.copy() for name, array in safetensors.read(path).items()}
+    next(iter(tensors.values()))[0] = np.nan
+    safetensors.write(path, tensors)
+    assert "the model's logits are not numbers" in refused(*GENERATE, "--adapter", "adapter")
+
+
+# Folders
+
+
+@pytest.mark.parametrize("out", ["texts.txt", "texts.txt/below", "/proc/npgpt", "/dev/null/npgpt"])
+def test_folders_that_cannot_be_written(refused, out):
+    assert re.match(f"error: cannot write (into )?{out}", refused(*FINETUNE, "--out", out))
+    assert re.match(f"error: cannot write (into )?{out}", refused(*MERGE, "--out", out))
+
+
+def test_folders_that_hold_something(refused):
+    assert "run holds a run already" in refused(*FINETUNE, "--out", "run")
+    assert "model holds a model already" in refused(*MERGE, "--out", "model")
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda run: shutil.rmtree(run), "cannot resume run: it has no config.json"),
+    (lambda run: (run / "state.safetensors").unlink(), "cannot resume run: it has no state.safetensors"),
+    (lambda run: truncate(run / "state.safetensors"), "state.safetensors: tensor"),
+    (lambda run: (run / "config.json").write_text("{"), "config.json is not valid JSON"),
+    (lambda run: (run / "config.json").write_text("{}"), "config.json does not hold the settings of a run"),
+    (lambda run: (run / "config.json").write_text('{"settings": {"rank": 3}}'), "does not hold the settings of a run"),
+    (lambda run: respell(run, "epochs", "three"), "epochs = three"),
+    (lambda run: respell(run, "rank", 4), "state.safetensors is not of this run"),
+    (lambda run: respell(run, "data", "gone.txt"), "cannot read gone.txt"),
+    (lambda run: respell(run, "model", "./gone"), "there is no folder ./gone"),
+])
+def test_runs_that_cannot_be_resumed(refused, folder, spoil, message):
+    spoil(folder / "run")
+    assert message in refused("finetune.py", "--resume", "run")
+
+
+def respell(run, name, value):
+    """Change one setting of a run."""
+    config = json.loads((run / "config.json").read_text())
+    config["settings"][name] = value
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def test_a_model_folder_is_no_run(refused):
+    assert "cannot resume model: it has no state.safetensors" in refused("finetune.py", "--resume", "model")
+
+
+# Training that cannot go well
+
+
+def test_a_training_that_diverges_says_so(run_script, folder):
+    result = run_script(folder, *FINETUNE, "--lr", "1e30", "--quiet")
+    assert result.returncode == 2
+    assert re.search(r"^error: step \d has loss nan .*: the training has diverged; start again with a smaller",
+                     result.stderr, re.M)
+    assert "Traceback" not in result.stderr
+    lines = (folder / "out" / "metrics.jsonl").read_text().splitlines()
+    assert lines
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)  # NaN would be no JSON
+    assert not (folder / "out" / "adapter").exists()

@@ -1,0 +1,102 @@
+"""What the command lines share: statuses, one-line messages, help, and which model is meant."""
+
+import re
+import warnings
+
+import cli
+import pytest
+
+import npgpt
+from npgpt import hub
+
+SAMPLING = ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--num-samples"]
+FLAGS = {
+    "finetune.py": """--model --revision --data --val-data --out --rank --alpha --dropout --targets --epochs --max-steps
+        --batch-size --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed --threads
+        --resume --full --samples --quiet""".split(),
+    "generate.py": ["--model", "--adapter", "--prompt", *SAMPLING],
+    "evaluate.py": ["--model", "--adapter", "--data", "--context", "--stride", "--json"],
+    "merge.py": ["--model", "--adapter", "--out"],
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_help(script, name):
+    stdout = script(name, "--help")
+    for flag in FLAGS[name]:
+        assert re.search(rf"^  {flag}\b", stdout, re.M), flag
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize("command, status, stderr", [
+    (lambda: None, 0, ""),
+    (lambda: 130, 130, ""),
+    (raising(npgpt.NpgptError("what, where")), 2, "error: what, where\n"),
+    (raising(npgpt.errors.ConfigError("what")), 2, "error: what\n"),
+    (raising(MemoryError("Unable to allocate 11.6 TiB")), 2, "error: out of memory: Unable to allocate 11.6 TiB\n"),
+    (raising(KeyboardInterrupt()), 130, "stopped\n"),
+    (lambda: warnings.warn("look here", stacklevel=1), 0, "warning: look here\n"),
+])
+@pytest.mark.filterwarnings("default")
+def test_what_a_command_ends_with(monkeypatch, capsys, command, status, stderr):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which `run` replaces
+    assert cli.run(command) == status
+    assert capsys.readouterr().err == stderr
+
+
+def test_a_bug_is_not_made_to_look_like_a_mistake():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--frob"], "unrecognized arguments: --frob"),
+    (["extra"], "unrecognized arguments: extra"),
+    (["--revision"], "argument --revision: expected one argument"),
+])
+def test_wrong_arguments_are_one_line(capsys, arguments, message):
+    parser = cli.Parser(prog="some.py")
+    cli.add_model_arguments(parser)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(arguments)
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {message} (see some.py --help)\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("cached, reachable, chosen", [
+    (True, False, "gpt2"), (False, True, "gpt2"), (True, True, "gpt2"), (False, False, "tiny")])
+def test_which_model_is_meant_where_none_is_named(monkeypatch, capsys, cached, reachable, chosen):
+    monkeypatch.setattr(hub, "cached", lambda *_: cached)
+    monkeypatch.setattr(hub, "reachable", lambda: reachable)
+    assert cli.choose_model(None) == chosen
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    if chosen == "tiny":
+        assert re.fullmatch(r"gpt2 is not in the cache and the hub cannot be reached: .*--model tiny\n", captured.err)
+    else:
+        assert captured.err == ""
+
+
+def test_a_model_that_is_named_is_meant(monkeypatch, capsys):
+    monkeypatch.setattr(hub, "cached", lambda *_: pytest.fail("looked"))
+    monkeypatch.setattr(hub, "reachable", lambda *_: pytest.fail("asked"))
+    for name in ("gpt2", "tiny", "folder", ""):
+        assert cli.choose_model(name) == name
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name, more", [("generate.py", ["--prompt", "The"]), ("evaluate.py", ["--data", "text.txt"])])
+def test_the_other_scripts_fall_back_too(run_script, tmp_path, name, more):
+    (tmp_path / "text.txt").write_text("The end.\n")
+    result = run_script(tmp_path, name, *more)
+    assert result.returncode == 0
+    assert re.fullmatch(r"gpt2 is not in the cache .*--model tiny\n", result.stderr)
+    assert result.stdout

@@ -1,0 +1,320 @@
+"""finetune.py: what it prints and writes, resuming, Ctrl-C, and a hub that is out of reach."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import evaluate, safetensors
+from npgpt.data import encode_texts, read_texts
+
+FLAGS = ("--model --revision --data --val-data --out --rank --alpha --dropout --targets --epochs --max-steps "
+         "--batch-size --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed --threads "
+         "--resume --full --samples --quiet").split()
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, run_script, session_folder, model, texts, held_out, contents):
+    """A run to its end: (folder, stdout, stderr)."""
+    cwd = tmp_path_factory.mktemp("finished")
+    before = contents(session_folder)
+    result = run_script(cwd, "finetune.py", "--model", model, "--data", texts, "--val-data", held_out, "--out", "run",
+                        "--rank", 4, "--alpha", 12, "--targets", "c_attn,mlp.c_fc", "--epochs", 5, "--lr", 0.02,
+                        "--samples", 2, "--seed", 3)
+    assert result.returncode == 0, result.stderr
+    assert contents(session_folder) == before
+    return cwd / "run", result.stdout, result.stderr
+
+
+def test_a_run_writes_what_is_promised_and_nothing_else(finished, contents):
+    run, _, _ = finished
+    assert [path for path, data in contents(run).items() if data is not None] == [
+        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.json", "metrics.jsonl",
+        "state.safetensors"]
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_the_adapter_is_the_one_asked_for(finished, model):
+    run, _, _ = finished
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 12, 0.1)
+    assert config["target_modules"] == ["c_attn", "mlp.c_fc"]
+    assert config["base_model_name_or_path"] == str(model)
+    tensors = safetensors.read(run / "adapter" / "adapter_model.safetensors")
+    assert len(tensors) == 8
+    assert all(np.any(tensor) for tensor in tensors.values())
+
+
+def test_metrics_hold_a_line_a_step(finished, texts):
+    run, _, _ = finished
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, 16))  # 10 texts in batches of 4, 5 times
+    assert [line["epoch"] for line in lines] == [1 + i // 3 for i in range(15)]
+    keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "seconds"}
+    for i, line in enumerate(lines):
+        assert line.keys() == (keys | {"val_loss"} if i % 3 == 2 else keys)
+        assert line["lr"] == pytest.approx(0.02 * (1 - i / 15))
+        assert 0 < line["seconds"] < 60
+    ids = sum(len(text.encode()) + 1 for text in texts.read_text().splitlines())
+    assert sum(line["tokens"] for line in lines[:3]) == ids
+
+
+def test_the_loss_falls_and_is_that_of_the_saved_adapter(finished, model, held_out):
+    run, stdout, _ = finished
+    lines = metrics(run)
+    assert np.mean([line["loss"] for line in lines[-3:]]) < 0.9 * np.mean([line["loss"] for line in lines[:3]])
+    numbers = re.search(r"^held out   loss (.+) -> (.+), perplexity (.+) -> (.+)$", stdout, re.M).groups()
+    before, after, before_ppl, after_ppl = map(float, numbers)
+    assert after < 0.9 * before
+    base = npgpt.GPT2.from_pretrained(model)
+    sequences = encode_texts(npgpt.Tokenizer.from_pretrained(model), read_texts(held_out), 64).sequences
+    assert before == pytest.approx(evaluate.mean_nll(base, sequences).nll, abs=6e-4)
+    adapted = evaluate.mean_nll(npgpt.load_adapter(base, run / "adapter"), sequences)
+    assert after == pytest.approx(adapted.nll, abs=6e-4)
+    assert lines[-1]["val_loss"] == pytest.approx(adapted.nll, rel=1e-6)
+    assert before_ppl == pytest.approx(np.exp(before), rel=1e-2)
+    assert after_ppl == pytest.approx(np.exp(after), rel=1e-2)
+
+
+def test_the_settings_are_all_written_down(finished):
+    run, _, _ = finished
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    of_the_call = {"out", "threads", "resume", "quiet"}
+    assert settings.keys() == {flag[2:].replace("-", "_") for flag in FLAGS} - of_the_call
+    assert (settings["rank"], settings["seed"], settings["batch_size"], settings["epochs"]) == (4, 3, 4, 5)
+
+
+def test_what_is_printed(finished):
+    run, stdout, stderr = finished
+    # the base: 257 x 16 + 64 x 16, two blocks of 3,280, and the last norm; rank 4 adds 4 (in + out) a layer
+    for line in (r"LoRA +rank 4, alpha 12, scale 3, dropout 0.1", r" +attn.c_attn +16 -> 48 +in 2 layers: +512",
+                 r" +mlp.c_fc +16 -> 64 +in 2 layers: +640", r" +1,152 of 12,880 parameters train \(8.94 %\)",
+                 r"data +\S+texts.txt: 10 texts, 260 tokens", r"held out +\S+held-out.txt: 2 texts, 50 tokens",
+                 r"training +15 steps of 4 texts, 5 epochs.*", r"saved +run.adapter \(\d+ kB\) after \d+.\d s"):
+        assert len(re.findall(f"^{line}$", stdout, re.M)) == 1, line
+    samples = re.findall(r"^(.+)\n  before   (.+)\n  after    (.+)$", stdout, re.M)
+    assert [prompt for prompt, _, _ in samples] == ["Overfitting", "A neural network"]
+    for _, old, new in samples:
+        assert old != new
+    assert re.search(r"15/15 .*step/s, loss \d\.\d+, [\d,]+ tokens/s", stderr)
+
+
+def test_the_printed_command_works(finished, run_script):
+    run, stdout, _ = finished
+    command = re.search(r'python scripts/generate.py (.+) --prompt "(.+)"$', stdout, re.M)
+    result = run_script(run.parent, "generate.py", *command[1].split(), "--prompt", command[2])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Overfitting")
+
+
+def test_the_seed_decides_the_adapter_the_order_and_the_samples(script, tmp_path, model, texts, contents):
+    """Without learning, the adapter is as it was drawn, and the losses are the base model's."""
+    def run(name, seed):
+        stdout = script("finetune.py", "--model", model, "--data", texts, "--out", name, "--max-steps", 2, "--seed", seed,
+                        "--lr", 0, "--samples", 1)
+        old, new = re.search(r"  before   (.+)\n  after    (.+)\n", stdout).groups()
+        assert old == new
+        adapter = contents(tmp_path / name / "adapter")["adapter_model.safetensors"]
+        return adapter, [line["loss"] for line in metrics(tmp_path / name)], old
+
+    first = run("a", 0)
+    assert run("b", 0) == first
+    for one, other in zip(first, run("c", 1), strict=True):
+        assert one != other
+
+
+def test_quiet_prints_only_the_result(run_script, tmp_path, model, texts):
+    result = run_script(tmp_path, "finetune.py", "--model", model, "--data", texts, "--out", "run", "--quiet")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    training, saved = result.stdout.splitlines()
+    assert training.startswith("training   loss ")  # there is nothing held out to measure on
+    assert saved.startswith("saved      run")
+    assert all("val_loss" not in line for line in metrics(tmp_path / "run"))
+
+
+def test_texts_may_be_jsonl(script, model, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "one\\ntwo", "id": 3}\n{"text": "three"}\n')
+    assert "texts.jsonl: 2 texts, 14 tokens" in script(
+        "finetune.py", "--model", model, "--data", "texts.jsonl", "--out", "run", "--samples", "0")
+
+
+def test_splitting_long_texts_is_said(script, model, tmp_path):
+    (tmp_path / "texts.txt").write_text("abcdefgh\n" + "x" * 30 + "\n" + "y" * 15 + "\n")
+    stdout = script("finetune.py", "--model", model, "--data", "texts.txt", "--out", "run", "--max-length", 16,
+                    "--samples", 0, "--epochs", 1)
+    # 31 tokens make two blocks of 16 that share one; 16 tokens are one block
+    assert re.search("texts.txt: 3 texts, 56 tokens; 1 longer than 16 tokens .*split.* 4 sequences", stdout)
+    assert metrics(tmp_path / "run")[0]["tokens"] == 9 + 16 + 16 + 16
+
+
+def test_full_training(script, tmp_path, model, texts):
+    before = npgpt.GPT2.from_pretrained(model)
+    stdout = script("finetune.py", "--model", model, "--data", texts, "--out", "run", "--full", "--lr", 0.01)
+    assert "11,728 of 11,728 parameters train (100.00 %)" in stdout
+    assert "LoRA" not in stdout
+    assert not (tmp_path / "run" / "adapter").exists()
+    trained = npgpt.GPT2.from_pretrained(tmp_path / "run" / "model")
+    for name, tensor in trained.parameters().items():
+        assert not np.array_equal(tensor.data, before.parameters()[name].data), name
+    losses = [line["loss"] for line in metrics(tmp_path / "run")]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    command = re.search(r'python scripts/generate.py (.+) --prompt "(.+)"$', stdout, re.M)
+    assert script("generate.py", *command[1].split(), "--prompt", command[2]).startswith("Overfitting")
+
+
+def test_a_context_shorter_than_the_prompts(script, tmp_path, model, texts):
+    shutil.copytree(model, tmp_path / "short")
+    config = npgpt.GPT2Config(vocab_size=257, n_positions=12, n_embd=8, n_layer=1, n_head=1)
+    npgpt.GPT2(config).save_pretrained(tmp_path / "short")
+    stdout = script("finetune.py", "--model", "short", "--data", texts, "--max-steps", 1, "--out", "run")
+    assert re.search("10 longer than 12 tokens .*split", stdout)
+    assert stdout.count("\n  after    ") == 3
+
+
+# Going on
+
+
+LONG = ("--lr", "0.01", "--epochs", "100", "--schedule", "cosine", "--samples", "0", "--dropout", "0.2")  # 300 steps
+
+
+def popen(command, cwd, environment):
+    """Start a process that Ctrl-C reaches, even where this one was started in the background and ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                encoding="utf-8")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, environment, root):
+    options = ("--model", model, "--data", texts, "--val-data", held_out, *LONG)
+    script("finetune.py", *options, "--out", "whole")
+    process = popen([sys.executable, root / "scripts" / "finetune.py", *map(str, options), "--out", "run"], tmp_path,
+                    environment)
+    written = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (written.exists() and written.read_text().count("\n") >= 10):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    line = stdout.splitlines()[-1]
+    stopped = re.fullmatch(r"stopped    after step (\d+) of 300: saved in (\S+); go on with --resume run", line)
+    assert 10 <= int(stopped[1]) < 300
+    npgpt.load_adapter(npgpt.GPT2.from_pretrained(model), tmp_path / stopped[2])
+    assert int(safetensors.read(tmp_path / "run" / "state.safetensors")["steps"]) == int(stopped[1])
+
+    assert f"after step {stopped[1]} of 300" in script("finetune.py", "--resume", "run")
+    resumed, whole = contents(tmp_path / "run"), contents(tmp_path / "whole")
+    assert resumed.keys() == whole.keys()
+    for path in resumed.keys() - {"metrics.jsonl"}:
+        assert resumed[path] == whole[path], path
+    figures = [[{k: v for k, v in line.items() if k != "seconds"} for line in metrics(tmp_path / run)]
+               for run in ("run", "whole")]
+    # Ctrl-C may fall on the moment between the update and its line, or on the measuring of val_loss.
+    at = int(stopped[1]) - 1
+    assert figures[0][:at] == figures[1][:at]
+    assert figures[0][at - 299:] == figures[1][at - 299:]
+
+
+@pytest.mark.parametrize("moment", ["before the first step", "while measuring after an epoch"])
+def test_ctrl_c_while_measuring(script, tmp_path, model, texts, held_out, environment, root, moment):
+    """The n-th time that the held-out loss is measured: before training, after epoch 1, .."""
+    n, steps = (1, 0) if moment == "before the first step" else (2, 3)
+    (tmp_path / "press.py").write_text(f"""
+import signal, sys
+sys.path.insert(0, {str(root / "scripts")!r})
+import finetune
+measure, calls = finetune.evaluate.mean_nll, []
+def pressing(*args):
+    calls.append(args)
+    if len(calls) == {n}:
+        signal.raise_signal(signal.SIGINT)
+    return measure(*args)
+finetune.evaluate.mean_nll = pressing
+sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
+""")
+    options = ["--model", str(model), "--data", str(texts), "--val-data", str(held_out), "--out", "run", "--samples", "0"]
+    process = popen([sys.executable, "press.py", *options], tmp_path, environment)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert f"stopped    after step {steps} of 9: saved in run" in stdout
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, steps + 1))
+    assert f"after step {steps} of 9" in script("finetune.py", "--resume", "run")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 10))
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(finished, script, tmp_path, contents):
+    run, _, _ = finished
+    shutil.copytree(run, tmp_path / "run")
+    assert "after step 15 of 15" in script("finetune.py", "--resume", "run")
+    assert contents(tmp_path / "run") == contents(run)
+
+
+def test_a_resumed_run_goes_on_as_it_began(finished, refused, script, tmp_path):
+    run, _, _ = finished
+    shutil.copytree(run, tmp_path / "run")
+    script("finetune.py", "--resume", "run", "--rank", 4, "--quiet")  # the same value is no contradiction
+    for name, value in (("--rank", 8), ("--lr", 0.5), ("--epochs", 7), ("--data", "other.txt"), ("--full", None)):
+        given = [name] if value is None else [name, value]
+        assert re.match(f"error: {name} .* differs from .* in run: .*leave the flag out", refused(
+            "finetune.py", "--resume", "run", *given))
+    assert "stays in its folder" in refused("finetune.py", "--resume", "run", "--out", "other")
+
+
+# The hub out of reach
+
+
+def test_no_model_and_no_hub_falls_back_to_tiny(tmp_path, environment, root):
+    """Offline, nobody waits: within three seconds one line says so, and the embedded model goes on."""
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    started = time.monotonic()
+    process = popen([sys.executable, root / "scripts" / "finetune.py", "--max-steps", "2", "--samples", "0", "--quiet"],
+                    tmp_path, environment)
+    line = process.stderr.readline()
+    assert time.monotonic() - started < 3
+    assert "gpt2" in line
+    assert "--model tiny" in line
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stderr == ""
+    assert "held out   loss " in stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert (settings["model"], settings["data"], settings["val_data"]) == ("tiny", None, None)
+    assert [line["step"] for line in metrics(run)] == [1, 2]
+
+
+def test_gpt2_by_name_and_no_hub_is_an_error(run_script, tmp_path):
+    result = run_script(tmp_path, "finetune.py", "--model", "gpt2", "--max-steps", 2, "--samples", 0,
+                        HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: .*'gpt2' is not in the cache .* and http://127.0.0.1:9 cannot be reached .*\n",
+                        result.stderr)
+    assert result.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_defaults_for_tiny_are_said(script, tmp_path):
+    stdout = script("finetune.py", "--model", "tiny", "--max-steps", 1, "--samples", 0, "--lr", 0.001)
+    said = re.search(r"^ +for this model (.+) by default: ", stdout, re.M)[1]
+    assert "epochs" in said
+    assert "lr" not in said  # that one was given
+    (run,) = (tmp_path / "runs").iterdir()
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    for name, value in (pair.split() for pair in said.split(", ")):
+        assert str(settings[name]) == value
+    assert settings["lr"] == 0.001
