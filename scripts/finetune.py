@@ -6,7 +6,6 @@ show loss, perplexity and samples before and after, and save the adapter.
 
 import argparse
 import dataclasses
-import importlib.resources
 import platform
 import re
 import sys
@@ -23,7 +22,8 @@ from npgpt.errors import FormatError
 from npgpt.run import Run
 from npgpt.train import TrainConfig, train
 
-TEXTS = importlib.resources.files("npgpt") / "texts"
+TEXTS = Path(npgpt.__file__).parent / "texts"
+TRAINING, HELD_OUT = TEXTS / "train.txt", TEXTS / "validation.txt"
 PROMPTS = ["Overfitting", "A neural network", "The learning rate", "Gradient descent", "A good dataset", "Attention"]
 SAMPLE_TOKENS = 40
 
@@ -165,13 +165,14 @@ def read_data(settings, model, tokenizer, say):
         for sequence in texts.sequences:
             model.check_ids(sequence, len(sequence))
         split = f"; {texts.split:,} longer than {max_length} tokens were split: {len(texts.sequences):,} sequences"
-        say(f"{title:10} {path}: {texts.texts:,} texts, {texts.tokens:,} tokens{split if texts.split else ''}")
+        place = f"npgpt/texts/{path.name}" if path in (TRAINING, HELD_OUT) else path
+        say(f"{title:10} {place}: {texts.texts:,} texts, {texts.tokens:,} tokens{split if texts.split else ''}")
         return texts.sequences
 
-    sequences = read("data", TEXTS / "train.txt" if settings["data"] is None else settings["data"])
+    sequences = read("data", TRAINING if settings["data"] is None else settings["data"])
     val_data = settings["val_data"]
     if val_data is None and settings["data"] is None:
-        val_data = TEXTS / "validation.txt"
+        val_data = HELD_OUT
     return sequences, None if val_data is None else read("held out", val_data)
 
 
