@@ -1,7 +1,8 @@
 """Hugging Face's files <-> GPT2: config.json with model.safetensors, whole or in shards.
 
-Reading is strict. Every tensor in the file is a parameter, or is one that GPT-2 files are known to carry and nobody
-needs, or is an error; and every parameter is in the file. The names differ between files, and the shapes never do:
+Where there is none, the older pytorch_model.bin is read. Reading is strict. Every tensor in the file is a parameter, or
+is one that GPT-2 files are known to carry and nobody needs, or is an error; and every parameter is in the file. The
+names differ between files, and the shapes never do:
 
     "h.0.attn.c_attn.weight"               the released gpt2 files, and the names of GPT2.parameters()
     "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: the prefix is dropped, as are model. gpt. module.
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt import files, hub, safetensors
+from npgpt import files, hub, safetensors, torchfile
 from npgpt.errors import ConfigError, FileError, FormatError
 from npgpt.gpt2 import GPT2, GPT2Config
 
 PREFIXES = re.compile(r"^(?:(?:model|gpt|module|transformer)\.)+")
 MASK = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
-WHOLE, INDEX = hub.WEIGHTS
+READERS = {".json": files.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
+WHOLE = hub.WEIGHTS[0]
 
 
 def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=False):
@@ -41,21 +43,24 @@ def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=Fals
     def find(filename):
         return hub.file(name, filename, revision=revision, local_files_only=local_files_only)
 
+    def read(path):
+        with hub.reading(name, path.name, revision):
+            return READERS[path.suffix](path)
+
     config_path = find("config.json")
     if config_path is None:
         raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
     try:
-        config = GPT2Config.from_dict(files.read_json(config_path))
+        config = GPT2Config.from_dict(read(config_path))
     except ConfigError as error:
         raise ConfigError(f"{config_path}: {error}") from error
     weights_path = find(hub.WEIGHTS)
     if weights_path is None:
-        pickled = hub.folder(name) is None or (config_path.parent / "pytorch_model.bin").exists()
-        raise (FormatError if pickled else FileError)(
-            f"{name} has no {WHOLE} and no {INDEX}; a pytorch_model.bin has to be converted to {WHOLE} first "
-            "(transformers: from_pretrained, then save_pretrained)"
+        raise FileError(
+            f"{name} has no weights that npgpt reads: none of {', '.join(hub.WEIGHTS)}; "
+            "those of other frameworks have to be converted (transformers: from_pretrained, then save_pretrained)"
         )
-    stored = safetensors.read(weights_path) if weights_path.name == WHOLE else _read_shards(weights_path, find)
+    stored = _read_shards(weights_path, find, read) if weights_path.suffix == ".json" else read(weights_path)
     tensors = _by_parameter(stored, config, weights_path)
     _check_sizes(tensors, config, weights_path)
     model = GPT2(config, seed=None, dtype=dtype)
@@ -64,19 +69,20 @@ def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=Fals
     return model
 
 
-def _read_shards(index_path, find):
+def _read_shards(index_path, find, read):
     """Return the tensors of all shards that the index lists. Raises FormatError unless index and shards agree."""
-    weight_map = files.read_json(index_path).get("weight_map")
+    suffix = Path(index_path.name.removesuffix(".index.json")).suffix
+    weight_map = read(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
-        isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard) for shard in weight_map.values()
+        isinstance(shard, str) and re.fullmatch(r"[\w.-]+" + re.escape(suffix), shard) for shard in weight_map.values()
     ):
-        raise FormatError(f"{index_path}: weight_map must map each tensor to a .safetensors file beside the index")
+        raise FormatError(f"{index_path}: weight_map must map each tensor to a {suffix} file beside the index")
     tensors = {}
     for shard in sorted(set(weight_map.values())):
         path = find(shard)
         if path is None:
             raise FileError(f"{index_path} lists {shard}, which is missing; fetch all shards")
-        held = safetensors.read(path)
+        held = read(path)
         listed = {key for key, place in weight_map.items() if place == shard}
         if listed != held.keys():
             raise FormatError(
@@ -128,8 +134,10 @@ def _check_sizes(tensors, config, path):
                 f"{path}: {name} has {held} {'columns' if axis else 'rows'}, but config.json says {field} {said}; "
                 "the two must come from one model"
             )
-    layers = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
-    if layers < config.n_layer:
+    # Counted by their largest matrices, which no file can hold without the bytes; a few that lack it are named later.
+    matrix = tensors["h.0.mlp.c_fc.weight"].shape
+    layers = sum(name.endswith(".mlp.c_fc.weight") and array.shape == matrix for name, array in tensors.items())
+    if 2 * layers < config.n_layer:
         raise FormatError(
             f"{path}: missing layers, {layers} are there, but config.json says n_layer {config.n_layer}; "
             "the two must come from one model"
@@ -154,7 +162,16 @@ def _assign(model, tensors, path):
             f"the file is of another size or architecture ({len(wrong)} wrong: {_some(wrong)})"
         )
     for name, parameter in parameters.items():
-        parameter.data = tensors[name].astype(parameter.dtype, copy=False)
+        parameter.data = cast(f"{path}: {name}", tensors[name], parameter.dtype, copy=False)
+
+
+def cast(where, array, dtype, copy=True):
+    """Return `array` as `dtype`. Raises FormatError where it holds finite numbers that would become infinite."""
+    with np.errstate(over="raise", invalid="ignore"):
+        try:
+            return array.astype(dtype, copy=copy)
+        except FloatingPointError as error:
+            raise FormatError(f"{where} holds numbers that are too large for {dtype}") from error
 
 
 def _some(names):

@@ -11,10 +11,13 @@ import os
 import threading
 from pathlib import Path
 
-from npgpt.errors import ConfigError, FileError, HubError
+from npgpt.errors import ConfigError, FileError, FormatError, HubError
 
 TINY = Path(__file__).parent / "tiny"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# In order of preference. An .index.json lists the shards of what was too large for one file.
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
+)  # fmt: skip
 INSTEAD = 'name a folder instead, or "tiny", the model in this package'
 
 
@@ -35,7 +38,7 @@ def file(name, filename, revision=None, local_files_only=False):
     if place is not None:
         if revision is not None:
             raise ConfigError(f"revision {revision!r} is for a model on the hub, and {name} is a folder; leave it out")
-        return next((place / each for each in filenames if (place / each).is_file()), None)
+        return next((place / each for each in filenames if os.path.isfile(place / each)), None)  # False for odd names
 
     from huggingface_hub import constants
 
@@ -51,11 +54,27 @@ def file(name, filename, revision=None, local_files_only=False):
         raise HubError(f"{missing} and {reason} forbids to download it; {INSTEAD}")
     seconds = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else 2.0
     if not reachable(seconds):
-        raise HubError(f"{missing} and {constants.ENDPOINT} cannot be reached (no answer in {seconds:g} s); {INSTEAD}")
+        reason = f"no answer in {seconds:g} s, or a server error"
+        raise HubError(f"{missing} and {constants.ENDPOINT} cannot be reached ({reason}); {INSTEAD}")
     # All files come from one commit, that of the config.json which every model has, even if the branch moves on.
     config = _in_cache(name, "config.json", revision)
     commit = config.parent.name if config else revision
     return next(filter(None, (_download(name, each, commit) for each in unknown)), None)
+
+
+@contextlib.contextmanager
+def reading(name, filename, revision=None):
+    """Around the reading of a file of the model `name`: a FormatError will say how to download the file again.
+
+    That takes a command: after deleting the file from the cache, where it is a link, the same bytes would be found.
+    """
+    try:
+        yield
+    except FormatError as error:
+        if folder(name) is not None:
+            raise
+        again = f"hf download {name} {filename}{f' --revision {revision}' if revision else ''} --force-download"
+        raise FormatError(f"{error}; if the download was damaged, this repeats it: {again}") from error
 
 
 def folder(name):
@@ -148,7 +167,7 @@ def _explain(error, name, filename, revision):
         return HubError(f"{hub} does not answer like a Hugging Face hub; check HF_ENDPOINT and the proxy settings")
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
-        token = "; check the token, or log in with `hf auth login`" if status in (401, 403) else ""
+        token = "; check the name and the token, or log in with `hf auth login`" if status in (401, 403) else ""
         return HubError(f"{hub} answered {status} for {filename} of {name!r}{token}")
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
         return FileError(f"cannot store {filename} of {name!r} in the cache: {error}")

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -202,14 +203,27 @@ def test_missing_and_corrupt_files(tmp_path, tied):
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert "data_offsets must be" in refused(tmp_path)
+    assert "hf download" not in refused(tmp_path)  # that is for what came from the hub
     path.unlink()
-    assert "has no model.safetensors and no model.safetensors.index.json" in refused(tmp_path, FileError)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
-    assert "a pytorch_model.bin has to be converted to model.safetensors first" in refused(tmp_path)
+    assert "has no weights that npgpt reads: none of model.safetensors, model.saf" in refused(tmp_path, FileError)
     (tmp_path / "config.json").write_text("{")
     path.write_bytes(b"")
     assert "config.json is not valid JSON" in refused(tmp_path)
     assert "there is no folder" in refused(tmp_path / "none", FileError)
+
+
+def test_what_is_read_where_there_is_more_than_one(tmp_path, tied):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    for name, content, message in (
+        ("pytorch_model.bin.index.json", "{}", "weight_map must map each tensor to a .bin file beside the index"),
+        ("pytorch_model.bin", "PK", "is not a file that torch.save writes"),
+        ("model.safetensors.index.json", "{}", "weight_map must map each tensor to a .safetensors file beside the ind"),
+        ("model.safetensors", "{}", "is not a whole safetensors file"),
+    ):
+        (tmp_path / name).write_text(content)
+        assert re.search(f"{name}:? {message}", refused(tmp_path))
+    tied.save_pretrained(tmp_path)
+    assert_same(GPT2.from_pretrained(tmp_path), tied)
 
 
 def test_shards(tmp_path, tied):

@@ -1,0 +1,342 @@
+"""PyTorch's own file format, `pytorch_model.bin`: read without torch, and without running what is in it.
+
+Such a file is a pickle, and a pickle is a program: to unpickle one can do anything. Here nothing is unpickled. The
+pickle's operations are interpreted by `_run`, which knows only those that put a dictionary of tensors together. A name
+in the pickle stays a name: it is looked up in a short list and never imported, and any other is refused by name.
+
+    zip (torch 1.6 on)  an uncompressed zip archive: NAME/data.pkl is the pickle, NAME/data/KEY the bytes of a storage,
+                        NAME/byteorder, where there is one, "little" or "big"
+    legacy (before)     five pickles one after another: a magic number, the protocol (1001), facts about the system,
+                        the dictionary itself, a list of storage keys; then for each of these an int64, the number of
+                        its elements, and the elements; all little-endian
+
+In both, a tensor is a view of a storage: where its first element lies, its size and its strides, counted in elements.
+
+Source: torch/serialization.py and torch/_utils.py in github.com/pytorch/pytorch; pickletools in Python's library.
+"""
+
+import io
+import math
+import mmap
+import pickletools
+import warnings
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+from npgpt.errors import FileError, FormatError
+
+DTYPES = {
+    "torch.FloatStorage": "<f4", "torch.HalfStorage": "<f2", "torch.DoubleStorage": "<f8",
+    "torch.BFloat16Storage": "<u2", "torch.LongStorage": "<i8", "torch.IntStorage": "<i4",
+    "torch.ShortStorage": "<i2", "torch.CharStorage": "i1", "torch.ByteStorage": "u1", "torch.BoolStorage": "?",
+}  # fmt: skip
+FUNCTIONS = ("collections.OrderedDict", "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2")
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+MAX_PICKLE = 4_000_000  # bytes; that of GPT-2 XL has about a tenth of a million
+MAX_DIMENSIONS = 64  # NumPy's limit
+MAX_SHARING = 4  # tensors may take this many times their storages' bytes; a tied head takes 2 at most
+
+
+class _Global(str):
+    """A name that the pickle refers to, such as "torch.FloatStorage"; not the thing of that name."""
+
+
+class _Storage(NamedTuple):
+    kind: str  # of DTYPES
+    key: str
+    length: int  # elements
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    size: tuple
+    strides: tuple
+
+
+def read(path):
+    """Return the tensors of the file `path` as a dict name -> read-only array, in the order of the file.
+
+    The arrays are views of the memory-mapped file, and share memory where the file's tensors do. Copied are only
+    storages that are not aligned for their dtype or are big-endian, and bfloat16, which NumPy does not have: it is the
+    upper half of a float32 and becomes one. Where the tensors are one level down, under "state_dict" or "model" as in
+    a training checkpoint, they are taken from there.
+
+    Raises FileError where the file cannot be read and FormatError where it is not a whole, consistent file of tensors.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if start == b"version ":
+                raise FormatError(f"{path} is a Git LFS pointer, not the tensors; fetch the file itself (git lfs pull)")
+            if not start.startswith((b"PK\3\4", b"\x80")):
+                raise FormatError(f"{path} is not a file that torch.save writes: it starts with {start!r}")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    value, places, order = _read_zip(path, mapped) if start.startswith(b"PK") else _read_legacy(path, mapped)
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("state_dict", "model") if isinstance(value.get(key), dict)), value)
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} holds a value of type {_type(value)}, not a dictionary of tensors")
+    for name, tensor in value.items():
+        if type(name) is not str or not isinstance(tensor, _Tensor):
+            raise FormatError(f"{path}: {name!r} is of type {_type(tensor)}; every entry must be a named tensor")
+    storages, tensors = {}, {}
+    for name, tensor in value.items():
+        where = f"{path}: tensor {name!r}"
+        if tensor.storage not in storages:
+            storages[tensor.storage] = _storage(where, mapped, tensor.storage, places, order)
+        tensors[name] = _view(where, tensor, storages[tensor.storage])
+    held, taken = (sum(array.nbytes for array in arrays.values()) for arrays in (storages, tensors))
+    if taken > MAX_SHARING * held:  # a small file must not turn into a large model
+        raise FormatError(f"{path}: its {len(tensors)} tensors of {taken} bytes share storages of {held} bytes")
+    return tensors
+
+
+def _read_zip(path, mapped):
+    """Return the pickle's value, where in the file each storage is, {key: (begin, end)}, and the byte order."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except Exception as error:  # beside BadZipFile, a damaged directory raises what struct, codecs and int raise
+        raise FormatError(f"{path} is not a whole zip archive: {error}") from error
+    places = {}
+    for info in infos:
+        at, name = info.header_offset, info.filename
+        if name in places:
+            raise FormatError(f"{path}: the record {name!r} occurs twice")
+        if info.flag_bits & 1 or info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise FormatError(f"{path}: the record {name!r} is encrypted or compressed; torch.save stores it as it is")
+        # The bytes come after a header of 30 bytes, the name and padding, whose lengths are in the header at 26 and 28.
+        header = mapped[at : at + 30] if at >= 0 else b""
+        begin = at + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        if not header.startswith(b"PK\3\4") or begin + info.file_size > len(mapped):
+            raise FormatError(f"{path}: the record {name!r} is not where the archive says; the file is damaged")
+        places[name] = begin, begin + info.file_size
+    if sum(end - begin for begin, end in places.values()) > len(mapped):
+        raise FormatError(f"{path}: records of the archive overlap")
+    roots = [name.removesuffix("data.pkl") for name in places if name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise FormatError(f"{path}: {len(roots)} records are named NAME/data.pkl; torch.save writes one")
+    root = roots[0]
+    order = b"little"
+    if root + "byteorder" in places:
+        begin, end = places[root + "byteorder"]
+        order = mapped[begin : min(end, begin + 8)]
+        if order not in (b"little", b"big"):
+            raise FormatError(f"{path}: the byte order is {order!r}; it must be little or big")
+    begin, end = places[root + "data.pkl"]
+    value, _, _ = _interpret(path, mapped[begin : min(end, begin + MAX_PICKLE)])
+    data = root + "data/"
+    return value, {name.removeprefix(data): places[name] for name in places if name.startswith(data)}, order.decode()
+
+
+def _read_legacy(path, mapped):
+    """Return what `_read_zip` returns."""
+    at, values, storages = 0, [], {}
+    for right in (MAGIC, PROTOCOL, None, None, None):
+        value, length, found = _interpret(path, mapped[at : at + MAX_PICKLE])
+        if right not in (None, value):
+            raise FormatError(f"{path} is not a file that torch.save writes: its pickles do not start with {right}")
+        at += length
+        values.append(value)
+        storages |= found
+    value, keys = values[-2:]
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != storages.keys():
+        raise FormatError(f"{path}: the list of its storages is not that of the tensors")
+    places = {}
+    for key in keys:
+        begin = at + 8
+        at = begin + int.from_bytes(mapped[at:begin], "little") * np.dtype(DTYPES[storages[key].kind]).itemsize
+        if at > len(mapped):
+            raise FormatError(f"{path}: storage {key!r} ends after the file does, which must have been cut short")
+        places[key] = begin, at
+    if at != len(mapped):
+        raise FormatError(f"{path}: {len(mapped) - at} bytes follow the last storage; none may")
+    return value, places, "little"
+
+
+def _storage(where, mapped, storage, places, order):
+    """Return the elements of a storage, an array (length,)."""
+    dtype = np.dtype(DTYPES[storage.kind])
+    if storage.key not in places:
+        raise FormatError(f"{where}: its storage {storage.key!r} is not in the file")
+    begin, end = places[storage.key]
+    if end - begin != storage.length * dtype.itemsize:
+        raise FormatError(
+            f"{where}: {storage.length} elements of {storage.kind} take {storage.length * dtype.itemsize} bytes, "
+            f"but its storage {storage.key!r} holds {end - begin}"
+        )
+    array = np.ndarray(storage.length, dtype.newbyteorder(order), mapped, begin)
+    if array.dtype != dtype or not array.flags.aligned:
+        array = array.astype(dtype)
+    if storage.kind == "torch.BFloat16Storage":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def _view(where, tensor, storage):
+    """Return the tensor as a read-only view of its storage, the array (length,), in which all its elements lie.
+
+    All arithmetic is on Python's integers, which do not overflow, and is done before any array is made.
+    """
+    _, offset, size, strides = tensor
+    if not all(map(_are_counts, ((offset,), size, strides))) or not len(size) == len(strides) <= MAX_DIMENSIONS:
+        raise FormatError(
+            f"{where}: its offset must be a whole number from 0 up, its size and strides must be tuples of such, "
+            f"as long as each other and at most {MAX_DIMENSIONS} long"
+        )
+    elements = math.prod(size)
+    end = offset + sum((length - 1) * stride for length, stride in zip(size, strides, strict=True)) + 1
+    # NumPy multiplies the other sizes even where one is 0. Elements that lie on one another count as many, so that
+    # whatever is made of a tensor later is never larger than the file.
+    addressable = math.prod(max(length, 1) for length in size) * storage.itemsize <= np.iinfo(np.intp).max
+    if not addressable or elements > len(storage) or (elements and end > len(storage)):
+        raise FormatError(
+            f"{where}: size {size} with strides {strides} from element {offset} on does not fit into its storage "
+            f"of {len(storage)} elements"
+        )
+    if elements:
+        steps = [stride * storage.itemsize for stride in strides]
+        array = np.ndarray(size, storage.dtype, storage, offset * storage.itemsize, steps)
+    else:
+        array = np.empty(size, storage.dtype)
+    array.flags.writeable = False
+    return array
+
+
+def _are_counts(values):
+    return isinstance(values, tuple) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _interpret(path, data):
+    """Return the value of the pickle at the start of the bytes `data`, its length, and its storages by their keys."""
+    stream, storages = io.BytesIO(data), {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in a string that mean nothing
+            value = _run(pickletools.genops(stream), storages)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+    except (ValueError, TypeError, LookupError) as error:
+        reason = f"its end is not within {MAX_PICKLE} bytes" if len(data) == MAX_PICKLE else error
+        raise FormatError(f"{path}: its pickle is damaged: {reason}") from error
+    return value, stream.tell(), storages
+
+
+def _run(operations, storages):
+    """Return the value that the operations of a pickle put together, and add its storages to the dict `storages`.
+
+    The value is made of None, numbers, strings, lists, tuples, dicts, and the three classes above. There is a stack,
+    marks that say where on it the arguments of an operation begin, and a memo of values that are needed again.
+    """
+    stack, marks, memo = [], [], {}
+
+    def pop(count):
+        if not 0 <= count <= len(stack):
+            raise ValueError("too few values on the stack")
+        values = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
+        return values
+
+    for operation, argument, _ in operations:
+        match operation.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(operation.name == "NEWTRUE")
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(argument)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(pop(int(operation.name[-1]))))
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(pop(len(stack) - marks.pop())))
+            case "APPEND" | "APPENDS":
+                items = pop(1 if operation.name == "APPEND" else len(stack) - marks.pop())
+                _of_type(list, stack[-1]).extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = pop(2 if operation.name == "SETITEM" else len(stack) - marks.pop())
+                _set_items(_of_type(dict, stack[-1]), items[::2], items[1::2])
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                memo[len(memo) if argument is None else argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_allowed(argument.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                stack.append(_allowed(".".join(pop(2))))
+            case "BINPERSID":
+                storage = _describe_storage(*pop(1))
+                if storages.setdefault(storage.key, storage) != storage:
+                    raise FormatError(f"the storage {storage.key!r} is described in two ways")
+                stack.append(storage)
+            case "REDUCE":
+                stack.append(_call(*pop(2)))
+            case "BUILD":  # attributes of a dictionary (of a state_dict: _metadata); nobody needs them
+                pop(1)
+                _of_type(dict, stack[-1])
+            case "STOP":
+                return pop(1)[0]
+            case name:
+                what = f"{name} {argument!r}" if isinstance(argument, str) else name
+                raise FormatError(f"its pickle uses {what}, which no file of tensors needs; nothing was run")
+    raise ValueError("it has no end")
+
+
+def _of_type(kind, value):
+    if type(value) is not kind:
+        raise ValueError(f"a value of type {_type(value)} where another belongs")
+    return value
+
+
+def _type(value):
+    return type(value).__name__.strip("_")
+
+
+def _set_items(target, keys, values):
+    for key, value in zip(keys, values, strict=True):
+        if type(key) not in (str, int) or key in target:  # both hash in no time; a tuple can be nested without end
+            raise ValueError(f"an entry's name is there twice or is of type {_type(key)}")
+        target[key] = value
+
+
+def _allowed(name):
+    """Return the name as a _Global. Raises FormatError unless files of tensors need it."""
+    if name not in DTYPES and name not in FUNCTIONS:
+        raise FormatError(f"its pickle names {name!r}, which no file of tensors needs; nothing was run")
+    return _Global(name)
+
+
+def _describe_storage(description):
+    """Return the _Storage of ("storage", kind, key, device, length), in legacy files with a None after these."""
+    match description:
+        case ("storage", _Global() as kind, str(key), str(), int(length), *rest) if kind in DTYPES and length >= 0:
+            if rest in ([], [None]):
+                return _Storage(str(kind), key, length)
+    raise ValueError("a storage is not described as torch.save does")
+
+
+def _call(function, arguments):
+    """Return what the allowed function would return for the tuple of arguments."""
+    match _of_type(_Global, function), arguments:
+        case "collections.OrderedDict", ():
+            return {}
+        case "torch._utils._rebuild_parameter", (_Tensor() as tensor, _, _):
+            return tensor
+        case "torch._utils._rebuild_tensor_v2", (_Storage() as storage, offset, size, strides, _, _, *metadata):
+            if len(metadata) <= 1:
+                return _Tensor(storage, offset, size, strides)
+    raise ValueError(f"{function} is not called as torch.save does")
