@@ -11,6 +11,7 @@ import dataclasses
 import math
 import re
 import sys
+import warnings
 
 import numpy as np
 
@@ -131,8 +132,10 @@ def match_targets(model, target_modules):
         chosen = set(linear)
     elif isinstance(target_modules, str):
         try:
-            pattern = re.compile(target_modules)
-        except re.error as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what may come to mean something else: "[[a]"
+                pattern = re.compile(target_modules)
+        except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"target {target_modules!r} is not a regular expression: {error}") from error
         chosen = {name for name in modules if pattern.fullmatch(name)}
         if not chosen:

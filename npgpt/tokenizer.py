@@ -126,6 +126,6 @@ def _load(build, *paths):
     # `tokenizers` takes any ids, but saving two tokens of one id loses one, and an id of billions takes the memory.
     ids = tokenizer.get_vocab().values()
     if len(set(ids)) < len(ids) or max(ids, default=0) > 2 * len(ids):
-        raise FormatError(f"{paths[0]}: {len(ids)} tokens have ids up to {max(ids)}, {len(ids) - len(set(ids))} of them "
-                          "taken twice; a vocabulary's ids are the numbers from 0 on, each of one token")
+        raise FormatError(f"{paths[0]}: {len(ids)} tokens have {len(set(ids))} different ids up to {max(ids)}; a "
+                          "vocabulary's ids are the numbers from 0 on, one for each token")
     return tokenizer

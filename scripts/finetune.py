@@ -26,6 +26,7 @@ TEXTS = Path(npgpt.__file__).parent / "texts"
 TRAINING, HELD_OUT = TEXTS / "train.txt", TEXTS / "validation.txt"
 PROMPTS = ["Overfitting", "A neural network", "The learning rate", "Gradient descent", "A good dataset", "Attention"]
 SAMPLE_TOKENS = 40
+SAMPLE_TEMPERATURE = 0.3
 
 DEFAULTS = {
     "model": None, "revision": None, "data": None, "val_data": None, "rank": 8, "alpha": 16.0, "dropout": 0.1,
@@ -33,7 +34,7 @@ DEFAULTS = {
     "lr": 3e-4, "weight_decay": 0.01, "warmup": 0, "schedule": "linear", "grad_clip": 1.0, "seed": 0, "full": False,
     "samples": 3,
 }
-TINY_DEFAULTS = {"lr": 3e-3, "targets": "all-linear", "epochs": 10}
+TINY_DEFAULTS = {"lr": 2e-3, "targets": "all-linear", "epochs": 5}
 TINY_REASON = "a model of 2.4 M parameters needs larger steps, and more of them, than gpt2"
 
 
@@ -234,7 +235,7 @@ def sample(model, tokenizer, settings):
     for i, prompt in enumerate(PROMPTS[:settings["samples"]]):
         ids = tokenizer.encode(prompt)[:model.config.n_positions // 2]
         room = min(SAMPLE_TOKENS, model.config.n_positions - len(ids))
-        out = npgpt.generate(model, ids, room, temperature=0.7, top_k=40, seed=settings["seed"] + i,
+        out = npgpt.generate(model, ids, room, temperature=SAMPLE_TEMPERATURE, seed=settings["seed"] + i,
                              eos_id=tokenizer.eos_id)
         new = out[len(ids):]
         texts.append(" ".join(tokenizer.decode(new[new != tokenizer.eos_id]).split()))

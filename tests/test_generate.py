@@ -164,7 +164,7 @@ def test_weights_that_diverged_are_named():
     model = npgpt.GPT2(CONFIG)
     model.ln_f.weight.data[3] = np.nan
     for temperature in (0, 1):
-        with pytest.raises(NpgptError, match="the model's logits are not numbers: its weights.* hold NaN"):
+        with pytest.raises(NpgptError, match=r"the model's logits are not numbers: its weights.* hold NaN"):
             npgpt.generate(model, PROMPT, 2, temperature)
 
 

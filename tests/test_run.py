@@ -49,9 +49,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         with pytest.raises(FileError, match=f"cannot write into {folder}: "):
             Run.create(folder)
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(FileError, match="cannot write into .*run: Is a directory"):
+    with pytest.raises(FileError, match=r"cannot write into .*run: Is a directory"):
         Run.create(tmp_path / "run")
-    with pytest.raises(FileError, match="cannot write .*metrics.jsonl: Is a directory"):
+    with pytest.raises(FileError, match=r"cannot write .*metrics.jsonl: Is a directory"):
         Run(tmp_path / "run").log(Figures(1, 0.5))
     assert (tmp_path / "file").read_text() == ""
 
@@ -66,11 +66,11 @@ def test_metrics_are_lines_of_json(tmp_path):
 
 
 def test_opening_wants_settings_and_state(tmp_path):
-    with pytest.raises(FileError, match="cannot resume .*none: it has no config.json"):
+    with pytest.raises(FileError, match=r"cannot resume .*none: it has no config.json"):
         Run.open(tmp_path / "none")
     run = Run.create(tmp_path)
     run.write_config({})
-    with pytest.raises(FileError, match="it has no state.safetensors; a run that was stopped by Ctrl-C or came to its"):
+    with pytest.raises(FileError, match=r"it has no state.safetensors; a run that was stopped by Ctrl-C or came to"):
         Run.open(tmp_path)
     run.save(*trained(1))
     assert Run.open(tmp_path).folder == tmp_path
@@ -140,5 +140,5 @@ def test_a_state_with_something_missing_or_added_is_refused(tmp_path):
     whole = dict(safetensors.read(tmp_path / "state.safetensors"))
     for changed in ({k: v for k, v in whole.items() if k != "steps"}, {**whole, "more": np.zeros(3)}):
         safetensors.write(tmp_path / "state.safetensors", changed)
-        with pytest.raises(FormatError, match="state.safetensors is not of this run: (steps|more) has shape"):
+        with pytest.raises(FormatError, match=r"state.safetensors is not of this run: (steps|more) has shape"):
             run.load_state(opt)

@@ -30,7 +30,7 @@ def test_json(script, model, adapter, texts, adapted, flags, window):
     assert stdout.count("\n") == 1
     report = json.loads(stdout)
     expected = measured(model, adapter, texts, *window)
-    assert report == {"model": str(model), "adapter": adapted and str(adapter) or None, "data": str(texts),
+    assert report == {"model": str(model), "adapter": str(adapter) if adapted else None, "data": str(texts),
                       "context": window[0], "stride": window[1], "tokens": expected.tokens, "nll": report["nll"],
                       "ppl": report["ppl"]}
     assert report["nll"] == pytest.approx(expected.nll, rel=1e-6)

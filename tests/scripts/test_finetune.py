@@ -96,7 +96,7 @@ def test_the_settings_are_all_written_down(finished):
 
 
 def test_what_is_printed(finished):
-    run, stdout, stderr = finished
+    _, stdout, stderr = finished
     # the base: 257 x 16 + 64 x 16, two blocks of 3,280, and the last norm; rank 4 adds 4 (in + out) a layer
     for line in (r"LoRA +rank 4, alpha 12, scale 3, dropout 0.1", r" +attn.c_attn +16 -> 48 +in 2 layers: +512",
                  r" +mlp.c_fc +16 -> 64 +in 2 layers: +640", r" +1,152 of 12,880 parameters train \(8.94 %\)",
@@ -121,8 +121,8 @@ def test_the_printed_command_works(finished, run_script):
 def test_the_seed_decides_the_adapter_the_order_and_the_samples(script, tmp_path, model, texts, contents):
     """Without learning, the adapter is as it was drawn, and the losses are the base model's."""
     def run(name, seed):
-        stdout = script("finetune.py", "--model", model, "--data", texts, "--out", name, "--max-steps", 2, "--seed", seed,
-                        "--lr", 0, "--samples", 1)
+        stdout = script("finetune.py", "--model", model, "--data", texts, "--out", name, "--max-steps", 2, "--lr", 0,
+                        "--seed", seed, "--samples", 1)
         old, new = re.search(r"  before   (.+)\n  after    (.+)\n", stdout).groups()
         assert old == new
         adapter = contents(tmp_path / name / "adapter")["adapter_model.safetensors"]
@@ -204,6 +204,7 @@ def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, e
     script("finetune.py", *options, "--out", "whole")
     process = popen([sys.executable, root / "scripts" / "finetune.py", *map(str, options), "--out", "run"], tmp_path,
                     environment)
+    assert process.stdout.readline().startswith("model ")  # it comes at once, also through a pipe
     written = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (written.exists() and written.read_text().count("\n") >= 10):
         time.sleep(0.005)
@@ -247,8 +248,8 @@ def pressing(*args):
 finetune.evaluate.mean_nll = pressing
 sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
 """)
-    options = ["--model", str(model), "--data", str(texts), "--val-data", str(held_out), "--out", "run", "--samples", "0"]
-    process = popen([sys.executable, "press.py", *options], tmp_path, environment)
+    options = ["--model", model, "--data", texts, "--val-data", held_out, "--out", "run", "--samples", "0"]
+    process = popen([sys.executable, "press.py", *map(str, options)], tmp_path, environment)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert f"stopped    after step {steps} of 9: saved in run" in stdout
