@@ -40,14 +40,19 @@ def reports(args):
 
 
 def main(args):
-    count = {True: 0, False: 0}
+    groups = {}  # an operation's name, without what is special about a case -> its rows
     print(f"{'operation':<38} {HEADING}")
     for name, report in reports(args):
         for row in report.rows:
             print(f"{name:<38} {row}")
-            count[row.passed] += 1
-    print(f"{count[True]} passed, {count[False]} failed")
-    return 1 if count[False] else 0
+            groups.setdefault(name.split(",")[0], []).append(row)
+    print(f"\n{'operation':<26} {'gradients':>9} {'worst relative error':>21}")
+    for name, rows in groups.items():
+        print(f"{name:<26} {len(rows):>9} {max(row.error for row in rows):>21.1e}")
+    rows = [row for group in groups.values() for row in group]
+    failed = sum(not row.passed for row in rows)
+    print(f"{len(rows) - failed} passed, {failed} failed")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

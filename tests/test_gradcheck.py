@@ -164,12 +164,14 @@ def test_script(capsys, monkeypatch):
     monkeypatch.setattr(gradcases, "models", lambda: [])
     monkeypatch.setattr(gradcases, "operations", lambda: [good])
     assert script.main(script.parse_arguments([])) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["operation", "argument"]
-    assert [line.split()[:2] for line in lines[1:-1]] == [["good", "x"], ["good", "weight"]]
-    assert lines[-1] == "2 passed, 0 failed"
+    table, summary = capsys.readouterr().out.split("\n\n")
+    heading, *rows = table.splitlines()
+    assert heading.split()[:2] == ["operation", "argument"]
+    assert [row.split()[:2] for row in rows] == [["good", "x"], ["good", "weight"]]
+    assert [line.split()[:2] for line in summary.splitlines()] == [
+        ["operation", "gradients"], ["good", "2"], ["2", "passed,"]]
     monkeypatch.setattr(gradcases, "operations", lambda: [good, bad])
     assert script.main(script.parse_arguments(["--seed", "1"])) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert "analytic / numeric = 2" in lines[-2]
-    assert lines[-1] == "2 passed, 1 failed"
+    table, summary = capsys.readouterr().out.split("\n\n")
+    assert "analytic / numeric = 2" in table.splitlines()[-1]
+    assert summary.endswith("\n2 passed, 1 failed\n")

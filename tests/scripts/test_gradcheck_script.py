@@ -4,9 +4,13 @@ import npgpt
 
 
 def lines(stdout):
-    heading, *rows, last = stdout.splitlines()
+    """The arguments of the table's rows; every one passed, and they are counted by operation below and at the end."""
+    table, summary = stdout.split("\n\n")
+    heading, *rows = table.splitlines()
+    _, *groups, last = summary.splitlines()
     assert heading.split()[:2] == ["operation", "argument"]
     assert all(row.endswith("  passed") for row in rows)
+    assert sum(int(group.split()[-2]) for group in groups) == len(rows)
     assert last == f"{len(rows)} passed, 0 failed"
     return [row.split()[-5] for row in rows]
 
