@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 def run(command):
     """Call `command()` and return the exit status: 2 and one line on stderr for what npgpt calls an error."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a log shows each line at once, in any encoding
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a pipe shows each line at once, in any encoding
     try:
         return command() or 0
     except npgpt.NpgptError as error:

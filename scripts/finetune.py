@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import platform
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -135,6 +136,7 @@ def main(given):
         samples_before = sample(model, tokenizer, settings)
         losses = fit(run, model, sequences, held_out, opt, config, given.get("quiet", False))
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressing again does not cut the saving short
         place = save(run, model, opt, tokenizer)
         print(f"stopped    after step {opt.steps} of {total}: saved in {place}; go on with --resume {run.folder}")
         return 130

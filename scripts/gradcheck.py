@@ -17,7 +17,7 @@ from npgpt.gradcheck import HEADING, check_parameters
 
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="hub id, folder or 'tiny': check this model instead (a large one takes minutes)")
+    parser.add_argument("--model", help="hub id, folder or 'tiny': check this model instead (minutes for gpt2)")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument("--adapter", metavar="DIR", help="with --model: check the adapter in this folder on it")
     parser.add_argument("--seed", type=int, default=0, help="of the random directions and cotangents (default 0)")

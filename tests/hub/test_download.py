@@ -100,6 +100,7 @@ def test_gpt2_is_downloaded_once_and_then_needs_no_hub(tmp_path, model, files):
         with Process(tmp_path, hub.url) as first:
             assert not first("npgpt.hub.cached('gpt2')")
             assert len(first(read_text)) == 3
+            assert not first("npgpt.hub.cached('gpt2')")  # nor are its weights yet
             assert first.load("gpt2") == digest(model)
             assert [line for line in hub.take(name) if line.startswith("GET")] == [
                 f"GET /{name}/resolve/main/tokenizer.json",

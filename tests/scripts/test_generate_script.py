@@ -72,12 +72,14 @@ def test_any_encoding_will_do(run_script, tmp_path, model):
     assert (result.returncode, result.stdout, result.stderr) == (0, "caf?\n", "")
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path, environment, root, model):
+@pytest.mark.parametrize("samples, lines", [(1, 0), (200, 1)])
+def test_a_reader_that_leaves_is_no_error(tmp_path, environment, root, model, samples, lines):
     command = [sys.executable, root / "scripts" / "generate.py", "--model", model, "--prompt", PROMPT, "--num-samples",
-               "200"]
+               str(samples)]
     with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:
-        process.stdout.readline()
+        for _ in range(lines):
+            process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
