@@ -8,6 +8,7 @@ import numpy as np
 from npgpt.autograd import no_grad
 from npgpt.batch import Batch
 from npgpt.errors import ConfigError
+from npgpt.threads import blas_threads, for_products
 
 
 class Perplexity(NamedTuple):
@@ -59,7 +60,7 @@ def mean_nll(model, sequences, loss_masks=None, batch_tokens=2048):
     masks = loss_masks or [np.ones(len(sequence)) for sequence in sequences]
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     total, targets, group = 0.0, 0, []
-    with no_grad():
+    with no_grad(), blas_threads(for_products(model)):
         for place, i in enumerate(order):
             group.append(i)
             if sum(len(sequences[j]) for j in group) < batch_tokens and place + 1 < len(order):

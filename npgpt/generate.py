@@ -6,6 +6,7 @@ from npgpt import ops
 from npgpt.autograd import Tensor, no_grad
 from npgpt.errors import ConfigError, NpgptError
 from npgpt.seeding import generator
+from npgpt.threads import blas_threads, for_products
 
 
 class Cache:
@@ -68,12 +69,13 @@ def generate(model, ids, max_new_tokens=50, temperature=1.0, top_k=None, top_p=N
     rng = np.random.default_rng() if seed is None else generator(seed, "sample")
     cache = Cache(model.config, total, model.wte.weight.dtype)
     out, new = ids.astype(np.int64).tolist(), ids
-    for _ in range(max_new_tokens):
-        token = sample(_next_logits(model, new, cache), rng, temperature, top_k, top_p)
-        out.append(token)
-        if token == eos_id:
-            break
-        new = np.array([token])
+    with blas_threads(for_products(model)):
+        for _ in range(max_new_tokens):
+            token = sample(_next_logits(model, new, cache), rng, temperature, top_k, top_p)
+            out.append(token)
+            if token == eos_id:
+                break
+            new = np.array([token])
     return np.array(out, np.int64)
 
 

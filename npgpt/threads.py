@@ -5,7 +5,11 @@ import functools
 
 import threadpoolctl
 
-LEAST_TOKENS = 128  # a thread with fewer tokens than this waits for memory: it reads every weight for little work
+from npgpt.errors import ConfigError
+
+LEAST_TOKENS = 128          # a part with fewer tokens reads every weight for little work, and waits for memory
+MOST_GRADIENTS = 10_000_000  # each part returns a gradient of every trainable parameter; above this they are too many
+LEAST_WIDTH = 300           # a narrower model's matrices fit into a core's own cache: handing them round costs more
 
 
 @functools.cache
@@ -25,16 +29,26 @@ def blas_threads(count):
         yield
 
 
-def plan(batch, threads, parts_cost_little=True):
-    """Choose (parts, BLAS threads a part) for one batch on `threads` threads (None: all that are available).
+def for_products(model, threads=None):
+    """How many threads BLAS should use for the model's products: `threads`, or where that is None, as many as pay."""
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads = {threads}: it must be at least 1")
+    return threads or (available() if model.config.n_embd >= LEAST_WIDTH else 1)
 
-    Products run on all threads either way; the element-wise work in between runs in parallel only when the batch is
-    split. Splitting pays when every part has enough tokens and the parts are about equal.
+
+def plan(model, batch, threads=None):
+    """Choose (parts, BLAS threads a part) for one batch on `threads` threads (None: as many as pay).
+
+    With the batch whole, products run on all threads and the element-wise work between them on one. Split by sequences
+    over threads with one BLAS thread each, all of it runs in parallel. That pays when every part has enough tokens, the
+    parts are about equal, and there are not too many gradients to add up.
     """
+    whole = [batch], for_products(model, threads)
     allowed = threads or available()
     parts = batch.split(allowed)
     largest = max(len(part.ids) for part in parts)
+    few = sum(tensor.data.size for tensor in model.trainable_parameters().values()) <= MOST_GRADIENTS
     even = largest * len(parts) <= 1.25 * len(batch.ids)
-    if len(parts) == allowed > 1 and even and largest >= LEAST_TOKENS and parts_cost_little:
+    if len(parts) == allowed > 1 and even and few and largest >= LEAST_TOKENS:
         return parts, 1
-    return [batch], allowed
+    return whole

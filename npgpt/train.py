@@ -60,11 +60,9 @@ def loss_and_gradients(model, batch, rng=None, threads=None, micro_batches=1):
     targets = batch.n_targets
     if targets == 0:
         raise ConfigError("the batch has no target: nothing in it can be learned; a sequence needs two tokens or more")
-    # Every part returns a gradient of every trainable parameter, so parts are cheap only where those are few.
-    few = sum(t.data.size for t in model.trainable_parameters().values()) <= 10_000_000
     total, grads = 0.0, {}
     for i, micro_batch in enumerate(batch.split(micro_batches)):
-        parts, blas = plan(micro_batch, threads, parts_cost_little=few)
+        parts, blas = plan(model, micro_batch, threads)
         parts = [part for part in parts if part.n_targets]
         # One stream a part: parts run at the same time, and a generator shared between threads has no fixed order.
         rngs = [rng and generator(int(rng.integers(1 << 62)), "part", i, k) for k in range(len(parts))]

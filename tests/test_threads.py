@@ -1,11 +1,16 @@
 import numpy as np
 import pytest
 
-from npgpt import Batch, threads
+from npgpt import GPT2, Batch, GPT2Config, threads
+from npgpt.errors import ConfigError
 
 
 def batch_of(*lengths):
     return Batch.from_sequences([np.zeros(length, int) for length in lengths])
+
+
+def model_of(width, **changes):
+    return GPT2(GPT2Config(n_embd=width, n_head=1, n_layer=1, vocab_size=8, n_positions=8, **changes), seed=None)
 
 
 @pytest.mark.parametrize(
@@ -20,18 +25,30 @@ def batch_of(*lengths):
     ],
 )
 def test_a_batch_is_split_where_every_thread_gets_enough_and_as_much(lengths, allowed, parts):
-    chosen, blas = threads.plan(batch_of(*lengths), allowed)
+    chosen, blas = threads.plan(model_of(8), batch_of(*lengths), allowed)
     assert [part.lengths.tolist() for part in chosen] == parts
     assert blas == (1 if len(parts) > 1 else allowed)
 
 
-def test_a_batch_is_not_split_where_each_part_costs_much():
-    chosen, blas = threads.plan(batch_of(128, 128), 2, parts_cost_little=False)
+def test_a_batch_is_not_split_where_there_are_many_gradients_to_add_up():
+    model = model_of(2000)
+    assert sum(tensor.data.size for tensor in model.trainable_parameters().values()) > 10_000_000
+    chosen, blas = threads.plan(model, batch_of(128, 128), 2)
     assert (len(chosen), blas) == (1, 2)
+    model.freeze()
+    assert len(threads.plan(model, batch_of(128, 128), 2)[0]) == 2
 
 
-def test_without_a_number_of_threads_it_is_all_that_blas_would_use():
-    assert threads.plan(batch_of(2), None)[1] == threads.available() >= 1
+def test_without_a_number_of_threads_narrow_models_keep_to_one_and_others_use_all():
+    assert threads.plan(model_of(299), batch_of(2))[1] == 1
+    assert threads.plan(model_of(300), batch_of(2))[1] == threads.available() >= 1
+    assert threads.for_products(model_of(8), 3) == 3
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_fewer_threads_than_one_are_refused(count):
+    with pytest.raises(ConfigError, match=f"threads = {count}: it must be at least 1"):
+        threads.plan(model_of(8), batch_of(2), count)
 
 
 def test_the_setting_of_blas_is_put_back():

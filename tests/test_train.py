@@ -48,8 +48,8 @@ def test_the_result_does_not_depend_on_how_the_batch_is_cut_up(make, n_threads, 
 
 
 def test_the_batches_above_are_really_cut_up():
-    assert len(threads.plan(the_batch(), 2)[0]) == 2
-    assert len(threads.plan(the_batch(), 3)[0]) == 3
+    assert len(threads.plan(small_model(), the_batch(), 2)[0]) == 2
+    assert len(threads.plan(small_model(), the_batch(), 3)[0]) == 3
     assert len(the_batch().split(3)) == 3
 
 
