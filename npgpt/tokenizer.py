@@ -39,12 +39,13 @@ class Tokenizer:
 
         path = find(("tokenizer.json", "vocab.json"))  # in one question, so that a cache with either is enough
         merges = find("merges.txt") if path and path.name == "vocab.json" else None
-        if merges:
-            tokenizer = _load(_from_vocab, path, merges)
-        elif path and path.name == "tokenizer.json":
-            tokenizer = _load(tokenizers.Tokenizer.from_file, path)
-        else:
+        if not path or (path.name == "vocab.json" and not merges):
             raise FileError(f"no tokenizer in {name}: expected tokenizer.json, or vocab.json and merges.txt")
+        with hub.reading(name, "vocab.json merges.txt" if merges else "tokenizer.json", revision):
+            if merges:
+                tokenizer = _load(_from_vocab, path, merges)
+            else:
+                tokenizer = _load(tokenizers.Tokenizer.from_file, path)
         eos_id = None
         if tokenizer.token_to_id(END_OF_TEXT) is None and (path := find("config.json")):
             eos_id = read_json(path).get("eos_token_id")

@@ -71,7 +71,7 @@ def test_unusable_names(cache, tmp_path):
     for name in ("", None, 3):
         with pytest.raises(ConfigError, match="a model is named by a folder or a hub id"):
             hub.file(name, "config.json")
-    for name in ("a--b", "-a", "a b", "é", "a" * 300, "a\0"):
+    for name in ("a--b", "-a", "a b", "a" * 300, "a\0"):
         with pytest.raises(FileError, match="is neither a folder nor a hub id"):
             hub.file(name, "config.json")
     for revision in ("", 3):
