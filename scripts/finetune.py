@@ -25,7 +25,8 @@ from npgpt.train import TrainConfig, train
 
 TEXTS = Path(npgpt.__file__).parent / "texts"
 TRAINING, HELD_OUT = TEXTS / "train.txt", TEXTS / "validation.txt"
-PROMPTS = ["Overfitting", "A neural network", "The learning rate", "Gradient descent", "A good dataset", "Attention"]
+PROMPTS = ["Overfitting is", "A good model", "The learning rate is", "Gradient descent is", "Attention lets a model",
+           "A neural network is"]
 SAMPLE_TOKENS = 40
 SAMPLE_TEMPERATURE = 0.3
 
@@ -112,14 +113,15 @@ def main(given):
     config = TrainConfig(threads=given.get("threads"), **{
         field.name: settings[field.name] for field in dataclasses.fields(TrainConfig) if field.name in settings})
 
+    texts, adapter = read_data(settings), adapter_config(settings)  # before the model, which may have to be fetched
     model, tokenizer = cli.load(settings["model"], settings["revision"])
     say(f"model      {settings['model']}: {model.config.n_layer} layers, {model.config.n_head} heads, width "
         f"{model.config.n_embd}, vocabulary {model.config.vocab_size:,}, context {model.config.n_positions}")
     if settings["model"] == cli.FALLBACK:
         say(f"           for this model {', '.join(f'{n} {v}' for n, v in TINY_DEFAULTS.items() if n not in given)} "
             f"by default: {TINY_REASON}")
-    sequences, held_out = read_data(settings, model, tokenizer, say)
-    prepare(model, settings, say)
+    sequences, held_out = encode(texts, settings, model, tokenizer, say)
+    prepare(model, adapter, settings, say)
     opt = npgpt.AdamW(model.trainable_parameters(), settings["lr"], weight_decay=settings["weight_decay"])
     total = config.total_steps(len(sequences))
     if run:
@@ -156,39 +158,48 @@ def main(given):
     return 0
 
 
-def read_data(settings, model, tokenizer, say):
+def read_data(settings):
+    """Return [(place, texts), ...]: those to train on and, where there are any, those to measure on."""
+    paths = [TRAINING if settings["data"] is None else settings["data"]]
+    if settings["val_data"] is not None or settings["data"] is None:
+        paths.append(HELD_OUT if settings["val_data"] is None else settings["val_data"])
+    return [(f"npgpt/texts/{path.name}" if path in (TRAINING, HELD_OUT) else path, data.read_texts(path))
+            for path in paths]
+
+
+def encode(places_and_texts, settings, model, tokenizer, say):
     """Return the sequences to train on and those to measure on (None where there are none)."""
     context = model.config.n_positions
     max_length = context if settings["max_length"] is None else settings["max_length"]
     if not 2 <= max_length <= context:
         raise npgpt.NpgptError(f"--max-length {max_length}: it must be from 2 to the model's context of {context}")
-
-    def read(title, path):
-        texts = data.encode_texts(tokenizer, data.read_texts(path), max_length)
-        for sequence in texts.sequences:
+    encoded = [None, None]
+    for i, (place, texts) in enumerate(places_and_texts):
+        e = data.encode_texts(tokenizer, texts, max_length)
+        for sequence in e.sequences:
             model.check_ids(sequence, len(sequence))
-        split = f"; {texts.split:,} longer than {max_length} tokens were split: {len(texts.sequences):,} sequences"
-        place = f"npgpt/texts/{path.name}" if path in (TRAINING, HELD_OUT) else path
-        say(f"{title:10} {place}: {texts.texts:,} texts, {texts.tokens:,} tokens{split if texts.split else ''}")
-        return texts.sequences
-
-    sequences = read("data", TRAINING if settings["data"] is None else settings["data"])
-    val_data = settings["val_data"]
-    if val_data is None and settings["data"] is None:
-        val_data = HELD_OUT
-    return sequences, None if val_data is None else read("held out", val_data)
+        split = f"; {e.split:,} longer than {max_length} tokens were split: {len(e.sequences):,} sequences"
+        say(f"{('data', 'held out')[i]:10} {place}: {e.texts:,} texts, {e.tokens:,} tokens{split if e.split else ''}")
+        encoded[i] = e.sequences
+    return encoded
 
 
-def prepare(model, settings, say):
-    """Make trainable what is to be trained, and show it."""
+def adapter_config(settings):
+    """Return the LoraConfig, or None where all weights are trained."""
     if settings["full"]:
+        return None
+    targets = settings["targets"]
+    if re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)*", targets):  # anything else is a regular expression, or all-linear
+        targets = re.split(r"\s*,\s*", targets)
+    return npgpt.LoraConfig(settings["rank"], settings["alpha"], settings["dropout"], targets)
+
+
+def prepare(model, config, settings, say):
+    """Make trainable what is to be trained, and show it."""
+    if config is None:
         model.set_dropout(settings["dropout"])
     else:
         model.set_dropout(0.0)  # dropout is on the LoRA path only
-        targets = settings["targets"]
-        if re.fullmatch(r"[\w.,]+", targets):  # anything else is a regular expression, or all-linear
-            targets = targets.split(",")
-        config = npgpt.LoraConfig(settings["rank"], settings["alpha"], settings["dropout"], targets)
         npgpt.add_lora(model, config, seed=settings["seed"])
         say(f"LoRA       rank {config.r}, alpha {config.lora_alpha:g}, scale {config.scale:g}, "
             f"dropout {config.lora_dropout:g}")

@@ -44,7 +44,7 @@ def environment_with(hf_home, **changes):
     """The environment of a user without a hub: an empty cache, and no way to fill it unless `changes` say so."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "HF_HOME": str(hf_home), "HF_HUB_OFFLINE": "1",
-                   "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | changes
+                   "NO_PROXY": "*", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | changes
 
 
 def contents_of(folder):

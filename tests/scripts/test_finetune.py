@@ -104,7 +104,7 @@ def test_what_is_printed(finished):
                  r"training +15 steps of 4 texts, 5 epochs.*", r"saved +run.adapter \(\d+ kB\) after \d+.\d s"):
         assert len(re.findall(f"^{line}$", stdout, re.M)) == 1, line
     samples = re.findall(r"^(.+)\n  before   (.+)\n  after    (.+)$", stdout, re.M)
-    assert [prompt for prompt, _, _ in samples] == ["Overfitting", "A neural network"]
+    assert [prompt for prompt, _, _ in samples] == ["Overfitting is", "A good model"]
     for _, old, new in samples:
         assert old != new
     assert re.search(r"15/15 .*step/s, loss \d\.\d+, [\d,]+ tokens/s", stderr)
@@ -322,3 +322,13 @@ def test_the_defaults_for_tiny_are_said(script, tmp_path):
     for name, value in (pair.split() for pair in said.split(", ")):
         assert str(settings[name]) == value
     assert settings["lr"] == 0.001
+
+
+def test_targets_may_be_spaced(script, model, texts):
+    stdout = script("finetune.py", "--model", model, "--data", texts, "--targets", "c_attn, mlp.c_fc", "--max-steps", 1,
+                    "--samples", 0, "--out", "run")
+    assert re.findall(r"^ +(\S+) +\d+ -> \d+ +in 2 layers", stdout, re.M) == ["attn.c_attn", "mlp.c_fc"]
+
+
+def test_data_is_read_before_the_model_is_fetched(refused):
+    assert "cannot read missing.txt" in refused("finetune.py", "--model", "no-such/model", "--data", "missing.txt")
