@@ -31,7 +31,7 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
     for rows, B, T in _groups(lengths):
         q, k, v = _heads(qkv.data[rows], B, T, 3, n_head)                   # (B T, 3C) -> 3 x (B, H, T, D)
         out = np.empty((B, T, n_head, C // n_head), y.dtype)
-        for queries in _query_blocks(T):
+        for queries in query_blocks(T):
             keys = slice(0, queries.stop)
             P = (q[:, :, queries] * scale) @ k[:, :, keys].swapaxes(-1, -2)  # (B, H, queries, keys)
             _causal_softmax(P, queries)
@@ -57,7 +57,7 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
             (dout,) = _heads(dy[rows], B, T, 1, n_head)                     # (B T, C) -> (B, H, T, D)
             dgroup = np.zeros((B * T, 3 * C), dqkv.dtype)
             dq, dk, dv = _heads(dgroup, B, T, 3, n_head)                    # views: writing them fills dgroup
-            for queries in _query_blocks(T):
+            for queries in query_blocks(T):
                 keys = slice(0, queries.stop)
                 P, keep = next(blocks)
                 dY = dout[:, :, queries]
@@ -93,7 +93,7 @@ def _heads(rows, B, T, parts, n_head):
     return rows.reshape(B, T, parts, n_head, -1).transpose(2, 0, 3, 1, 4)
 
 
-def _query_blocks(T, block=128):
+def query_blocks(T, block=128):
     for start in range(0, T, block):
         yield slice(start, min(start + block, T))
 
