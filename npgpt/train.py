@@ -34,7 +34,7 @@ def train_step(model, batch, opt, max_grad_norm=1.0, rng=None, threads=None, mic
     opt            AdamW over the model's trainable parameters
     max_grad_norm  gradients are scaled down to this norm; None: they are left alone
     rng            np.random.Generator for dropout; None: no dropout
-    threads        int; None: as many as BLAS would use
+    threads        int; None: as many as pay (see `threads.plan`)
     micro_batches  the batch is worked through in this many pieces, one after another, to hold less in memory
 
     Returns a StepResult. The same arguments and thread count give the same bits. Ctrl-C (KeyboardInterrupt) finds the
@@ -113,7 +113,7 @@ class TrainConfig:
     schedule    how it goes on: constant, linear or cosine, over all steps
     grad_clip   largest norm of the gradient; 0: no clipping
     seed        of the order of the data and of dropout
-    threads     int; None chooses
+    threads     int; None: as many as pay
     """
 
     epochs: int = 3
