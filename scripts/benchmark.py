@@ -1,0 +1,271 @@
+"""Speed and memory of npgpt on GPT-2 124M's shapes, beside the limit that its own matrix products set.
+
+Every figure is a median over several runs after warm-up, in a process of its own. The limit of a training step is the
+time its matrix products take alone, on arrays of the same shapes, through the same BLAS and on the same threads; that
+of decoding is the time it takes to read the weights once. --peers measures PyTorch + PEFT in turn with npgpt, where
+they are installed (extra `parity`).
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import cli
+import numpy as np
+from threadpoolctl import threadpool_info
+
+STEPS = {"4x64": [64] * 4, "8x128": [128] * 8, "1x1024": [1024], "short": [12, 16, 17, 18, 19, 20, 23, 27]}
+PROMPT, NEW = 16, 64  # tokens of a decoding run
+PEERS = {"torch": "torch + PEFT", "torch-bf16": "torch + PEFT, bfloat16"}
+
+
+def parse_arguments(argv):
+    parser = cli.Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(case_names())} (default: all)")
+    parser.add_argument("--peers", action="store_true", help="measure the installed peers as well")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all that BLAS may use)")
+    parser.add_argument("--runs", type=int, default=7, help="counted runs of each figure (default %(default)s)")
+    parser.add_argument("--measure", help=cli.argparse.SUPPRESS)  # a side: one case of it, in this process
+    args = parser.parse_args(argv)
+    for name in args.cases:
+        if name not in case_names():
+            parser.error(f"case {name!r} is not one of {', '.join(case_names())}")
+    return args
+
+
+def case_names():
+    return [*(f"step {name}" for name in STEPS), "full 4x64", "decode", "load"]
+
+
+def main(args):
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.cases[0], args.threads, args.runs)))
+        return
+    sides = ["npgpt", *(PEERS if args.peers and importlib.util.find_spec("peft") else ())]
+    if not args.json:
+        print(describe_machine(args.threads))
+        print(f"\n{'case':12} {'side':22} {'tokens/s':>9} {'of limit':>9} {'its time / npgpt':>16} {'peak memory':>12}")
+    for case in args.cases or case_names():
+        results = {}
+        for side in sides:
+            command = [sys.executable, __file__, case, "--measure", side, "--runs", str(args.runs)]
+            command += ["--threads", str(args.threads)] if args.threads else []
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{case:13} {side:24} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                continue
+            results[side] = json.loads(done.stdout.splitlines()[-1])
+            report(case, side, results, args.json)
+
+
+def report(case, side, results, as_json):
+    """Print one line about one side of a case."""
+    figures = results[side]
+    if not figures:
+        return
+    if as_json:
+        print(json.dumps({"case": case, "side": side, **figures}), flush=True)
+        return
+    speed = f"{figures['tokens_per_second']:,.0f}" if "tokens_per_second" in figures else f"{figures['seconds']:.2f} s"
+    limit = f"{figures['seconds_limit'] / figures['seconds']:.0%}" if "seconds_limit" in figures else ""
+    ours = results.get("npgpt") or figures
+    ratio = f"{figures['seconds'] / ours['seconds']:.2f}"
+    memory = f"{figures['peak_bytes'] / 1e9:.2f} GB"
+    print(f"{case:12} {PEERS.get(side, side):22} {speed:>9} {limit:>9} {ratio:>16} {memory:>12}", flush=True)
+
+
+def describe_machine(threads):
+    from npgpt.threads import available
+
+    blas = [f"{info['internal_api']} {info['version']}, kernel {info.get('architecture', 'unknown')}"
+            for info in threadpool_info() if info["user_api"] == "blas"]
+    capped = {name: os.environ[name] for name in ("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+              if name in os.environ}
+    return (f"Python {platform.python_version()}, NumPy {np.__version__}, {'; '.join(blas)}; "
+            f"{threads or available()} threads of {os.cpu_count()} cores\n"
+            f"the environment caps {', '.join(f'{k}={v}' for k, v in capped.items()) or 'nothing'}")
+
+
+def measure(side, case, threads, runs):
+    """Measure one case of one side in this process. Returns its figures, or {} for a case the side does not have."""
+    kind, _, name = case.partition(" ")
+    if side != "npgpt":
+        figures = measure_torch(side, STEPS[name], threads, runs) if kind == "step" else {}
+    elif kind == "load":
+        figures = measure_load()
+    elif kind == "decode":
+        figures = measure_decode(runs)
+    else:
+        figures = measure_step(STEPS[name], kind == "full", threads, runs)
+    if figures:
+        figures.setdefault("peak_bytes", peak_bytes())
+    return figures
+
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def median_seconds(work, runs, warm_up=2):
+    """Median time of work() over `runs` calls, after `warm_up` calls that are not counted."""
+    times = []
+    for _ in range(warm_up + runs):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[warm_up:])
+
+
+def sequences(lengths):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 50257, length) for length in lengths]
+
+
+def measure_step(lengths, full, threads, runs):
+    """One optimiser step: LoRA r = 8 on c_attn with dropout 0.1 and no other dropout, or all weights."""
+    import npgpt
+
+    model = npgpt.GPT2(npgpt.GPT2Config(embd_pdrop=0, resid_pdrop=0, attn_pdrop=0), seed=0)
+    if not full:
+        npgpt.add_lora(model, npgpt.LoraConfig())
+    optimizer = npgpt.AdamW(model.trainable_parameters())
+    batch = npgpt.Batch.from_sequences(sequences(lengths))
+    rng = np.random.Generator(np.random.Philox(0))
+    seconds = median_seconds(lambda: npgpt.train_step(model, batch, optimizer, rng=rng, threads=threads), runs)
+    figures = {"seconds": seconds, "tokens_per_second": sum(lengths) / seconds, "peak_bytes": peak_bytes()}
+    if not full:
+        figures["seconds_limit"] = measure_products(model, batch, threads, runs)
+    return figures
+
+
+def measure_torch(side, lengths, threads, runs):
+    """The same step with transformers and PEFT on sequences padded to the longest, float32 or bfloat16 weights."""
+    import peft
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+    model = transformers.GPT2LMHeadModel(config).to(torch.bfloat16 if side == "torch-bf16" else torch.float32)
+    adapter = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["c_attn"], fan_in_fan_out=True)
+    model = peft.get_peft_model(model, adapter).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, weight_decay=0.01)
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, sequence in enumerate(sequences(lengths)):
+        ids[i, :len(sequence)] = torch.from_numpy(sequence)
+        mask[i, :len(sequence)] = 1
+    labels = ids.masked_fill(mask == 0, -100)
+
+    def step():
+        model(input_ids=ids, attention_mask=None if mask.all() else mask, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = median_seconds(step, runs)
+    return {"seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
+
+
+def measure_products(model, batch, threads, runs):
+    """Median time of the matrix products of a LoRA step alone: the same shapes, threads and BLAS, and nothing between.
+
+    Attention's are taken in the same blocks of queries. The results go into buffers made beforehand.
+    """
+    import concurrent.futures
+
+    from npgpt.threads import blas_threads, plan
+
+    parts, blas = plan(model, batch, threads)
+    work = [part_products(model, part) for part in parts]
+
+    def run(products):
+        for a, b, out in products:
+            np.matmul(a, b, out=out)
+
+    with blas_threads(blas), concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
+        return median_seconds(lambda: list(pool.map(run, work)), runs)
+
+
+def part_products(model, batch):
+    """Return [(a, b, out), ...] of the products that one part of a batch goes through, forward and backward."""
+    from npgpt.ops.attention import query_blocks
+
+    config, n = model.config, len(batch.ids)
+    C, H, r = config.n_embd, config.n_head, model.h[0].attn.c_attn.config.r
+    buffers = {}
+
+    def array(*shape):  # by shape: a buffer used twice is no slower to multiply, and the memory stays small
+        return buffers.setdefault(shape, np.ones(shape, np.float32))
+
+    def product(a, b):
+        out = buffers.setdefault((*a.shape[:-1], b.shape[-1], "out"), np.ones((*a.shape[:-1], b.shape[-1]), np.float32))
+        return a, b, out
+
+    def attention(backward):
+        for T in batch.lengths.tolist():
+            for queries in query_blocks(T):
+                q, k = array(H, queries.stop - queries.start, C // H), array(H, queries.stop, C // H)
+                P = array(H, queries.stop - queries.start, queries.stop)
+                scores, values = product(q, k.swapaxes(1, 2)), product(P, k)
+                keys = product(P.swapaxes(1, 2), q)
+                yield from (keys, scores, values, keys) if backward else (scores, values)
+
+    forward, backward = [], []
+    x, u, head = array(n, C), array(n, r), model.head().data
+    for i, block in enumerate(model.h):
+        adapted = block.attn.c_attn
+        W, A, B = adapted.base_layer.weight.data, adapted.lora_A.data, adapted.lora_B.data
+        dy = array(n, 3 * C)
+        forward += [product(x, W), product(x, A.T), product(u, B.T), *attention(False)]
+        backward += [product(dy, B), product(u.T, x), product(dy.T, u), *attention(True)]
+        backward += [product(dy, W.T), product(u, A)] if i else []  # nothing trains below the first block
+        for linear in (block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+            W = linear.weight.data
+            forward.append(product(array(n, W.shape[0]), W))
+            backward.append(product(array(n, W.shape[1]), W.T))
+    for start in range(0, batch.n_targets, 256):
+        m = min(256, batch.n_targets - start)
+        forward += [product(array(m, C), head.T), product(array(m, config.vocab_size), head)]
+    return forward + backward
+
+
+def measure_decode(runs):
+    """Greedy decoding of one sequence; the limit is one reading of every weight a token, at the speed of the largest
+    matrix-vector product of the model, the head's."""
+    import npgpt
+
+    model = npgpt.GPT2(npgpt.GPT2Config(), seed=0)
+    (prompt,) = sequences([PROMPT])
+    seconds = median_seconds(lambda: npgpt.generate(model, prompt, NEW, temperature=0), runs, warm_up=1)
+    head, h = model.head().data, np.ones(model.config.n_embd, np.float32)
+    per_byte = median_seconds(lambda: head @ h, 20) / head.nbytes
+    weights = sum(tensor.data.nbytes for name, tensor in model.parameters().items() if name != "wpe.weight")
+    return {"seconds": seconds, "tokens_per_second": NEW / seconds, "seconds_limit": NEW * weights * per_byte}
+
+
+def measure_load():
+    """From starting Python to the first logits of a short prompt, the weights mapped from a file of GPT-2's size."""
+    import tempfile
+
+    import npgpt
+
+    with tempfile.TemporaryDirectory() as folder:
+        npgpt.GPT2(npgpt.GPT2Config(), seed=0).save_pretrained(folder)
+        code = f"import npgpt; npgpt.GPT2.from_pretrained({folder!r}).logits([1, 2, 3, 4, 5, 6, 7, 8])"
+        root = os.path.dirname(os.path.dirname(npgpt.__file__))
+        seconds = median_seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True, cwd=root), 5)
+    return {"seconds": seconds, "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments(None)
+    sys.exit(cli.run(lambda: main(arguments)))
