@@ -99,10 +99,11 @@ def _check_entry(where, entry, available):
         raise FormatError(f"{where}: dtype {code!r} is not supported; supported are {', '.join(DTYPES)}")
     itemsize = np.dtype(DTYPES[code]).itemsize
     # NumPy multiplies the other sizes even where one is 0, so the product of those must be addressable too.
+    width = 4 if code == "BF16" else itemsize  # in memory
     if (
         not _are_sizes(shape)
         or len(shape) > MAX_DIMENSIONS
-        or math.prod(max(item, 1) for item in shape) * itemsize > np.iinfo(np.intp).max
+        or math.prod(max(item, 1) for item in shape) * width > np.iinfo(np.intp).max
     ):
         raise FormatError(f"{where}: the shape must be a list of at most {MAX_DIMENSIONS} sizes that memory can hold")
     if not _are_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= available:
