@@ -115,6 +115,9 @@ def test_batches_hold_about_the_tokens_asked_for(monkeypatch, model):
     mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], batch_tokens=12)
     assert batches == [[16], [9, 8], [3, 2, 2]]
     batches.clear()
+    mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], batch_tokens=16)  # one sequence is just enough
+    assert batches == [[16], [9, 8], [3, 2, 2]]
+    batches.clear()
     npgpt.perplexity(model, text(50), context=16, stride=1)
     assert [length for batch in batches for length in batch] == [16] * 35  # the window that reaches the end is the last
 

@@ -62,6 +62,14 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(monkeypatch, kind, pro
     np.testing.assert_allclose(seen, model.logits(out)[len(prompt) - 1:-1], rtol=0, atol=1e-12)
 
 
+def test_huge_scores_of_cached_tokens_do_not_overflow():
+    model = npgpt.GPT2(CONFIG, seed=5, dtype=np.float64)
+    for block in model.h:
+        block.attn.c_attn.weight.data *= 1e4
+    out = npgpt.generate(model, PROMPT, 19, temperature=0)
+    assert out[5:].tolist() == model.logits(out)[4:-1].argmax(axis=1).tolist()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_greedy_takes_the_likeliest_token_each_time(dtype):
     model = npgpt.GPT2(CONFIG, seed=2, dtype=dtype)
@@ -89,8 +97,10 @@ def test_a_seed_decides_the_text(model):
         return npgpt.generate(model, PROMPT, 19, **options).tolist()
 
     assert text(seed=3) == text(seed=3)
+    assert text(seed=0) == text(seed=0)
     assert text(seed=3)[:10] == npgpt.generate(model, PROMPT, 5, seed=3).tolist()  # a longer text begins the same
     assert len({tuple(text(seed=seed)) for seed in range(5)}) == 5
+    assert text(seed=3, top_k=61, top_p=1.0) == text(seed=3)  # which keep everything
     assert text() != text()  # 61^19 texts to choose from
 
 
@@ -208,6 +218,7 @@ def test_ties():
     assert probabilities(equal, top_k=3).tolist() == [0.2] * 5
     assert probabilities(equal, top_p=0.5).tolist() == [1 / 3, 1 / 3, 1 / 3, 0, 0]  # no more than reach 0.5
     assert probabilities(equal, top_p=1e-9).tolist() == [1, 0, 0, 0, 0]
+    assert probabilities(np.zeros(4), top_p=0.5).tolist() == [0.5, 0.5, 0, 0]  # two reach 0.5 exactly
 
 
 def test_extreme_logits_do_not_overflow():

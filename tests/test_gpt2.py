@@ -252,6 +252,15 @@ def test_each_dropout_acts_where_a_generator_is_given(where):
     assert loss_of(small_model(**probabilities), batch, rng(0)) == loss_of(model, batch)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_one_probability_can_be_set_for_all_dropout(p):
+    model, batch = small_model(), small_batch()
+    model.set_dropout(p)
+    built = small_model(resid_pdrop=p, embd_pdrop=p, attn_pdrop=p)
+    assert model.config == built.config
+    assert loss_of(model, batch, np.random.default_rng(0)) == loss_of(built, batch, np.random.default_rng(0))
+
+
 def test_residual_dropout_falls_on_both_branches_and_not_on_the_stream():
     """With nearly everything dropped, what is left is the embedding, normalised."""
     model = small_model(resid_pdrop=1 - 2**-16, embd_pdrop=0.0, attn_pdrop=0.0)

@@ -48,6 +48,14 @@ def test_a_wrong_factor_is_named(factor, ratio):
     assert report.rows[0].verdict == f"FAILED along its gradient: analytic / numeric = {ratio}"
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e9])
+def test_errors_are_relative_to_the_gradient(size):
+    for factor, passed in ((1, True), (1 + 1e-6, False)):
+        report = gradcheck(lambda x, factor=factor: ops.mul(cube(x, lambda x: factor * 3 * x * x),
+                                                            Tensor(np.array(size))), [X])
+        assert report.passed == passed
+
+
 def test_a_wrong_direction_is_found():
     """The right length along the wrong vector: g turned within the space of its elements."""
     report = gradcheck(lambda x: cube(x, lambda x: (3 * x * x)[:, ::-1]), [X])

@@ -1,13 +1,16 @@
 """The shape of the house: imports point one way, and the library keeps its hands to itself."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import npgpt
+from npgpt.train import TrainConfig
 
 PACKAGE = Path(npgpt.__file__).parent
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
@@ -97,3 +100,20 @@ def test_public_names():
         "save_adapter", "train_step",
     ])
     assert all(hasattr(npgpt, name) for name in npgpt.__all__)
+
+
+@pytest.mark.parametrize("function, defaults", [
+    (npgpt.GPT2, {"seed": 0, "dtype": np.float32}),
+    (npgpt.LoraConfig, {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ("c_attn",)}),
+    (npgpt.AdamW, {"lr": 3e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}),
+    (npgpt.train_step, {"max_grad_norm": 1.0, "rng": None, "threads": None, "micro_batches": 1}),
+    (TrainConfig, {"epochs": 3, "max_steps": None, "batch_size": 4, "accumulate": 1, "lr": 3e-4, "warmup": 0,
+                   "schedule": "linear", "grad_clip": 1.0, "seed": 0, "threads": None}),
+    (npgpt.generate, {"max_new_tokens": 50, "temperature": 1.0, "top_k": None, "top_p": None, "seed": None,
+                      "eos_id": None}),
+    (npgpt.perplexity, {"context": 1024, "stride": None}),
+    (npgpt.load_adapter, {"name": "default", "trainable": True}),
+])
+def test_public_defaults(function, defaults):
+    parameters = inspect.signature(function).parameters.values()
+    assert {p.name: p.default for p in parameters if p.default is not p.empty} == defaults

@@ -190,8 +190,10 @@ def test_targets_are_matched_by_pefts_rules(targets, chosen):
         (["attn"], "'transformer.h.0.attn' is of class Attention, not a linear layer"),
         (["wte"], "'transformer.wte' is of class Embedding, not a linear layer"),
         (["attn.c"], "matches no module"),  # the end of a name means whole parts of it
+        (["fc"], "matches no module"),
         ("c_attn", "matches no module as a regular expression"),
         (r"h\.0\..*", "matches no module as a regular expression"),  # the whole name begins with transformer.
+        (r"transformer\.h\.0\.attn\.c", "matches no module as a regular expression"),  # and is matched to its end
         ("(", "not a regular expression"),
     ],
 )

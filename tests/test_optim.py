@@ -95,6 +95,7 @@ def test_weights_are_updated_in_place_and_mapped_ones_copied_first():
         (tensors([1.0]), {"lr": math.nan}, "lr=nan"),
         (tensors([1.0]), {"betas": (1.0, 0.9)}, r"betas=\(1.0, 0.9\)"),
         (tensors([1.0]), {"betas": (0.9, -0.1)}, "betas"),
+        (tensors([1.0]), {"betas": (0.9, 1.0)}, "betas"),
         (tensors([1.0]), {"eps": 0}, "eps=0"),
         (tensors([1.0]), {"weight_decay": -0.1}, "weight_decay=-0.1"),
     ],
@@ -102,6 +103,12 @@ def test_weights_are_updated_in_place_and_mapped_ones_copied_first():
 def test_settings_that_cannot_be_used(params, settings, message):
     with pytest.raises(ConfigError, match=message):
         AdamW(params, **settings)
+
+
+def test_settings_at_the_edge_of_what_can_be_used():
+    params = tensors([1.0])
+    AdamW(params, lr=0, betas=(0, 0), weight_decay=0).step({params["p0"]: np.ones(1)})
+    assert params["p0"].data == 1
 
 
 # Clipping
@@ -167,6 +174,7 @@ def test_without_warm_up_the_first_step_has_the_full_rate(name):
     assert schedule(name, 0, 8) == 1
     assert schedule(name, 0, 0) == 1
     assert schedule(name, 8, 8, 8) == 1  # warm-up to the very end
+    assert schedule(name, 1, 1) == schedule(name, 8, 8)  # a single step
 
 
 def test_a_schedule_that_is_not_known_is_an_error_at_once():

@@ -1,12 +1,14 @@
 """One step of training."""
 
+import contextlib
+import importlib
 import math
 
 import numpy as np
 import pytest
 
 from npgpt import AdamW, Batch, LoraConfig, add_lora, backward, threads, train_step
-from npgpt.errors import ConfigError
+from npgpt.errors import ConfigError, NpgptError
 from npgpt.gradcases import randomise, small_batch, small_model
 from npgpt.train import loss_and_gradients
 
@@ -51,6 +53,20 @@ def test_the_batches_above_are_really_cut_up():
     assert len(threads.plan(small_model(), the_batch(), 2)[0]) == 2
     assert len(threads.plan(small_model(), the_batch(), 3)[0]) == 3
     assert len(the_batch().split(3)) == 3
+
+
+@pytest.mark.parametrize("lengths, blas", [((5, 5), 1), ((10,), 2)])
+def test_a_part_has_one_thread_of_blas_and_a_whole_batch_all(monkeypatch, lengths, blas):
+    counts = []
+
+    def blas_threads(count):
+        counts.append(count)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(importlib.import_module("npgpt.train"), "blas_threads", blas_threads)
+    batch = Batch.from_sequences([np.zeros(length, int) for length in lengths])
+    loss_and_gradients(small_model(n_positions=10), batch, threads=2)
+    assert counts == [blas]
 
 
 def test_parts_without_targets_are_passed_over():
@@ -134,6 +150,18 @@ def test_a_step_is_clip_and_update(max_grad_norm, clipped):
     AdamW(by_hand.parameters(), eps=1.0).step(grads)
     for name, tensor in ours.parameters().items():
         assert np.allclose(tensor.data, by_hand.parameters()[name].data, rtol=1e-12, atol=1e-12), name
+
+
+@pytest.mark.parametrize("loss, gradient", [(math.inf, 1.0), (math.nan, 1.0), (1.0, math.nan), (1.0, 1e200)])
+def test_no_step_is_taken_where_loss_or_gradient_norm_is_not_finite(monkeypatch, loss, gradient):
+    model = small_model()
+    bias, opt = model.ln_f.bias, AdamW(model.parameters())
+    before, grads = bias.data.copy(), {bias: np.full(bias.shape, gradient)}
+    monkeypatch.setattr(importlib.import_module("npgpt.train"), "loss_and_gradients", lambda *args: (loss, grads))
+    with pytest.raises(NpgptError, match=rf"step 1 has loss {loss:g} and gradient norm .* diverged"):
+        train_step(model, the_batch(), opt)
+    assert opt.steps == 0
+    assert np.array_equal(bias.data, before)
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)

@@ -306,6 +306,7 @@ def test_unusable_settings_are_named(field, values):
 
 def test_usable_settings():
     TrainConfig(max_steps=None, threads=None, lr=0, warmup=0, grad_clip=0, seed=0)
+    TrainConfig(epochs=1, max_steps=1, batch_size=1, accumulate=1, threads=1)
     assert TrainConfig(seed=np.int64(3), lr=np.float32(0.5)).seed == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().epochs = 4

@@ -73,3 +73,5 @@ def test_names_of_configurations():
     for spelling in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
         assert ops.ACTIVATIONS[spelling] is ops.gelu_new
     assert ops.ACTIVATIONS["gelu"] is ops.gelu
+    assert ops.ACTIVATIONS["relu"] is ops.relu
+    assert ops.ACTIVATIONS["silu"] is ops.ACTIVATIONS["swish"] is ops.silu
