@@ -1,5 +1,6 @@
 """How many threads work, and on what: BLAS's own, or one for each part of a batch."""
 
+import concurrent.futures
 import contextlib
 import functools
 
@@ -27,6 +28,17 @@ def blas_threads(count):
     """Let BLAS use `count` threads inside this block; its setting is put back as it was found."""
     with _controller().limit(limits=count):
         yield
+
+
+def spread(work, items, threads=None):
+    """Call work(item) for each of `items`, on as many threads as BLAS would use now, with one BLAS thread each."""
+    threads = min(len(items), available() if threads is None else threads)
+    if threads <= 1:
+        for item in items:
+            work(item)
+        return
+    with blas_threads(1), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, items))  # a list, so that an error in `work` comes out
 
 
 def for_products(model, threads=None):

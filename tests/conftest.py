@@ -1,5 +1,7 @@
 """Shared by the tests."""
 
+import tracemalloc
+
 import hypothesis
 import numpy as np
 import pytest
@@ -19,6 +21,19 @@ def leaves():
         return [Tensor(draw.standard_normal(shape), trainable=True) for shape in shapes]
 
     return make
+
+
+@pytest.fixture
+def memory():
+    """memory(work): (result of work(), bytes it holds in the end, bytes it held at the most), counted by Python."""
+    def measure(work):
+        tracemalloc.start()
+        try:
+            return work(), *tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    return measure
 
 
 @pytest.fixture

@@ -171,22 +171,24 @@ def test_the_loss_does_not_depend_on_its_blocks_of_rows(rows, block_rows, untarg
             assert_equal_but_rounding(actual, array)
 
 
-@examples(40)
-@given(st.lists(st.integers(1, 12) | st.integers(120, 260), min_size=1, max_size=4), st.integers(1, 270), dtypes, seeds)
-def test_attention_does_not_depend_on_its_blocks_of_queries(lengths, block, dtype, seed):
+@examples(60)
+@given(st.lists(st.integers(1, 12) | st.integers(120, 260), min_size=1, max_size=4), st.integers(1, 270),
+       st.integers(1, 40_000), st.integers(1, 3), dtypes, seeds)
+def test_attention_does_not_depend_on_its_blocks_tiles_and_threads(lengths, block, scores, n_threads, dtype, seed):
     def results():
-        leaves = leaves_of(dtype, seed, (sum(lengths), 12))
-        return outputs_and_gradients(ops.causal_attention(*leaves, np.array(lengths), 2, 0.7), leaves, seed)
+        leaves = leaves_of(dtype, seed, (sum(lengths), 18))
+        return outputs_and_gradients(ops.causal_attention(*leaves, np.array(lengths), 3, 0.7), leaves, seed)
 
-    expected = results()
-    with query_blocks_of(block):
+    with threads.blas_threads(1):
+        expected = results()
+    with query_blocks_of(block), mock.patch.object(attention, "TILE", scores), threads.blas_threads(n_threads):
         for actual, array in zip(results(), expected, strict=True):
             assert_equal_but_rounding(actual, array)
 
 
 def query_blocks_of(size):
     """Let attention take its queries in blocks of `size`."""
-    return mock.patch.object(attention, "query_blocks", functools.partial(attention.query_blocks, block=size))
+    return mock.patch.object(attention, "QUERIES", size)
 
 
 @examples(40)

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -61,3 +63,31 @@ def test_the_setting_of_blas_is_put_back():
     with pytest.raises(ArithmeticError), threads.blas_threads(1):
         raise ArithmeticError
     assert threads.available() == before
+
+
+@pytest.mark.parametrize("items, allowed, expected", [(5, 3, 3), (2, 3, 2), (5, 1, 1), (1, 3, 1), (0, 3, 0)])
+def test_items_are_spread_over_threads(items, allowed, expected):
+    """Each thread waits for the others at its first item: fewer of them would not get past it."""
+    meeting = threading.Barrier(max(expected, 1), timeout=10)
+    seen = {}
+
+    def work(item):
+        if item < expected:
+            meeting.wait()
+        seen[item] = threading.get_ident(), threads.available()
+
+    with threads.blas_threads(allowed):
+        threads.spread(work, range(items))
+        assert threads.available() == allowed
+    assert sorted(seen) == list(range(items))
+    if expected > 1:
+        assert len({thread for thread, _ in seen.values()}) == expected
+        assert {blas for _, blas in seen.values()} == {1}
+
+
+def test_an_error_in_spread_work_comes_out():
+    def work(item):
+        raise ArithmeticError(item)
+
+    with threads.blas_threads(2), pytest.raises(ArithmeticError, match="0"):
+        threads.spread(work, [0, 1])

@@ -1,9 +1,15 @@
 """Causal self-attention over sequences laid end to end: the one operation that is not row by row."""
 
+import functools
+
 import numpy as np
 
-from npgpt.autograd import needs_grad, record
+from npgpt.autograd import record
 from npgpt.ops.dropout import keep_mask
+from npgpt.threads import spread
+
+QUERIES = 64     # at least, in a block of queries
+TILE = 1 << 18   # scores worked on at a time: a megabyte
 
 
 def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
@@ -13,67 +19,120 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
               lengths (B,) integers that sum to N -> y (N, C)
     Forward   for each sequence and head, with Q, K, V (T, D):
               S = scale Q Kᵀ where key <= query, else -inf        (T, T)
-              P = softmax of each row of S,   P~ = dropout(P),    Y = P~ V
+              P = softmax of each row of S = exp(S - L), L = log rowsum(exp S)
+              P~ = dropout(P) = m P / (1 - p),    Y = P~ V
     Backward  given dY.      Y = P~ V:    dV = P~ᵀ dY,   dP~ = dY Vᵀ,   dP = m dP~ / (1 - p)
               softmax of a row: dP_j/dS_k = P_j (delta_jk - P_k), so dS = P * (dP - rowsum(dP * P))
               where P is 0 by the mask, dS is 0 too
               S = scale Q Kᵀ:             dQ = scale dS K,        dK = scale dSᵀ Q
-    Saves     qkv, and the rows of P (and m) that are not masked.
-    In code   sequences of equal length go through as one stacked product, and so do their heads. Queries are taken in
-              blocks: a block's keys end where the block ends, so most of the masked triangle is never computed.
-              The row's maximum is subtracted before exp, which changes nothing in P and cannot overflow.
-    Source    Vaswani et al. 2017, eq. 1; Radford et al. 2019 (causal, heads side by side).
+    Saves     qkv, L and, with dropout, m. P (T x T a head) is made again from S and L: reading it back would take about
+              as long, and hold the largest array of a long sequence.
+    In code   sequences of equal length go through together, cut into tiles of sequences and heads that fit into the
+              cache and run on threads. Queries are taken in blocks: a block's keys end where the block ends, so most of
+              the masked triangle is never computed. The row's maximum is subtracted before exp, which changes nothing
+              in P and cannot overflow; rows are divided by their sum after the product with V, where they are short.
+    Source    Vaswani et al. 2017, eq. 1; Radford et al. 2019 (causal, heads side by side); Dao et al. 2022 (P from L).
     """
-    (saving,) = needs_grad(qkv)
-    N, C = qkv.shape[0], qkv.shape[1] // 3
-    y = np.empty((N, C), qkv.dtype)
+    data, C = qkv.data, qkv.shape[1] // 3
+    y = np.empty((len(data), C), data.dtype)
     saved = []
+    dropping = rng is not None and p > 0
     for rows, B, T in _groups(lengths):
-        q, k, v = _heads(qkv.data[rows], B, T, 3, n_head)                   # (B T, 3C) -> 3 x (B, H, T, D)
-        out = np.empty((B, T, n_head, C // n_head), y.dtype)
-        for queries in query_blocks(T):
-            keys = slice(0, queries.stop)
-            P = (q[:, :, queries] * scale) @ k[:, :, keys].swapaxes(-1, -2)  # (B, H, queries, keys)
-            _causal_softmax(P, queries)
-            keep = None
-            dropped = P
-            if rng is not None and p > 0:
-                mask, keep_probability = keep_mask(P.shape, p, rng)
-                keep = mask.astype(P.dtype)
-                keep *= 1 / keep_probability
-                dropped = P * keep
-            np.matmul(dropped, v[:, :, keys], out=out.swapaxes(1, 2)[:, :, queries])
-            if saving:
-                saved.append((P, keep))
-        y[rows] = out.reshape(B * T, C)
-
-    data = qkv.data if saving else None
+        group = np.empty((B * T, C), data.dtype)
+        L = np.empty((B, n_head, T, 1), data.dtype)
+        masks = {} if dropping else None
+        arrays = *_heads(data[rows], B, T, 3, n_head), *_heads(group, B, T, 1, n_head), L  # views: group gets filled
+        spread(functools.partial(_forward, arrays, scale, p, rng, masks), _tiles(B, n_head, T),
+               threads=1 if dropping else None)                             # one thread: draws have an order
+        y[rows] = group
+        saved.append((L, masks))
 
     def rule(dy):
         dqkv = np.empty_like(data, order="C")
-        blocks = iter(saved)
-        for rows, B, T in _groups(lengths):
-            q, k, v = _heads(data[rows], B, T, 3, n_head)
-            (dout,) = _heads(dy[rows], B, T, 1, n_head)                     # (B T, C) -> (B, H, T, D)
-            dgroup = np.zeros((B * T, 3 * C), dqkv.dtype)
-            dq, dk, dv = _heads(dgroup, B, T, 3, n_head)                    # views: writing them fills dgroup
-            for queries in query_blocks(T):
-                keys = slice(0, queries.stop)
-                P, keep = next(blocks)
-                dY = dout[:, :, queries]
-                dv[:, :, keys] += (P if keep is None else P * keep).swapaxes(-1, -2) @ dY
-                dS = dY @ v[:, :, keys].swapaxes(-1, -2)
-                if keep is not None:
-                    dS *= keep
-                dS -= np.einsum("bhqk,bhqk->bhq", dS, P)[..., None]
-                dS *= P
-                dS *= scale
-                dq[:, :, queries] = dS @ k[:, :, keys]
-                dk[:, :, keys] += dS.swapaxes(-1, -2) @ q[:, :, queries]
-            dqkv[rows] = dgroup
+        for (rows, B, T), (L, masks) in zip(_groups(lengths), saved, strict=True):
+            group = np.empty((B * T, 3 * C), data.dtype)
+            arrays = (*_heads(data[rows], B, T, 3, n_head), L,
+                      *_heads(dy[rows], B, T, 1, n_head), *_heads(group, B, T, 3, n_head))
+            spread(functools.partial(_backward, arrays, scale, masks), _tiles(B, n_head, T))
+            dqkv[rows] = group
         return (dqkv,)
 
     return record("causal_attention", y, (qkv,), rule)
+
+
+def _forward(arrays, scale, p, rng, masks, tile):
+    """Write Y and L of one tile. masks: dict to keep dropout's masks in, or None for no dropout."""
+    q, k, v, Y, L = (array[tile] for array in arrays)                       # each (sequences, heads, T, D or 1)
+    for queries, keys in query_blocks(q.shape[2]):
+        S = _scores(q[:, :, queries], k[:, :, keys], queries, scale)
+        highest = S.max(axis=-1, keepdims=True)
+        S -= highest
+        E = np.exp(S, out=S)
+        total = E.sum(axis=-1, keepdims=True)
+        L[:, :, queries] = highest + np.log(total)
+        if masks is not None:
+            mask = masks[_place(tile, queries)] = keep_mask(E.shape, p, rng)
+            _drop(E, mask)
+        np.divide(E @ v[:, :, keys], total, out=Y[:, :, queries])
+
+
+def _backward(arrays, scale, masks, tile):
+    """Write dQ, dK and dV of one tile."""
+    q, k, v, L, dY, dq, dk, dv = (array[tile] for array in arrays)
+    T = q.shape[2]
+    for queries, keys in reversed(query_blocks(T)):                        # the last block, of all keys, comes first
+        first = queries.stop == T
+        q_block, k_block, dY_block = q[:, :, queries], k[:, :, keys], dY[:, :, queries]
+        P = _scores(q_block, k_block, queries, scale)
+        P -= L[:, :, queries]
+        np.exp(P, out=P)
+        dS = dY_block @ v[:, :, keys].swapaxes(-1, -2)                      # dP~, on its way to dS
+        dropped = P
+        if masks is not None:
+            mask = masks[_place(tile, queries)]
+            dS, dropped = _drop(dS, mask), _drop(P.copy(), mask)
+        _add_product(dv[:, :, keys], dropped.swapaxes(-1, -2), dY_block, first)
+        dS -= np.einsum("bhqk,bhqk->bhq", dS, P)[..., None]
+        dS *= P
+        dS *= scale
+        np.matmul(dS, k_block, out=dq[:, :, queries])
+        _add_product(dk[:, :, keys], dS.swapaxes(-1, -2), q_block, first)
+
+
+def _scores(q, k, queries, scale):
+    """scale q kᵀ for one block of queries and all keys up to its last: (B, H, queries, keys), later keys -inf."""
+    S = (q * scale) @ k.swapaxes(-1, -2)
+    size = queries.stop - queries.start
+    S[..., queries.start:] += np.triu(np.full((size, size), -np.inf, S.dtype), k=1)
+    return S
+
+
+def _drop(P, mask):
+    """Zero what the mask drops and scale up the rest, in place. mask: what `keep_mask` returns."""
+    keep, keep_probability = mask
+    P *= keep
+    P *= 1 / keep_probability
+    return P
+
+
+def _add_product(target, a, b, first):
+    """target = a @ b where it is the first term, target += a @ b otherwise."""
+    if first:
+        np.matmul(a, b, out=target)
+    else:
+        target += a @ b
+
+
+def _place(tile, queries):
+    """A key for what belongs to one block of queries of one tile."""
+    return tile[0].start, tile[1].start, queries.start
+
+
+def _tiles(B, H, T):
+    """Cut B sequences of H heads into pieces (sequences, heads) whose block of scores stays in a core's cache."""
+    block = _block(T) * T
+    heads, sequences = max(1, min(H, TILE // block)), max(1, TILE // (block * H))
+    return [(slice(b, b + sequences), slice(h, h + heads)) for b in range(0, B, sequences) for h in range(0, H, heads)]
 
 
 def _groups(lengths):
@@ -93,15 +152,13 @@ def _heads(rows, B, T, parts, n_head):
     return rows.reshape(B, T, parts, n_head, -1).transpose(2, 0, 3, 1, 4)
 
 
-def query_blocks(T, block=128):
-    for start in range(0, T, block):
-        yield slice(start, min(start + block, T))
+def query_blocks(T):
+    """Return [(queries, keys), ...]: blocks of queries, each with all keys up to its last query."""
+    starts = range(0, T, _block(T))
+    stops = [*starts[1:], T]
+    return [(slice(start, stop), slice(0, stop)) for start, stop in zip(starts, stops, strict=True)]
 
 
-def _causal_softmax(S, queries):
-    """Turn scores (B, H, queries, keys up to the last query) into probabilities, in place; later keys get 0."""
-    size = queries.stop - queries.start
-    S[..., queries.start:] += np.triu(np.full((size, size), -np.inf, S.dtype), k=1)
-    S -= S.max(axis=-1, keepdims=True)
-    np.exp(S, out=S)
-    S /= S.sum(axis=-1, keepdims=True)
+def _block(T):
+    """Queries in a block: small ones compute less of the masked triangle, large ones multiply faster."""
+    return min(T, max(QUERIES, T // 8))

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 from npgpt import Tensor, backward, ops
+from npgpt.ops import attention
 from npgpt.ops.dropout import keep_mask
 from npgpt.seeding import generator
+from npgpt.threads import blas_threads
 
 
 def rebuilt(qkv, lengths, n_head, scale, mask=None):
@@ -35,12 +37,17 @@ def test_equals_its_primitives(lengths, n_head, leaves, assert_same):
     )
 
 
-def test_dropout_falls_on_the_probabilities(leaves, assert_same):
-    keep, keep_probability = keep_mask((1, 2, 6, 6), 0.4, generator(0, "dropout"))
+@pytest.mark.parametrize("scores, heads", [(1, 1), (72, 2), (1 << 18, 3)])
+def test_dropout_falls_on_the_probabilities(monkeypatch, leaves, assert_same, scores, heads):
+    """Each tile of heads, here of 6 x 6 scores each, draws its own mask, one after another."""
+    monkeypatch.setattr(attention, "TILE", scores)
+    rng = generator(0, "dropout")
+    keep, keep_probability = zip(*(keep_mask((1, min(heads, 3 - h), 6, 6), 0.4, rng) for h in range(0, 3, heads)),
+                                 strict=True)
     assert_same(
-        lambda qkv: ops.causal_attention(qkv, np.array([6]), 2, 0.7, 0.4, generator(0, "dropout")),
-        lambda qkv: rebuilt(qkv, [6], 2, 0.7, keep[0] / keep_probability),
-        leaves((6, 12)),
+        lambda qkv: ops.causal_attention(qkv, np.array([6]), 3, 0.7, 0.4, generator(0, "dropout")),
+        lambda qkv: rebuilt(qkv, [6], 3, 0.7, np.concatenate(keep, axis=1)[0] / keep_probability[0]),
+        leaves((6, 18)),
     )
 
 
@@ -73,3 +80,14 @@ def test_huge_scores_do_not_overflow(leaves):
     y = ops.causal_attention(qkv, np.array([6]), 2, 1e6)
     assert np.isfinite(y.data).all()
     assert np.isfinite(backward(y, np.ones((6, 4)))[qkv]).all()
+
+
+def test_a_long_sequence_never_has_all_its_scores_in_memory(memory):
+    qkv = Tensor(np.zeros((1024, 24), np.float32), trainable=True)
+    scores = 8 * 1024 * 1024 * 4  # bytes, for 8 heads
+    with blas_threads(1):
+        y, held, peak = memory(lambda: ops.causal_attention(qkv, np.array([1024]), 8, 1.0))
+        assert held < 0.01 * scores
+        assert peak < 0.2 * scores
+        _, _, peak = memory(lambda: backward(y, np.ones((1024, 8), np.float32)))
+        assert peak < 0.2 * scores
