@@ -131,7 +131,9 @@ def sequences(lengths):
 def measure_step(lengths, full, threads, runs):
     """One optimiser step: LoRA r = 8 on c_attn with dropout 0.1 and no other dropout, or all weights."""
     import npgpt
+    from npgpt.memory import keep_freed_memory
 
+    keep_freed_memory()  # as finetune.py does
     model = npgpt.GPT2(npgpt.GPT2Config(embd_pdrop=0, resid_pdrop=0, attn_pdrop=0), seed=0)
     if not full:
         npgpt.add_lora(model, npgpt.LoraConfig())
@@ -198,6 +200,7 @@ def measure_products(model, batch, threads, runs):
 def part_products(model, batch):
     """Return [(a, b, out), ...] of the products that one part of a batch goes through, forward and backward."""
     from npgpt.ops.attention import query_blocks
+    from npgpt.ops.cross_entropy import ROWS
 
     config, n = model.config, len(batch.ids)
     C, H, r = config.n_embd, config.n_head, model.h[0].attn.c_attn.config.r
@@ -212,9 +215,9 @@ def part_products(model, batch):
 
     def attention(backward):
         for T in batch.lengths.tolist():
-            for queries in query_blocks(T):
-                q, k = array(H, queries.stop - queries.start, C // H), array(H, queries.stop, C // H)
-                P = array(H, queries.stop - queries.start, queries.stop)
+            for queries, keys in query_blocks(T):
+                q, k = array(H, queries.stop - queries.start, C // H), array(H, keys.stop, C // H)
+                P = array(H, queries.stop - queries.start, keys.stop)
                 scores, values = product(q, k.swapaxes(1, 2)), product(P, k)
                 keys = product(P.swapaxes(1, 2), q)
                 yield from (keys, scores, values, keys) if backward else (scores, values)
@@ -232,8 +235,8 @@ def part_products(model, batch):
             W = linear.weight.data
             forward.append(product(array(n, W.shape[0]), W))
             backward.append(product(array(n, W.shape[1]), W.T))
-    for start in range(0, batch.n_targets, 256):
-        m = min(256, batch.n_targets - start)
+    for start in range(0, batch.n_targets, ROWS):
+        m = min(ROWS, batch.n_targets - start)
         forward += [product(array(m, C), head.T), product(array(m, config.vocab_size), head)]
     return forward + backward
 

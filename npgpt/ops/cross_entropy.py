@@ -5,8 +5,10 @@ import numpy as np
 from npgpt.autograd import needs_grad, record
 from npgpt.errors import ConfigError
 
+ROWS = 256  # of logits at a time
 
-def cross_entropy(hidden, weight, targets, block_rows=256):
+
+def cross_entropy(hidden, weight, targets, block_rows=ROWS):
     """Mean negative log-likelihood (nats) of the target tokens under softmax(hidden weightᵀ).
 
     Shapes    hidden (N, C), weight (V, C) (the token table, where the head is tied), targets (N,) integers in [0, V),
@@ -30,11 +32,12 @@ def cross_entropy(hidden, weight, targets, block_rows=256):
         raise ConfigError("the batch has no target: every row's target is -100; a sequence needs two tokens or more")
     dhidden = np.zeros_like(hidden.data, order="C") if need_hidden else None
     dweight = np.zeros_like(W, order="C") if need_weight else None
+    logits = np.empty((min(M, block_rows), len(W)), W.dtype)
     total = 0.0
     for start in range(0, M, block_rows):
         rows = chosen[start:start + block_rows]
         h, t, each = hidden.data[rows], targets[rows], np.arange(len(rows))
-        Z = h @ W.T                                                         # (rows, C) -> (rows, V)
+        Z = np.matmul(h, W.T, out=logits[:len(rows)])                       # (rows, C) -> (rows, V)
         highest = Z.max(axis=1, keepdims=True)
         at_target = Z[each, t] - highest[:, 0]
         Z -= highest

@@ -58,6 +58,13 @@ def test_logits_of_thousands_do_not_overflow(dtype):
     assert all(np.isfinite(gradient).all() for gradient in backward(loss).values())
 
 
+def test_all_logits_are_never_in_memory_together(memory):
+    hidden, weight = Tensor(np.zeros((1024, 2), np.float32), True), Tensor(np.zeros((3000, 2), np.float32))
+    logits = 1024 * 3000 * 4  # bytes
+    _, _, peak = memory(lambda: backward(ops.cross_entropy(hidden, weight, np.arange(1024))))
+    assert peak < 0.3 * logits  # a quarter of the rows at a time
+
+
 def test_no_target_at_all_is_an_error(leaves):
     with pytest.raises(ConfigError, match="no target"):
         ops.cross_entropy(*leaves((2, 3), (11, 3)), np.array([-100, -100]))
