@@ -20,6 +20,7 @@ from tqdm import tqdm
 import npgpt
 from npgpt import data, evaluate, lora
 from npgpt.errors import FormatError
+from npgpt.memory import keep_freed_memory
 from npgpt.run import Run
 from npgpt.train import TrainConfig, train
 
@@ -107,6 +108,7 @@ def resumed_settings(run, given):
 
 def main(given):
     started = time.perf_counter()
+    keep_freed_memory()
     say = (lambda *_: None) if given.get("quiet") else print
     run = Run.open(given["resume"]) if "resume" in given else None
     settings = resumed_settings(run, given) if run else new_settings(given)

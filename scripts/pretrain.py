@@ -21,6 +21,7 @@ from tqdm import tqdm
 import npgpt
 from npgpt import data, files, optim, seeding
 from npgpt.autograd import no_grad
+from npgpt.memory import keep_freed_memory
 from npgpt.threads import blas_threads
 from npgpt.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -177,6 +178,7 @@ def save(model, folder, card):
 
 def run(args, command):
     """Collect the text, train the tokenizer and the model, and save the model with the lowest held-out loss."""
+    keep_freed_memory()
     texts, held_out = split(corpus.documents())
     bpe = train_tokenizer(texts, args.vocab_size)
     tokenizer = Tokenizer(bpe)

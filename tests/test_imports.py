@@ -19,7 +19,7 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 # stands before `gpt2` no model. A new module is put in its place here.
 ORDER = """
     errors files seeding
-    optim batch threads data hub safetensors torchfile tokenizer
+    optim batch threads memory data hub safetensors torchfile tokenizer
     autograd
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops
