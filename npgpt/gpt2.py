@@ -15,7 +15,7 @@ import numpy as np
 from npgpt import ops
 from npgpt.autograd import no_grad
 from npgpt.errors import ConfigError
-from npgpt.nn import Embedding, LayerNorm, Linear, Module
+from npgpt.nn import Embedding, LayerNorm, Linear, Module, recompute
 from npgpt.seeding import generator
 
 
@@ -138,11 +138,14 @@ class GPT2(Module):
     seed          int: fresh weights by GPT-2's rule, each parameter from its own stream; None: zeros, to be loaded
     dtype         np.float32 for work, np.float64 for truth
     name_or_path  where the weights came from, or None; kept for adapters, which name their base
+
+    Set `gradient_checkpointing` to keep only the input of each block for the backward pass: less memory, more time.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
         self.config = config
         self.name_or_path = None
+        self.gradient_checkpointing = False
         self.wte = Embedding(config.vocab_size, config.n_embd, dtype)
         self.wpe = Embedding(config.n_positions, config.n_embd, dtype)
         self.h = [Block(config, layer, dtype) for layer in range(config.n_layer)]
@@ -176,7 +179,7 @@ class GPT2(Module):
         x = ops.add(self.wte(ids), self.wpe(positions))                     # (N,) -> (N, C)
         x = ops.dropout(x, self.config.embd_pdrop, rng)
         for block in self.h:
-            x = block(x, attend, rng)
+            x = recompute(block, x, attend, rng) if self.gradient_checkpointing else block(x, attend, rng)
         return self.ln_f(x)
 
     def head(self):

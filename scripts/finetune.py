@@ -74,6 +74,8 @@ def parse_arguments(argv):
     add("--grad-clip", "largest norm of the gradient; 0: no clipping", type=float)
     add("--seed", "of the adapter, the order of the texts, dropout and samples", type=int)
     add("--threads", "CPU threads (default: all that BLAS may use)", type=int)
+    add("--checkpoint", "keep only the input of each block and compute the block again in the backward pass: less "
+        "memory, a third more time, the same result", action="store_true")
     add("--resume", "go on with the run in this folder, stopped by Ctrl-C, with its settings", type=Path, metavar="RUN")
     add("--full", "train all weights instead of an adapter", action="store_true")
     add("--samples", "how many sample texts to show before and after", type=int, choices=range(len(PROMPTS) + 1))
@@ -117,6 +119,7 @@ def main(given):
 
     texts, adapter = read_data(settings), adapter_config(settings)  # before the model, which may have to be fetched
     model, tokenizer = cli.load(settings["model"], settings["revision"])
+    model.gradient_checkpointing = given.get("checkpoint", False)
     say(f"model      {settings['model']}: {model.config.n_layer} layers, {model.config.n_head} heads, width "
         f"{model.config.n_embd}, vocabulary {model.config.vocab_size:,}, context {model.config.n_positions}")
     if settings["model"] == cli.FALLBACK:

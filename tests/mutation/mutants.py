@@ -229,6 +229,13 @@ TABLE = {
     "nn.py": [
         ("layer norm with an eps of its own", "self.bias, self.eps)", "self.bias, 1e-5)"),
         ("freezing passes over biases", "tensor.trainable = False", 'tensor.trainable = tensor.data.ndim == 1'),
+        ("recompute: other elements drop out the second time",
+         "after, rng.bit_generator.state = rng.bit_generator.state, before", "after = rng.bit_generator.state"),
+        ("recompute: the generator stays where the second run left it", "rng.bit_generator.state = after", "pass"),
+        ("recompute: the module's parameters get no gradient",
+         "for tensor in (again, *parameters)]", "for tensor in (again, *parameters[:0])]"),
+        ("recompute: dy is taken for 1", "backward(module(again, attend, rng), dy)",
+         "backward(module(again, attend, rng), np.ones_like(dy))"),
     ],
     "gpt2.py": [
         ("scores divided by the root of the width of all heads", "math.sqrt(C // config.n_head)", "math.sqrt(C)"),

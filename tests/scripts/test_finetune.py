@@ -17,7 +17,7 @@ from npgpt.data import encode_texts, read_texts
 
 FLAGS = ("--model --revision --data --val-data --out --rank --alpha --dropout --targets --epochs --max-steps "
          "--batch-size --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed --threads "
-         "--resume --full --samples --quiet").split()
+         "--checkpoint --resume --full --samples --quiet").split()
 
 
 def metrics(run):
@@ -90,7 +90,7 @@ def test_the_loss_falls_and_is_that_of_the_saved_adapter(finished, model, held_o
 def test_the_settings_are_all_written_down(finished):
     run, _, _ = finished
     settings = json.loads((run / "config.json").read_text())["settings"]
-    of_the_call = {"out", "threads", "resume", "quiet"}
+    of_the_call = {"out", "threads", "checkpoint", "resume", "quiet"}
     assert settings.keys() == {flag[2:].replace("-", "_") for flag in FLAGS} - of_the_call
     assert (settings["rank"], settings["seed"], settings["batch_size"], settings["epochs"]) == (4, 3, 4, 5)
 
@@ -132,6 +132,12 @@ def test_the_seed_decides_the_adapter_the_order_and_the_samples(script, tmp_path
     assert run("b", 0) == first
     for one, other in zip(first, run("c", 1), strict=True):
         assert one != other
+
+
+def test_checkpointing_changes_no_bit_of_the_adapter(script, tmp_path, model, texts, contents):
+    for name, flags in (("a", []), ("b", ["--checkpoint"])):
+        script("finetune.py", "--model", model, "--data", texts, "--out", name, "--samples", 0, *flags)
+    assert contents(tmp_path / "a" / "adapter") == contents(tmp_path / "b" / "adapter")
 
 
 def test_quiet_prints_only_the_result(run_script, tmp_path, model, texts):
