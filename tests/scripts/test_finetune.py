@@ -255,7 +255,7 @@ def saving(*args):
     signal.raise_signal(signal.SIGINT)
     return save(*args)
 finetune.Run.save = saving
-sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
+sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
 """)
     options = ["--model", model, "--data", texts, "--val-data", held_out, "--out", "run", "--samples", "0"]
     process = popen([sys.executable, "press.py", *map(str, options)], tmp_path, environment)
