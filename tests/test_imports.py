@@ -18,7 +18,7 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 # The reading order. A module imports only from those before it, so what stands before `ops` knows no operation and what
 # stands before `gpt2` no model. A new module is put in its place here.
 ORDER = """
-    errors files seeding html
+    errors files seeding html metrics
     optim batch threads memory data hub safetensors torchfile tokenizer
     autograd
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
