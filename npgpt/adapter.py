@@ -1,6 +1,7 @@
 """PEFT's adapter files <-> LoRA.
 
-A folder holds adapter_config.json and adapter_model.safetensors, whose keys are module names as PEFT sees them:
+A folder holds adapter_config.json and adapter_model.safetensors (before 2023 adapter_model.bin, which is read as well),
+whose keys are module names as PEFT sees them:
 
     base_model.model.transformer.h.0.attn.c_attn.lora_A.weight      (R, in)
     base_model.model.transformer.h.0.attn.c_attn.lora_B.weight      (out, R)
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from npgpt import safetensors
-from npgpt.checkpoint import cast
+from npgpt.checkpoint import READERS, cast
 from npgpt.errors import ConfigError, FormatError, one_line
 from npgpt.files import read_json, write_json
 from npgpt.lora import LoraConfig, adapted_layers, add_lora, match_targets
@@ -111,9 +112,10 @@ def load_adapter(model, folder, name="default", trainable=True):
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)
     values = _read_config(place / CONFIG_FILE)
-    arrays = _read_weights(place / WEIGHTS_FILE)
+    weights = _find_weights(place)
+    arrays = READERS[weights.suffix](weights)
     config, modules = _lora_config(place / CONFIG_FILE, values, model, arrays)
-    found = _account(place / WEIGHTS_FILE, values, model, modules, arrays)
+    found = _account(weights, values, model, modules, arrays)
     _warn_of_another_base(place, values, model)
 
     add_lora(model, config, name=name)
@@ -158,13 +160,10 @@ def _read_config(path):
     return values
 
 
-def _read_weights(path):
-    """Return the tensors of the adapter_model.safetensors at `path`: dict key -> array."""
-    old = path.with_name("adapter_model.bin")
-    if os.path.exists(old) and not os.path.exists(path):
-        raise FormatError(f"{old} is a pickle, which npgpt does not open; have PEFT load and save the adapter again, "
-                          f"as {WEIGHTS_FILE}")
-    return safetensors.read(path)
+def _find_weights(place):
+    """Return the path of the adapter's tensors; the older adapter_model.bin counts where it stands alone."""
+    old = place / "adapter_model.bin"
+    return old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE
 
 
 def _lora_config(path, values, model, arrays):

@@ -17,6 +17,7 @@ from npgpt import (
 )
 from npgpt.errors import ConfigError, FileError, FormatError
 from npgpt.lora import adapted_layers
+from tests.test_torchfile import archive, legacy, saved
 
 SIZE = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 11, "n_positions": 16}
 IDS = np.arange(11)
@@ -313,6 +314,25 @@ def test_weights_are_taken_to_the_models_dtype(folder, dtype):
         np.testing.assert_array_equal(model.parameters()["h.1.attn.c_attn.lora_B"].data, exact)
 
 
+@pytest.mark.parametrize("form", [archive, legacy])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_older_file_of_weights(folder, form, dtype):
+    """adapter_model.bin, read without unpickling it, gives what the same numbers in a safetensors file give."""
+    def narrow(array):
+        return (array.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else array.astype(dtype)
+
+    def widen(array):
+        return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array
+
+    path = folder / "adapter_model.safetensors"
+    tensors = {key: narrow(array) for key, array in safetensors.read(path).items()}
+    edit_weights(folder, lambda _: {key: widen(array) for key, array in tensors.items()})
+    expected = arrays(load_adapter(base(), folder))
+    path.unlink()
+    (folder / "adapter_model.bin").write_bytes(saved(tensors, form))
+    assert_same_bits(arrays(load_adapter(base(), folder)), expected)
+
+
 def test_unknown_fields_are_named(folder):
     edit_config(folder, new_in_peft=True, another=None)
     with pytest.warns(UserWarning, match="does not know 'another', 'new_in_peft'") as caught:
@@ -472,8 +492,8 @@ def test_missing_and_corrupt_files(folder, tmp_path):
     refused(folder, "adapter_model.safetensors")
     weights.unlink()
     refused(folder, "cannot read .*adapter_model.safetensors", FileError)
-    (folder / "adapter_model.bin").write_bytes(b"")
-    refused(folder, "adapter_model.bin is a pickle")
+    (folder / "adapter_model.bin").write_bytes(content)
+    refused(folder, "adapter_model.bin is not a file that torch.save writes")
     weights.write_bytes(content)
     load_adapter(base(), folder)
     config.write_text("{")

@@ -162,6 +162,18 @@ def legacy(value, records=None, magic=torchfile.MAGIC, protocol=1001, keys=None)
     return data + b"".join(struct.pack("<q", length) + data for length, data in records.values())
 
 
+def saved(tensors, form=archive):
+    """The bytes that torch.save writes of the tensors, {name: array}, in either form; uint16 is taken for bfloat16."""
+    kinds = {np.dtype(dtype): name for name, dtype in reversed(torchfile.DTYPES.items())}
+    state, records = {}, {}
+    for key, (name, array) in enumerate(tensors.items()):
+        strides = tuple(stride // array.itemsize for stride in array.strides)
+        place = storage(kinds[array.dtype].removeprefix("torch."), str(key), array.size)
+        state[name] = tensor(place, 0, array.shape, strides)
+        records[str(key)] = array.tobytes() if form is archive else (array.size, array.tobytes())
+    return form(state, records)
+
+
 @pytest.fixture
 def read(tmp_path):
     """read(content): what torchfile.read makes of a file of these bytes."""

@@ -20,7 +20,7 @@ from npgpt import safetensors
 from npgpt.errors import FileError, FormatError, HubError
 from tests.hub.process import Process, digest
 from tests.hub.server import Breakdown, Hub
-from tests.test_torchfile import archive, legacy, storage, tensor
+from tests.test_torchfile import archive, legacy, saved
 
 CONFIG = npgpt.GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=257, n_positions=6)
 WHOLE, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -123,16 +123,6 @@ def test_gpt2_is_downloaded_once_and_then_needs_no_hub(tmp_path, model, files):
             offline.load("o/other")
 
 
-def pickled(tensors, form=archive):
-    """The bytes that torch.save writes of the tensors, {name: array}."""
-    state, records = {}, {}
-    for key, (name, array) in enumerate(tensors.items()):
-        strides = tuple(stride // array.itemsize for stride in array.strides)
-        state[name] = tensor(storage(key=str(key), length=array.size), 0, array.shape, strides)
-        records[str(key)] = array.tobytes() if form is archive else (array.size, array.tobytes())
-    return form(state, records)
-
-
 def sharded(tensors, index, suffix, write):
     """The files of three shards and of the index that lists them."""
     shards = {f"part-{i}-of-3{suffix}": dict(list(tensors.items())[i - 1 :: 3]) for i in (1, 2, 3)}
@@ -150,10 +140,10 @@ def test_weights_in_other_files(hub, process, model, bare, tmp_path, kind):
         return (tmp_path / "x").read_bytes()
 
     weights = {
-        "bin": lambda: {PICKLED: pickled(tensors | {"lm_head.weight": tensors["transformer.wte.weight"]})},
-        "legacy-bin": lambda: {PICKLED: pickled(tensors, legacy)},
+        "bin": lambda: {PICKLED: saved(tensors | {"lm_head.weight": tensors["transformer.wte.weight"]})},
+        "legacy-bin": lambda: {PICKLED: saved(tensors, legacy)},
         "sharded-safetensors": lambda: sharded(tensors, f"{WHOLE}.index.json", ".safetensors", write),
-        "sharded-bin": lambda: sharded(tensors, f"{PICKLED}.index.json", ".bin", pickled),
+        "sharded-bin": lambda: sharded(tensors, f"{PICKLED}.index.json", ".bin", saved),
     }[kind]()
     (commit,) = hub.add(f"o/{kind}", bare | weights).commits
     assert process.load(f"o/{kind}") == digest(model)
@@ -335,7 +325,7 @@ def test_a_damaged_file_is_named_and_can_be_downloaded_again(hub, process, home,
     """The length is right and the content is not."""
     repository_name = f"o/damaged-{name[:5]}"
     tensors = {key: leaf.data for key, leaf in model.parameters().items()}
-    good = bare | {PICKLED: pickled(tensors)} if name == PICKLED else files
+    good = bare | {PICKLED: saved(tensors)} if name == PICKLED else files
     repository = hub.add(repository_name, good)
     half = len(good[name]) // 2
     repository.transfers[name] = iter([good[name][half:] + good[name][:half]])

@@ -68,6 +68,16 @@ def test_peft_writes_and_npgpt_reads(tmp_path, targets):
     assert_all_close(weights_here(ours), weights_here(npgpt_model(theirs)), BOUND)
 
 
+def test_peft_writes_the_older_file(tmp_path):
+    """adapter_model.bin, a pickle, which npgpt reads without unpickling it."""
+    theirs = with_peft(torch_model(MODEL), ["c_attn", "mlp.c_proj"], r=3, alpha=7)
+    theirs.save_pretrained(tmp_path, safe_serialization=False)
+    assert sorted(path.suffix for path in tmp_path.glob("adapter_model.*")) == [".bin"]
+    ours = npgpt.load_adapter(npgpt_model(torch_model(MODEL)), tmp_path)
+    (ids,) = texts(ours.config.vocab_size, [20])
+    assert_close(ours.logits(ids), torch_logits(theirs, ids), BOUND, "logits")
+
+
 def test_npgpt_writes_and_peft_reads(tmp_path, targets):
     """Without a warning, which here would be an error."""
     targets = [name for name in targets if name != "q_proj"] if isinstance(targets, list) else targets
