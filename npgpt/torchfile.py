@@ -33,6 +33,7 @@ DTYPES = {
     "torch.ShortStorage": "<i2", "torch.CharStorage": "i1", "torch.ByteStorage": "u1", "torch.BoolStorage": "?",
 }  # fmt: skip
 FUNCTIONS = ("collections.OrderedDict", "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2")
+ONE_LEVEL_DOWN = ("state_dict", "model", "model_state_dict")
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_PICKLE = 4_000_000  # bytes; that of GPT-2 XL has about a tenth of a million
 MAX_DIMENSIONS = 64  # NumPy's limit
@@ -61,8 +62,8 @@ def read(path):
 
     The arrays are views of the memory-mapped file, and share memory where the file's tensors do. Copied are only
     storages that are not aligned for their dtype or are big-endian, and bfloat16, which NumPy does not have: it is the
-    upper half of a float32 and becomes one. Where the tensors are one level down, under "state_dict" or "model" as in
-    a training checkpoint, they are taken from there.
+    upper half of a float32 and becomes one. Where the tensors are one level down, under "state_dict", "model" or
+    "model_state_dict" as in a training checkpoint, they are taken from there.
 
     Raises FileError where the file cannot be read and FormatError where it is not a whole, consistent file of tensors.
     """
@@ -78,7 +79,7 @@ def read(path):
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     value, places, order = _read_zip(path, mapped) if start.startswith(b"PK") else _read_legacy(path, mapped)
     if isinstance(value, dict):
-        value = next((value[key] for key in ("state_dict", "model") if isinstance(value.get(key), dict)), value)
+        value = next((value[key] for key in ONE_LEVEL_DOWN if isinstance(value.get(key), dict)), value)
     if not isinstance(value, dict):
         raise FormatError(f"{path} holds a value of type {_type(value)}, not a dictionary of tensors")
     for name, tensor in value.items():

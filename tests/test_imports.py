@@ -24,7 +24,7 @@ ORDER = """
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops
     nn gpt2 lora
-    checkpoint adapter generate evaluate
+    checkpoint adapter loralib generate evaluate
     gradcheck gradcases
     run train
     __init__

@@ -162,8 +162,11 @@ def legacy(value, records=None, magic=torchfile.MAGIC, protocol=1001, keys=None)
     return data + b"".join(struct.pack("<q", length) + data for length, data in records.values())
 
 
-def saved(tensors, form=archive):
-    """The bytes that torch.save writes of the tensors, {name: array}, in either form; uint16 is taken for bfloat16."""
+def saved(tensors, form=archive, under=None):
+    """The bytes that torch.save writes of the tensors, {name: array}, or of {under: them}, in either form.
+
+    uint16 is taken for bfloat16.
+    """
     kinds = {np.dtype(dtype): name for name, dtype in reversed(torchfile.DTYPES.items())}
     state, records = {}, {}
     for key, (name, array) in enumerate(tensors.items()):
@@ -171,7 +174,7 @@ def saved(tensors, form=archive):
         place = storage(kinds[array.dtype].removeprefix("torch."), str(key), array.size)
         state[name] = tensor(place, 0, array.shape, strides)
         records[str(key)] = array.tobytes() if form is archive else (array.size, array.tobytes())
-    return form(state, records)
+    return form(state if under is None else {under: state}, records)
 
 
 @pytest.fixture
@@ -238,7 +241,7 @@ def test_a_parameter_and_metadata_in_a_call(read):
     np.testing.assert_array_equal(read(archive({"w": parameter}))["w"], DATA.reshape(2, 3))
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model"])
+@pytest.mark.parametrize("key", torchfile.ONE_LEVEL_DOWN)
 def test_tensors_one_level_down(read, refused, key):
     checkpoint = {"epoch": 3, "best": 0.5, "optimizer": {"state": {0: {"m": tensor()}}}, key: {"w": tensor()}}
     for form in (archive, legacy):

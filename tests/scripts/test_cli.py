@@ -16,6 +16,7 @@ FLAGS = {
         --resume --full --samples --quiet""".split(),
     "generate.py": ["--model", "--adapter", "--prompt", *SAMPLING],
     "evaluate.py": ["--model", "--adapter", "--data", "--context", "--stride", "--json"],
+    "convert_adapter.py": ["--alpha", "--enable", "--model", "--revision", "--out"],
     "merge.py": ["--model", "--adapter", "--out"],
 }
 

@@ -1,0 +1,38 @@
+"""Turn a loralib checkpoint of GPT-2, the form of the LoRA paper's own results, into an adapter in PEFT's."""
+
+import sys
+from pathlib import Path
+
+import cli
+
+import npgpt
+from npgpt import loralib
+from npgpt.errors import FileError
+
+
+def parse_arguments(argv):
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("checkpoint", metavar="FILE", help="what torch.save wrote, .pt or .bin")
+    parser.add_argument("--alpha", required=True, type=float,
+                        help="LoRA alpha of the training, which the file does not hold (32 for the published ones)")
+    parser.add_argument("--enable", default="q,v", metavar="LIST",
+                        help="which of c_attn's outputs q, k and v have an update (default %(default)s)")
+    parser.add_argument("--model", help="the base; needed where the file holds its weights as well, to compare them")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the adapter to")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    if (args.out / "adapter_config.json").exists():
+        raise FileError(f"{args.out} holds an adapter already: name another folder with --out")
+    model = args.model and npgpt.GPT2.from_pretrained(args.model, args.revision)
+    fields = loralib.convert(args.checkpoint, args.out, args.alpha, args.enable.split(","), model)
+    print(f"converted {args.checkpoint}: rank {fields['r']}, alpha {fields['lora_alpha']:g}, scale "
+          f"{fields['lora_alpha'] / fields['r']:g}, targets {', '.join(fields['target_modules'])}, "
+          f"bias {fields['bias']}: {args.out}")
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments(None)
+    sys.exit(cli.run(lambda: main(arguments)))

@@ -1,0 +1,33 @@
+"""convert_adapter.py turns a checkpoint of loralib into an adapter that the other commands take."""
+
+import numpy as np
+
+from tests.test_torchfile import saved
+
+C = 16  # the width of the scripts' small model
+
+
+def write(path, r=2):
+    draw = np.random.default_rng(0)
+    tensors = {}
+    for layer in range(2):
+        for part, shape in (("lora_A", (2 * r, C)), ("lora_B", (2 * C, r))):
+            tensors[f"transformer.h.{layer}.attn.c_attn.{part}"] = draw.normal(0, 0.5, shape).astype(np.float32)
+    path.write_bytes(saved(tensors, under="model_state_dict"))
+
+
+def test_a_checkpoint_becomes_an_adapter(script, tmp_path, model):
+    write(tmp_path / "gpt2.pt")
+    stdout = script("convert_adapter.py", "gpt2.pt", "--alpha", 8, "--out", "adapter")
+    assert stdout == ("converted gpt2.pt: rank 4, alpha 16, scale 4, targets attn.c_attn, bias none: adapter\n")
+    prompt = ["generate.py", "--model", model, "--prompt", "many hands", "--temperature", 0]
+    assert script(*prompt, "--adapter", "adapter") != script(*prompt)
+
+
+def test_what_cannot_be_converted(refused, tmp_path, model, adapter):
+    write(tmp_path / "gpt2.pt")
+    arguments = ["convert_adapter.py", "gpt2.pt", "--alpha", 8, "--out"]
+    assert "holds an adapter already" in refused(*arguments, adapter)
+    assert "enable_lora = ['q', 'x']" in refused(*arguments, "new", "--enable", "q,x")
+    assert "are 2 updates of rank 2, and enable_lora names 3" in refused(*arguments, "new", "--enable", "q,k,v")
+    assert "cannot read nowhere.pt" in refused("convert_adapter.py", "nowhere.pt", "--alpha", 8, "--out", "new")
