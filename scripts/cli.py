@@ -7,6 +7,7 @@ import warnings
 
 import npgpt
 from npgpt import hub
+from npgpt.errors import HubError
 
 DEFAULT_MODEL = "gpt2"
 FALLBACK = "tiny"
@@ -46,13 +47,20 @@ def add_model_arguments(parser):
 
 
 def choose_model(name, revision=None):
-    """Return `name`, or where none was given the default model, or the embedded one where that is out of reach."""
+    """Return `name`, or where none was given the default model, or the embedded one where that cannot be had."""
     if name is not None:
         return name
-    if hub.cached(DEFAULT_MODEL, revision) or hub.reachable():
+    if hub.cached(DEFAULT_MODEL, revision):
         return DEFAULT_MODEL
-    print(f"{DEFAULT_MODEL} is not in the cache and the hub cannot be reached: "
-          f"going on with the embedded model, --model {FALLBACK}", file=sys.stderr)
+    reason = "the hub cannot be reached"
+    if hub.reachable():
+        try:
+            hub.file(DEFAULT_MODEL, "config.json", revision)  # small; a proxy may answer, and let nothing through
+            return DEFAULT_MODEL
+        except HubError as error:
+            reason = f"the hub does not give it ({error})"
+    print(f"{DEFAULT_MODEL} is not in the cache and {reason}: going on with the embedded model, --model {FALLBACK}",
+          file=sys.stderr)
     return FALLBACK
 
 

@@ -1,5 +1,6 @@
 """What the command lines share: statuses, one-line messages, help, and which model is meant."""
 
+import itertools
 import re
 import warnings
 
@@ -8,6 +9,7 @@ import pytest
 
 import npgpt
 from npgpt import hub
+from tests.hub.server import Hub
 
 SAMPLING = ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--num-samples"]
 FLAGS = {
@@ -77,6 +79,7 @@ def test_wrong_arguments_are_one_line(capsys, arguments, message):
 def test_which_model_is_meant_where_none_is_named(monkeypatch, capsys, cached, reachable, chosen):
     monkeypatch.setattr(hub, "cached", lambda *_: cached)
     monkeypatch.setattr(hub, "reachable", lambda: reachable)
+    monkeypatch.setattr(hub, "file", lambda *_: "config.json")
     assert cli.choose_model(None) == chosen
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -84,6 +87,23 @@ def test_which_model_is_meant_where_none_is_named(monkeypatch, capsys, cached, r
         assert re.fullmatch(r"gpt2 is not in the cache and the hub cannot be reached: .*--model tiny\n", captured.err)
     else:
         assert captured.err == ""
+
+
+@pytest.mark.parametrize("status", [403, 404, 407, 451])
+def test_a_hub_that_answers_and_gives_nothing_is_out_of_reach(run_script, tmp_path, status):
+    """Such as a company's proxy. Where the model was named, its refusal is the end."""
+    with Hub() as hub:
+        hub.add("gpt2", {"config.json": b"{}"}).statuses = itertools.repeat(status)
+        online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+        result = run_script(tmp_path, "generate.py", "--prompt", "The", **online)
+        refusal = rf"{hub.url} answered {status} for config\.json of 'gpt2'.*"
+        assert re.fullmatch(rf"gpt2 is not in the cache and the hub does not give it \({refusal}\): going on with the "
+                            "embedded model, --model tiny\n", result.stderr)
+        assert result.returncode == 0
+        assert result.stdout.startswith("The")
+        result = run_script(tmp_path, "generate.py", "--prompt", "The", "--model", "gpt2", **online)
+        assert re.fullmatch(rf"error: {hub.url} answered {status} for tokenizer.json of 'gpt2'.*\n", result.stderr)
+        assert result.returncode == 2
 
 
 def test_a_model_that_is_named_is_meant(monkeypatch, capsys):
