@@ -151,7 +151,7 @@ def _attention(normal):
     yield "causal_attention, equal rows", attention([5], 2, 0.7), [equal]
     yield "causal_attention, strided", attention(ragged, 2, 0.7), [normal((12, 16)).T]
     yield "causal_attention, sharp", attention([6], 2, 5.0), [normal((6, 12))]
-    yield "causal_attention, two query blocks", attention([130, 3], 1, 0.7), [normal((133, 6))]
+    yield "causal_attention, several query blocks", attention([130, 3], 1, 0.7), [normal((133, 6))]
     yield "causal_attention, dropout", attention(ragged, 2, 0.7, 0.3), [normal((16, 12))]
     yield "causal_attention, blocks and dropout", attention([3, 130], 1, 0.7, 0.3), [normal((133, 6))]
 

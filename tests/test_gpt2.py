@@ -275,10 +275,14 @@ def test_residual_dropout_falls_on_both_branches_and_not_on_the_stream():
 
 
 def test_defaults_are_those_of_gpt2():
-    config = GPT2Config()
-    assert (config.vocab_size, config.n_positions, config.n_embd) == (50257, 1024, 768)
-    assert (config.n_layer, config.n_head, config.n_inner) == (12, 12, None)
-    assert (config.activation_function, config.layer_norm_epsilon) == ("gelu_new", 1e-5)
+    """All that transformers' GPT2Config has of these fields; tests/parity compares the two themselves."""
+    assert GPT2Config().to_dict() == {
+        "model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+        "n_inner": None, "activation_function": "gelu_new", "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False, "tie_word_embeddings": True,
+        "bos_token_id": 50256, "eos_token_id": 50256,
+    }
 
 
 def test_a_configuration_goes_through_its_dict():

@@ -52,7 +52,7 @@ BY_LAYER = "relu-by-layer", {"n_embd": 12, "vocab_size": 47}
 UNSCALED = "silu-unscaled", {"n_embd": 12}
 UNTIED = "untied", {"n_embd": 16, "vocab_size": 97}
 DEEP = "deep", {"n_embd": 8, "n_inner": 10, "vocab_size": 31}
-# Longer than a block of 128 queries in attention, and more rows than a block of 256 in the loss.
+# Longer than a block of queries in attention, and more rows than a block of 256 in the loss.
 LONG = "gelu_new", {"n_embd": 8, "n_head": 1, "n_layer": 1, "n_positions": 160, "vocab_size": 17}
 
 CASES = {

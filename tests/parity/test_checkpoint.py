@@ -35,6 +35,10 @@ def assert_same_weights(ours, theirs):
         np.testing.assert_array_equal(tensor.data, expected[name].data, err_msg=name)
 
 
+def test_the_defaults_of_a_configuration_are_theirs():
+    assert npgpt.GPT2Config().to_dict().items() <= transformers.GPT2Config().to_dict().items()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_writes_and_npgpt_loads(tmp_path, name):
     theirs = torch_model(name)
