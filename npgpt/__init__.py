@@ -8,12 +8,13 @@ from npgpt.evaluate import perplexity
 from npgpt.generate import generate
 from npgpt.gpt2 import GPT2, GPT2Config
 from npgpt.gradcheck import gradcheck
-from npgpt.lora import LoraConfig, add_lora, merge_lora
+from npgpt.lora import LoraConfig, add_lora, delete_adapter, disable_adapter, merge_lora, set_adapter
 from npgpt.optim import AdamW, clip_grad_norm
 from npgpt.tokenizer import Tokenizer
 from npgpt.train import train_step
 
 __all__ = [
     "GPT2", "AdamW", "Batch", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora", "backward",
-    "clip_grad_norm", "generate", "gradcheck", "load_adapter", "merge_lora", "perplexity", "save_adapter", "train_step",
+    "clip_grad_norm", "delete_adapter", "disable_adapter", "generate", "gradcheck", "load_adapter", "merge_lora",
+    "perplexity", "save_adapter", "set_adapter", "train_step",
 ]

@@ -24,7 +24,7 @@ from npgpt import safetensors
 from npgpt.checkpoint import READERS, cast
 from npgpt.errors import ConfigError, FormatError, one_line
 from npgpt.files import read_json, write_json
-from npgpt.lora import LoraConfig, adapted_layers, add_lora, match_targets
+from npgpt.lora import LoraConfig, attach, check_new, make_updates, updates
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model.transformer."
@@ -65,14 +65,10 @@ def save_adapter(model, folder, name="default"):
     Each file is written whole or not at all, the configuration last: a folder that has one has its weights.
     Raises ConfigError where the model has no such adapter, FileError where the folder cannot be written.
     """
-    layers = {module: layer for module, layer in adapted_layers(model).items() if layer.adapter_name == name}
-    if not layers:
-        names = {layer.adapter_name for layer in adapted_layers(model).values()}
-        has = f"its adapters are {', '.join(sorted(names))}" if names else "it has none; add_lora makes one"
-        raise ConfigError(f"this model has no adapter called {name!r} to save: {has}")
-    config = next(iter(layers.values())).config
+    made = updates(model, name)
+    config = next(iter(made.values())).config
     if isinstance(config.target_modules, str):
-        targets = [f"transformer.{module}" for module in layers]  # as PEFT writes "all-linear" out
+        targets = [f"transformer.{module}" for module in made]  # as PEFT writes "all-linear" out
     else:
         targets = set(config.target_modules)
     values = PEFT_DEFAULTS | {
@@ -86,16 +82,16 @@ def save_adapter(model, folder, name="default"):
         "task_type": "CAUSAL_LM",
     }
     tensors = {}
-    for module, layer in layers.items():
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = layer.lora_A.data.astype(np.float32, copy=False)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = layer.lora_B.data.astype(np.float32, copy=False)
+    for module, update in made.items():
+        for parameter, tensor in update.parameters().items():
+            tensors[f"{PREFIX}{module}.{parameter}.weight"] = tensor.data.astype(np.float32, copy=False)
     place = _place(folder, name)
     safetensors.write(place / WEIGHTS_FILE, tensors, {"format": "pt"})
     write_json(place / CONFIG_FILE, values, sort_keys=True)
 
 
 def load_adapter(model, folder, name="default", trainable=True):
-    """Put the adapter in `folder` onto `model`, which is frozen. In place; returns the model.
+    """Put the adapter in `folder` onto `model`, in force alone; all else is frozen. In place; returns the model.
 
     folder     PEFT's two files; or, for a name other than "default", a folder that has them in folder/name
     name       what the adapter is called from here on
@@ -103,27 +99,23 @@ def load_adapter(model, folder, name="default", trainable=True):
 
     Tensors of any float dtype are taken to the model's. The model is changed only once everything has been checked.
     Raises FileError where a file cannot be read, FormatError where the adapter cannot be used or does not fit the
-    model, ConfigError where the model has an adapter already.
+    model, ConfigError where the model has an adapter of that name already.
     """
-    if adapted_layers(model):
-        raise ConfigError(f"cannot load the adapter in {folder}: this model already has one; merge it (merge_lora), or "
-                          "load the base model again")
+    check_new(model, name)
     place = _place(folder, name)
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)
     values = _read_config(place / CONFIG_FILE)
     weights = _find_weights(place)
     arrays = READERS[weights.suffix](weights)
-    config, modules = _lora_config(place / CONFIG_FILE, values, model, arrays)
-    found = _account(weights, values, model, modules, arrays)
+    config = _lora_config(place / CONFIG_FILE, values, model, arrays)
+    try:
+        made = make_updates(model, config)
+    except ConfigError as error:
+        raise FormatError(f"{place / CONFIG_FILE}: {error}") from error
+    _fill(weights, values, model, made, arrays)
     _warn_of_another_base(place, values, model)
-
-    add_lora(model, config, name=name)
-    for module, layer in adapted_layers(model).items():
-        for parameter, tensor in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-            tensor.data = found[module, parameter]
-            tensor.trainable = trainable
-    return model
+    return attach(model, name, made, trainable)
 
 
 def _place(folder, name):
@@ -167,7 +159,7 @@ def _find_weights(place):
 
 
 def _lora_config(path, values, model, arrays):
-    """Return the LoraConfig that the fields `values` make, and the modules of `model` it adapts. Raises FormatError."""
+    """Return the LoraConfig that the fields `values` make for `model`. Raises FormatError."""
     targets = values["target_modules"]
     if targets is None:
         targets = PEFT_DEFAULTS["target_modules"]
@@ -184,24 +176,18 @@ def _lora_config(path, values, model, arrays):
     elif not any(".transformer." in f".{key}" for key in arrays):
         targets = rf"transformer\.(?:{targets})"  # trained on a model without a head, whose modules begin with "h."
     try:
-        config = LoraConfig(values["r"], values["lora_alpha"], values["lora_dropout"], targets)
-        return config, match_targets(model, targets)
+        return LoraConfig(values["r"], values["lora_alpha"], values["lora_dropout"], targets)
     except ConfigError as error:
         raise FormatError(f"{path}: {error}") from error
 
 
-def _account(path, values, model, modules, arrays):
-    """Return dict (module, "lora_A" or "lora_B") -> array of the model's dtype, for exactly these modules of `model`.
+def _fill(path, values, model, made, arrays):
+    """Give every tensor of `made`, dict module name -> update, its array from the file, in the tensor's dtype.
 
     Raises FormatError where the file holds less, more, or other shapes.
     """
-    expected = {}
-    parameters = model.parameters()
-    for module in modules:
-        n_in, n_out = parameters[f"{module}.weight"].shape
-        expected[module, "lora_A"] = values["r"], n_in
-        expected[module, "lora_B"] = n_out, values["r"]
-
+    expected = {(module, parameter): tensor
+                for module, update in made.items() for parameter, tensor in update.parameters().items()}
     found, unexpected, wrong = {}, [], []
     for key, array in arrays.items():
         # A state dict that was saved as it is in memory has the adapter's name before "weight".
@@ -211,8 +197,9 @@ def _account(path, values, model, modules, arrays):
             unexpected.append(repr(key))
             continue
         found[slot] = array
-        if array.shape != expected[slot] or array.dtype.kind != "f":
-            wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, where {expected[slot]} of floats is right")
+        shape = expected[slot].shape
+        if array.shape != shape or array.dtype.kind != "f":
+            wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, where {shape} of floats is right")
     missing = [".".join(slot) for slot in expected if slot not in found]
 
     problems = [f"{kind}{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
@@ -223,8 +210,8 @@ def _account(path, values, model, modules, arrays):
             f"{path}, an adapter for {base!r}, does not fit this model, {here!r} with n_layer {model.config.n_layer} "
             f"and n_embd {model.config.n_embd}: {'; '.join(problems)}"
         )
-    return {(module, parameter): cast(f"{path}: {parameter} of {module}", array, parameters[f"{module}.weight"].dtype)
-            for (module, parameter), array in found.items()}
+    for (module, parameter), tensor in expected.items():
+        tensor.data = cast(f"{path}: {parameter} of {module}", found[module, parameter], tensor.dtype)
 
 
 def _warn_of_another_base(place, values, model):

@@ -18,6 +18,7 @@ import numpy as np
 from npgpt import files, hub, safetensors, torchfile
 from npgpt.errors import ConfigError, FileError, FormatError
 from npgpt.gpt2 import GPT2, GPT2Config
+from npgpt.lora import adapted_layers
 
 PREFIXES = re.compile(r"^(?:(?:model|gpt|module|transformer)\.)+")
 MASK = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
@@ -186,12 +187,12 @@ def save_pretrained(model, folder):
     Neither file is put in place before both are written whole. Raises ConfigError while the model has LoRA layers,
     FileError where the folder cannot be written.
     """
-    parameters = model.parameters()
-    if any("lora_" in name for name in parameters):
+    if adapted_layers(model):
         raise ConfigError(
             f"cannot save the model to {folder}: it has LoRA layers; merge_lora(model) first, or save_adapter"
         )
-    tensors = {name if name == "lm_head.weight" else f"transformer.{name}": p.data for name, p in parameters.items()}
+    tensors = {name if name == "lm_head.weight" else f"transformer.{name}": p.data
+               for name, p in model.parameters().items()}
     config = {"architectures": ["GPT2LMHeadModel"], "dtype": model.wte.weight.dtype.name, **model.config.to_dict()}
     with files.replacing(Path(folder) / "config.json") as temporary:
         files.write_json(temporary, config, sort_keys=True)

@@ -199,11 +199,12 @@ def measure_products(model, batch, threads, runs):
 
 def part_products(model, batch):
     """Return [(a, b, out), ...] of the products that one part of a batch goes through, forward and backward."""
+    from npgpt import lora
     from npgpt.ops.attention import query_blocks
     from npgpt.ops.cross_entropy import ROWS
 
-    config, n = model.config, len(batch.ids)
-    C, H, r = config.n_embd, config.n_head, model.h[0].attn.c_attn.config.r
+    config, n, updates = model.config, len(batch.ids), lora.updates(model)
+    C, H, r = config.n_embd, config.n_head, updates["h.0.attn.c_attn"].config.r
     buffers = {}
 
     def array(*shape):  # by shape: a buffer used twice is no slower to multiply, and the memory stays small
@@ -225,8 +226,8 @@ def part_products(model, batch):
     forward, backward = [], []
     x, u, head = array(n, C), array(n, r), model.head().data
     for i, block in enumerate(model.h):
-        adapted = block.attn.c_attn
-        W, A, B = adapted.base_layer.weight.data, adapted.lora_A.data, adapted.lora_B.data
+        update = updates[f"h.{i}.attn.c_attn"]
+        W, A, B = block.attn.c_attn.base_layer.weight.data, update.lora_A.data, update.lora_B.data
         dy = array(n, 3 * C)
         forward += [product(x, W), product(x, A.T), product(u, B.T), *attention(False)]
         backward += [product(dy, B), product(u.T, x), product(dy.T, u), *attention(True)]

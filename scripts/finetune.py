@@ -130,12 +130,12 @@ def prepare(model, config, settings, say):
         say(f"LoRA       rank {config.r}, alpha {config.lora_alpha:g}, scale {config.scale:g}, "
             f"dropout {config.lora_dropout:g}")
         kinds = {}
-        for name, layer in lora.adapted_layers(model).items():
-            kinds.setdefault(name.split(".", 2)[2], []).append(layer)
-        for kind, layers in kinds.items():
-            n_in, n_out = layers[0].base_layer.weight.shape
-            added = sum(layer.lora_A.data.size + layer.lora_B.data.size for layer in layers)
-            say(f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(layers)} layers: {added:>9,}")
+        for name, update in lora.updates(model).items():
+            kinds.setdefault(name.split(".", 2)[2], []).append(update)
+        for kind, updates in kinds.items():
+            n_in, n_out = updates[0].lora_A.shape[1], updates[0].lora_B.shape[0]
+            added = sum(tensor.data.size for update in updates for tensor in update.parameters().values())
+            say(f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(updates)} layers: {added:>9,}")
     total = sum(tensor.data.size for tensor in model.parameters().values())
     trained = sum(tensor.data.size for tensor in model.trainable_parameters().values())
     say(f"           {trained:,} of {total:,} parameters train ({100 * trained / total:.2f} %)")

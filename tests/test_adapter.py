@@ -16,7 +16,7 @@ from npgpt import (
     save_adapter,
 )
 from npgpt.errors import ConfigError, FileError, FormatError
-from npgpt.lora import adapted_layers
+from npgpt.lora import adapter_names, updates
 from tests.test_torchfile import archive, legacy, saved
 
 SIZE = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 11, "n_positions": 16}
@@ -84,8 +84,8 @@ def adapted(targets=("c_attn",), r=2, lora_alpha=8, name="default", model=None):
     """A small model under an adapter whose B is not zero, so that it has an effect."""
     model = add_lora(model or base(), LoraConfig(r, lora_alpha, 0.0, targets), seed=1, name=name)
     draw = np.random.default_rng(2)
-    for layer in adapted_layers(model).values():
-        layer.lora_B.data[...] = 0.2 * draw.standard_normal(layer.lora_B.shape)
+    for update in updates(model, name).values():
+        update.lora_B.data[...] = 0.2 * draw.standard_normal(update.lora_B.shape)
     return model
 
 
@@ -176,15 +176,15 @@ def test_another_name_is_a_folder_of_its_own(tmp_path):
     for place in (tmp_path, tmp_path / "poet"):
         loaded = load_adapter(base(), place, name="poet")
         assert_same_bits(arrays(loaded), arrays(model))
-        assert {layer.adapter_name for layer in adapted_layers(loaded).values()} == {"poet"}
+        assert adapter_names(loaded) == ["poet"]
     with pytest.raises(FileError, match=r"adapter_config\.json"):
         load_adapter(base(), tmp_path)
 
 
 def test_saving_what_is_not_there(tmp_path):
-    with pytest.raises(ConfigError, match="'default' to save: it has none; add_lora makes one"):
+    with pytest.raises(ConfigError, match="no adapter called 'default': it has none; add_lora makes one"):
         save_adapter(base(), tmp_path)
-    with pytest.raises(ConfigError, match="'default' to save: its adapters are poet"):
+    with pytest.raises(ConfigError, match="no adapter called 'default': its adapters are poet"):
         save_adapter(adapted(name="poet"), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -250,7 +250,7 @@ def test_a_loaded_adapter_trains_and_the_base_does_not(folder):
 def test_settings_are_read(folder):
     edit_config(folder, lora_alpha=3, lora_dropout=0.5)
     model = load_adapter(base(), folder)
-    config = adapted_layers(model)["h.0.attn.c_attn"].config
+    config = updates(model)["h.0.attn.c_attn"].config
     assert config == LoraConfig(2, 3, 0.5, ("c_attn",))
 
 
@@ -261,7 +261,7 @@ def test_absent_fields_have_peft_s_defaults(tmp_path):
         (tmp_path / "adapter_config.json").write_text(text)
         model = load_adapter(base(), tmp_path)
         np.testing.assert_array_equal(model.logits(IDS), expected.logits(IDS))
-        assert adapted_layers(model)["h.0.attn.c_attn"].config == LoraConfig(8, 8, 0.0, ("c_attn",))
+        assert updates(model)["h.0.attn.c_attn"].config == LoraConfig(8, 8, 0.0, ("c_attn",))
 
 
 @pytest.mark.parametrize(
@@ -479,7 +479,7 @@ def test_an_adapter_for_another_base(folder, changes, match):
 def test_a_model_that_has_an_adapter(folder):
     model = adapted()
     before = arrays(model)
-    with pytest.raises(ConfigError, match="already has one"):
+    with pytest.raises(ConfigError, match="an adapter called 'default' already"):
         load_adapter(model, folder)
     assert_same_bits(arrays(model), before)
 

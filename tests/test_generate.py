@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import npgpt
 from npgpt.errors import ConfigError, NpgptError
 from npgpt.generate import probabilities, sample
-from npgpt.lora import adapted_layers
+from npgpt.lora import updates
 from npgpt.seeding import generator
 
 CONFIG = npgpt.GPT2Config(vocab_size=61, n_positions=24, n_embd=16, n_layer=3, n_head=4, initializer_range=0.3)
@@ -26,8 +26,8 @@ def model():
 def with_adapter(model):
     """Put an adapter on the model, with a B that is not zero, so that it shows."""
     npgpt.add_lora(model, npgpt.LoraConfig(r=2, lora_dropout=0.5, target_modules=["c_attn", "mlp.c_proj"]))
-    for name, layer in adapted_layers(model).items():
-        layer.lora_B.data[...] = generator(0, name).normal(0, 0.3, layer.lora_B.shape)
+    for name, update in updates(model).items():
+        update.lora_B.data[...] = generator(0, name).normal(0, 0.3, update.lora_B.shape)
     return model
 
 

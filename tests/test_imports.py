@@ -96,8 +96,8 @@ def test_importing_npgpt_imports_neither_hub_nor_tokenizers():
 def test_public_names():
     assert sorted(npgpt.__all__) == sorted([
         "AdamW", "Batch", "GPT2", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora",
-        "backward", "clip_grad_norm", "generate", "gradcheck", "load_adapter", "merge_lora", "perplexity",
-        "save_adapter", "train_step",
+        "backward", "clip_grad_norm", "delete_adapter", "disable_adapter", "generate", "gradcheck", "load_adapter",
+        "merge_lora", "perplexity", "save_adapter", "set_adapter", "train_step",
     ])
     assert all(hasattr(npgpt, name) for name in npgpt.__all__)
 
@@ -113,6 +113,7 @@ def test_public_names():
                       "eos_id": None}),
     (npgpt.perplexity, {"context": 1024, "stride": None}),
     (npgpt.load_adapter, {"name": "default", "trainable": True}),
+    (npgpt.set_adapter, {"trainable": True}),
 ])
 def test_public_defaults(function, defaults):
     parameters = inspect.signature(function).parameters.values()

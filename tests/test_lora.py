@@ -6,7 +6,7 @@ import pytest
 from npgpt import GPT2, AdamW, GPT2Config, LoraConfig, add_lora, backward, merge_lora
 from npgpt.errors import ConfigError
 from npgpt.gradcases import randomise, small_batch, small_model
-from npgpt.lora import LoraLinear, adapted_layers, match_targets
+from npgpt.lora import LoraLayer, adapted_layers, match_targets, updates
 from npgpt.nn import Linear
 
 IDS = [1, 5, 5, 2, 9]
@@ -74,16 +74,16 @@ def test_training_starts_from_the_base_model_exactly():
 
 def test_A_is_kaiming_uniform():
     model = add_lora(small_model(n_embd=64), LoraConfig(r=64, target_modules=["c_attn"]))
-    for layer in adapted_layers(model).values():
+    for update in updates(model).values():
         bound = 1 / math.sqrt(64)
-        assert 0.99 * bound < np.abs(layer.lora_A.data).max() <= bound
-        assert layer.lora_A.data.std() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+        assert 0.99 * bound < np.abs(update.lora_A.data).max() <= bound
+        assert update.lora_A.data.std() == pytest.approx(bound / math.sqrt(3), rel=0.02)
 
 
 def test_each_layers_A_is_its_own_and_does_not_depend_on_which_others_are_adapted():
     def A(targets, seed=0):
         model = add_lora(small_model(), LoraConfig(r=3, target_modules=targets), seed)
-        return {name: layer.lora_A.data for name, layer in adapted_layers(model).items()}
+        return {name: update.lora_A.data for name, update in updates(model).items()}
 
     everything, some = A("all-linear"), A(["mlp.c_fc"])
     assert list(some) == ["h.0.mlp.c_fc", "h.1.mlp.c_fc"]
@@ -97,9 +97,9 @@ def test_each_layers_A_is_its_own_and_does_not_depend_on_which_others_are_adapte
 
 def test_the_update_is_s_B_A_and_s_is_alpha_over_r(assert_close):
     model, plain = adapted(["c_attn"]), small_model()
-    for ours, theirs in zip(model.h, plain.h, strict=True):
-        A, B = ours.attn.c_attn.lora_A.data, ours.attn.c_attn.lora_B.data
-        theirs.attn.c_attn.weight.data += 4 / 3 * (B @ A).T
+    for layer, block in enumerate(plain.h):
+        update = updates(model)[f"h.{layer}.attn.c_attn"]
+        block.attn.c_attn.weight.data += 4 / 3 * (update.lora_B.data @ update.lora_A.data).T
     assert_close(model.logits(IDS), plain.logits(IDS))
 
 
@@ -159,7 +159,7 @@ def test_merging_leaves_the_layer_it_wraps_untouched():
 
 def test_a_merged_model_can_be_adapted_again():
     model = merge_lora(adapted())
-    assert isinstance(add_lora(model, LoraConfig(r=2)).h[0].attn.c_attn, LoraLinear)
+    assert isinstance(add_lora(model, LoraConfig(r=2)).h[0].attn.c_attn, LoraLayer)
 
 
 # Which modules
@@ -206,15 +206,16 @@ def test_a_target_that_cannot_be_adapted_is_an_error_and_changes_nothing(targets
     assert all(tensor.trainable for tensor in model.parameters().values())
 
 
-def test_a_second_adapter_is_an_error():
+def test_a_second_adapter_of_the_same_name_is_an_error():
     model = adapted(["c_attn"])
-    with pytest.raises(ConfigError, match="already has an adapter"):
+    with pytest.raises(ConfigError, match="has an adapter called 'default' already"):
         add_lora(model, LoraConfig(target_modules=["c_fc"]))
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [({"r": 0}, "rank r = 0"), ({"r": -1}, "rank"), ({"r": 1.5}, "rank"), ({"r": True}, "rank"),
+     ({"r": 65537}, "from 1 to 65,536"),
      ({"lora_alpha": 0}, "lora_alpha = 0"), ({"lora_alpha": math.inf}, "lora_alpha"),
      ({"lora_dropout": 1.0}, "lora_dropout = 1.0"), ({"lora_dropout": -0.1}, "lora_dropout"),
      ({"target_modules": []}, "target_modules is empty"), ({"target_modules": ""}, "target_modules is empty")],

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import npgpt
-from npgpt.lora import adapted_layers
+from npgpt.lora import updates
 
 from .reference import assert_all_close, assert_close, npgpt_model, texts, torch_ids, torch_model, with_peft
 
@@ -49,8 +49,8 @@ def random_adapter(model, targets, r=3, lora_alpha=7):
     """Put LoRA with B other than zero on a model of npgpt."""
     npgpt.add_lora(model, npgpt.LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=targets), seed=4)
     draw = np.random.default_rng(5)
-    for layer in adapted_layers(model).values():
-        layer.lora_B.data[...] = 0.2 * draw.standard_normal(layer.lora_B.shape)
+    for update in updates(model).values():
+        update.lora_B.data[...] = 0.2 * draw.standard_normal(update.lora_B.shape)
     return model
 
 
@@ -60,7 +60,7 @@ def test_peft_writes_and_npgpt_reads(tmp_path, targets):
     ours = npgpt.load_adapter(npgpt_model(torch_model(MODEL)), tmp_path)
     (ids,) = texts(ours.config.vocab_size, [20])
     assert_close(ours.logits(ids), torch_logits(theirs, ids), BOUND, "logits")
-    assert {layer.config.lora_dropout for layer in adapted_layers(ours).values()} == {0.25}
+    assert {update.config.lora_dropout for update in updates(ours).values()} == {0.25}
 
     npgpt.merge_lora(ours)
     theirs = theirs.merge_and_unload()
