@@ -10,9 +10,8 @@ import threading
 import time
 from typing import NamedTuple
 
-from npgpt import data
 from npgpt.autograd import backward
-from npgpt.batch import Batch
+from npgpt.data import Order, Sequences
 from npgpt.errors import ConfigError, NpgptError
 from npgpt.optim import clip_grad_norm, schedule
 from npgpt.seeding import generator
@@ -104,21 +103,23 @@ def _uninterrupted():
 class TrainConfig:
     """How long, in what pieces and at what rate to train. Raises ConfigError, naming the field.
 
-    epochs      passes over the data
-    max_steps   stop after this many optimiser steps, even inside an epoch; None: after the last epoch
-    batch_size  sequences a micro-batch
-    accumulate  micro-batches a step: their gradients are those of one batch of batch_size * accumulate sequences
-    lr          highest learning rate
-    warmup      steps over which it rises from 0
-    schedule    how it goes on: constant, linear or cosine, over all steps
-    grad_clip   largest norm of the gradient; 0: no clipping
-    seed        of the order of the data and of dropout
-    threads     int; None: as many as pay
+    epochs        passes over the data
+    max_steps     stop after this many optimiser steps, even inside an epoch; None: after the last epoch
+    batch_size    sequences a micro-batch
+    batch_tokens  tokens a micro-batch, about, instead; None: batch_size says how many sequences
+    accumulate    micro-batches a step: their gradients are those of one batch of all their sequences
+    lr            highest learning rate
+    warmup        steps over which it rises from 0
+    schedule      how it goes on: constant, linear or cosine, over all steps
+    grad_clip     largest norm of the gradient; 0: no clipping
+    seed          of the order of the data and of dropout
+    threads       int; None: as many as pay
     """
 
     epochs: int = 3
     max_steps: int | None = None
     batch_size: int = 4
+    batch_tokens: int | None = None
     accumulate: int = 1
     lr: float = 3e-4
     warmup: int = 0
@@ -128,22 +129,31 @@ class TrainConfig:
     threads: int | None = None
 
     def __post_init__(self):
-        least = {"epochs": 1, "max_steps": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "warmup": 0, "grad_clip": 0,
-                 "seed": 0, "threads": 1}
+        least = {"epochs": 1, "max_steps": 1, "batch_size": 1, "batch_tokens": 2, "accumulate": 1, "lr": 0, "warmup": 0,
+                 "grad_clip": 0, "seed": 0, "threads": 1}
         for name, low in least.items():
             value = getattr(self, name)
-            if value is None and name in ("max_steps", "threads"):
+            if value is None and name in ("max_steps", "batch_tokens", "threads"):
                 continue
             kind, word = (numbers.Real, "number") if name in ("lr", "grad_clip") else (numbers.Integral, "whole number")
             if not isinstance(value, kind) or not low <= value < math.inf:
                 raise ConfigError(f"{name} = {value}: it must be a {word} of at least {low}")
         schedule(self.schedule, 0, 1)
 
-    def steps_per_epoch(self, n_sequences):
-        return math.ceil(n_sequences / (self.batch_size * self.accumulate))
+    def order(self, lengths):
+        """Return the Order in which sequences of these lengths are seen."""
+        tokens = None if self.batch_tokens is None else self.batch_tokens * self.accumulate
+        return Order(lengths, self.seed, self.batch_size * self.accumulate, tokens)
 
-    def total_steps(self, n_sequences):
-        return min(self.epochs * self.steps_per_epoch(n_sequences), self.max_steps or math.inf)
+    def total_steps(self, order):
+        """How many steps are taken of an Order."""
+        return min(self.epochs * order.steps_per_epoch, self.max_steps or math.inf)
+
+    def micro_batches(self, batch):
+        """How many micro-batches a batch is worked through in."""
+        if self.batch_tokens is None:
+            return math.ceil(len(batch.lengths) / self.batch_size)
+        return math.ceil(len(batch.ids) / self.batch_tokens)
 
 
 class Step(NamedTuple):
@@ -159,24 +169,23 @@ class Step(NamedTuple):
 
 
 def train(model, sequences, opt, config):
-    """Train on `sequences` (integer arrays), yielding a Step after each step, from where `opt` stands to the end.
+    """Train on `sequences`, yielding a Step after each step, from where `opt` stands to the end.
+
+    sequences   data.Sequences, whose masks say what carries loss, or a list of integer arrays, where all does
 
     Everything drawn depends on the seed and the step's number alone: which sequences the step sees (each epoch is a
     new permutation) and what is dropped out. A run that goes on with the optimiser's state therefore takes the same
     steps as one never stopped.
     """
-    per_epoch, total = config.steps_per_epoch(len(sequences)), config.total_steps(len(sequences))
-    order, order_epoch = None, None
+    if not isinstance(sequences, Sequences):
+        sequences = Sequences.of(sequences)
+    order = config.order(sequences.lengths)
+    total = config.total_steps(order)
     for index in range(opt.steps, total):
         started = time.perf_counter()
-        epoch, place = divmod(index, per_epoch)
-        if order_epoch != epoch:
-            order = data.batches(len(sequences), config.batch_size * config.accumulate, config.seed, epoch)
-            order_epoch = epoch
-        batch = Batch.from_sequences([sequences[i] for i in order[place]])
+        batch = sequences.batch(order[index])
         opt.lr = config.lr * schedule(config.schedule, index, total, config.warmup)
         rng = generator(config.seed, "dropout", index)
-        micro_batches = math.ceil(len(order[place]) / config.batch_size)
-        result = train_step(model, batch, opt, config.grad_clip, rng, config.threads, micro_batches)
-        yield Step(index + 1, epoch + 1, result.loss, opt.lr, result.grad_norm, result.tokens,
+        result = train_step(model, batch, opt, config.grad_clip, rng, config.threads, config.micro_batches(batch))
+        yield Step(index + 1, index // order.steps_per_epoch + 1, result.loss, opt.lr, result.grad_norm, result.tokens,
                    time.perf_counter() - started)

@@ -13,18 +13,17 @@ import time
 from pathlib import Path
 
 import cli
+import dataset
 import numpy as np
 from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, new_settings, parse_arguments, resumed_settings
 from tqdm import tqdm
 
 import npgpt
-from npgpt import data, evaluate, lora
+from npgpt import evaluate, lora
 from npgpt.memory import keep_freed_memory
 from npgpt.run import Run
 from npgpt.train import TrainConfig, train
 
-TEXTS = Path(npgpt.__file__).parent / "texts"
-TRAINING, HELD_OUT = TEXTS / "train.txt", TEXTS / "validation.txt"
 SAMPLE_TOKENS = 40
 SAMPLE_TEMPERATURE = 0.3
 
@@ -38,7 +37,7 @@ def main(given):
     config = TrainConfig(threads=given.get("threads"), **{
         field.name: settings[field.name] for field in dataclasses.fields(TrainConfig) if field.name in settings})
 
-    texts, adapter = read_data(settings), adapter_config(settings)  # before the model, which may have to be fetched
+    documents, adapter = dataset.read(settings), adapter_config(settings)  # before the model, which may be fetched
     model, tokenizer = cli.load(settings["model"], settings["revision"])
     model.gradient_checkpointing = given.get("checkpoint", False)
     say(f"model      {settings['model']}: {model.config.n_layer} layers, {model.config.n_head} heads, width "
@@ -46,21 +45,23 @@ def main(given):
     if settings["model"] == cli.FALLBACK:
         say(f"           for this model {', '.join(f'{n} {v}' for n, v in TINY_DEFAULTS.items() if n not in given)} "
             f"by default: {TINY_REASON}")
-    sequences, held_out = encode(texts, settings, model, tokenizer, say)
+    sequences, held_out = dataset.encode(documents, settings, model, tokenizer, say)
     prepare(model, adapter, settings, say)
     opt = npgpt.AdamW(model.trainable_parameters(), settings["lr"], weight_decay=settings["weight_decay"])
-    total = config.total_steps(len(sequences))
+    total = config.total_steps(config.order(sequences.lengths))
     if run:
         run.load_state(opt)
         say(f"resumed    {run.folder} after step {opt.steps} of {total}")
     else:
         run = Run.create(given.get("out") or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
         run.write_config({"settings": settings, "python": platform.python_version(), "numpy": np.__version__})
-    say(f"training   {total:,} steps of {config.batch_size * config.accumulate} texts, {config.epochs} epochs; AdamW, "
+    tokens = config.batch_tokens and config.batch_tokens * config.accumulate
+    step_size = f"about {tokens} tokens" if tokens else f"{config.batch_size * config.accumulate} texts"
+    say(f"training   {total:,} steps of {step_size}, {config.epochs} epochs; AdamW, "
         f"learning rate {config.lr:g} ({config.schedule}), weight decay {settings['weight_decay']:g}")
 
     try:
-        before = evaluate.mean_nll(model, held_out) if held_out else None
+        before = evaluate.mean_nll(model, held_out, held_out.loss_masks) if held_out else None
         samples_before = sample(model, tokenizer, settings)
         losses = fit(run, model, sequences, held_out, opt, config, given.get("quiet", False))
     except KeyboardInterrupt:
@@ -71,7 +72,7 @@ def main(given):
     place = save(run, model, opt, tokenizer)
 
     if held_out:
-        after = evaluate.mean_nll(model, held_out)
+        after = evaluate.mean_nll(model, held_out, held_out.loss_masks)
         print(f"held out   loss {before.nll:.3f} -> {after.nll:.3f}, perplexity {before.ppl:.1f} -> {after.ppl:.1f}")
     elif losses:
         print(f"training   loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
@@ -82,32 +83,6 @@ def main(given):
     use = f"--model {place}" if settings["full"] else f"--model {settings['model']} --adapter {place}"
     say(f"use it     python scripts/generate.py {use} --prompt \"{PROMPTS[0]}\"")
     return 0
-
-
-def read_data(settings):
-    """Return [(place, texts), ...]: those to train on and, where there are any, those to measure on."""
-    paths = [TRAINING if settings["data"] is None else settings["data"]]
-    if settings["val_data"] is not None or settings["data"] is None:
-        paths.append(HELD_OUT if settings["val_data"] is None else settings["val_data"])
-    return [(f"npgpt/texts/{path.name}" if path in (TRAINING, HELD_OUT) else path, data.read_texts(path))
-            for path in paths]
-
-
-def encode(places_and_texts, settings, model, tokenizer, say):
-    """Return the sequences to train on and those to measure on (None where there are none)."""
-    context = model.config.n_positions
-    max_length = context if settings["max_length"] is None else settings["max_length"]
-    if not 2 <= max_length <= context:
-        raise npgpt.NpgptError(f"--max-length {max_length}: it must be from 2 to the model's context of {context}")
-    encoded = [None, None]
-    for i, (place, texts) in enumerate(places_and_texts):
-        e = data.encode_texts(tokenizer, texts, max_length)
-        for sequence in e.sequences:
-            model.check_ids(sequence, len(sequence))
-        split = f"; {e.split:,} longer than {max_length} tokens were split: {len(e.sequences):,} sequences"
-        say(f"{('data', 'held out')[i]:10} {place}: {e.texts:,} texts, {e.tokens:,} tokens{split if e.split else ''}")
-        encoded[i] = e.sequences
-    return encoded
 
 
 def adapter_config(settings):
@@ -143,14 +118,15 @@ def prepare(model, config, settings, say):
 
 def fit(run, model, sequences, held_out, opt, config, quiet):
     """Train to the end, with a progress bar, and log every step. Returns the losses of the steps."""
-    total, per_epoch = config.total_steps(len(sequences)), config.steps_per_epoch(len(sequences))
+    order = config.order(sequences.lengths)
+    total, per_epoch = config.total_steps(order), order.steps_per_epoch
     losses, tokens, seconds = [], 0, 0.0
     with tqdm(total=total, initial=opt.steps, unit="step", disable=quiet) as bar:
         for step in train(model, sequences, opt, config):
             measured = {}
             try:
                 if held_out and (step.step % per_epoch == 0 or step.step == total):
-                    measured["val_loss"] = evaluate.mean_nll(model, held_out).nll
+                    measured["val_loss"] = evaluate.mean_nll(model, held_out, held_out.loss_masks).nll
             finally:
                 run.log(step, **measured)  # after Ctrl-C too: the step is done
             losses.append(step.loss)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import cli
+import dataset
 
 import npgpt
 from npgpt.errors import FormatError
@@ -11,8 +12,8 @@ from npgpt.errors import FormatError
 PROMPTS = ["Overfitting is", "A good model", "The learning rate is", "Gradient descent is", "Attention lets a model",
            "A neural network is"]
 DEFAULTS = {
-    "model": None, "revision": None, "data": None, "val_data": None, "rank": 8, "alpha": 16.0, "dropout": 0.1,
-    "targets": "c_attn", "epochs": 3, "max_steps": None, "batch_size": 4, "accumulate": 1, "max_length": None,
+    **dataset.DEFAULTS, "model": None, "revision": None, "rank": 8, "alpha": 16.0, "dropout": 0.1,
+    "targets": "c_attn", "epochs": 3, "max_steps": None, "batch_size": 4, "batch_tokens": None, "accumulate": 1,
     "lr": 3e-4, "weight_decay": 0.01, "warmup": 0, "schedule": "linear", "grad_clip": 1.0, "seed": 0, "full": False,
     "samples": 3,
 }
@@ -34,8 +35,7 @@ def parse_arguments(argv, description):
             text += f" (default {default}{tiny(TINY_DEFAULTS[name]) if name in TINY_DEFAULTS else ''})"
         parser.add_argument(flag, help=text, **({"type": type} | options if options.get("action") is None else options))
 
-    add("--data", "texts to train on: .txt, one a line; .jsonl, {\"text\": ...} a line (default: those in the package)")
-    add("--val-data", "texts to measure on, before, after each epoch and after (default: held-out ones in the package)")
+    dataset.add_flags(add)
     add("--out", "folder of the run (default runs/<time>)", type=Path)
     add("--rank", "LoRA rank", type=int)
     add("--alpha", "LoRA alpha: the update is scaled by alpha / rank", type=float)
@@ -44,8 +44,8 @@ def parse_arguments(argv, description):
     add("--epochs", "passes over the texts", type=int)
     add("--max-steps", "stop after this many steps", type=int)
     add("--batch-size", "texts a micro-batch", type=int)
+    add("--batch-tokens", "tokens a micro-batch, about, instead", type=int)
     add("--accumulate", "micro-batches a step", type=int)
-    add("--max-length", "longest sequence in tokens; longer texts are split (default: the model's context)", type=int)
     add("--lr", "highest learning rate", type=float)
     add("--weight-decay", "decoupled weight decay", type=float)
     add("--warmup", "steps over which the learning rate rises", type=int)

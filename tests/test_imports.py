@@ -19,7 +19,8 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 # stands before `gpt2` no model. A new module is put in its place here.
 ORDER = """
     errors files seeding html metrics
-    optim batch threads memory data hub safetensors torchfile tokenizer
+    optim batch threads memory hub safetensors torchfile tokenizer
+    data.readers data.templates data.documents data.encoding data.order data
     autograd
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops
@@ -107,8 +108,8 @@ def test_public_names():
     (npgpt.LoraConfig, {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ("c_attn",)}),
     (npgpt.AdamW, {"lr": 3e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}),
     (npgpt.train_step, {"max_grad_norm": 1.0, "rng": None, "threads": None, "micro_batches": 1}),
-    (TrainConfig, {"epochs": 3, "max_steps": None, "batch_size": 4, "accumulate": 1, "lr": 3e-4, "warmup": 0,
-                   "schedule": "linear", "grad_clip": 1.0, "seed": 0, "threads": None}),
+    (TrainConfig, {"epochs": 3, "max_steps": None, "batch_size": 4, "batch_tokens": None, "accumulate": 1,
+                   "lr": 3e-4, "warmup": 0, "schedule": "linear", "grad_clip": 1.0, "seed": 0, "threads": None}),
     (npgpt.generate, {"max_new_tokens": 50, "temperature": 1.0, "top_k": None, "top_p": None, "seed": None,
                       "eos_id": None}),
     (npgpt.perplexity, {"context": 1024, "stride": None}),

@@ -105,8 +105,9 @@ def test_steps_are_numbered_and_counted():
 @pytest.mark.parametrize("max_steps, expected", [(None, 6), (2, 2), (3, 3), (5, 5), (6, 6), (99, 6)])
 def test_max_steps_ends_the_training_early(max_steps, expected):
     config = TrainConfig(epochs=2, batch_size=4, max_steps=max_steps)
-    assert config.steps_per_epoch(10) == 3
-    assert config.total_steps(10) == expected
+    order = config.order(LENGTHS)
+    assert order.steps_per_epoch == 3
+    assert config.total_steps(order) == expected
     model, opt = start()
     assert len(list(train(model, SEQUENCES, opt, config))) == expected
     assert list(train(model, SEQUENCES, opt, config)) == []  # it is at its end
@@ -290,6 +291,7 @@ def test_a_training_that_diverged_ends_before_it_spoils_the_weights():
     ("epochs", (0, -1, 1.5, "three", None)),
     ("max_steps", (0, -1, 2.5)),
     ("batch_size", (0, -4, None)),
+    ("batch_tokens", (1, 0, 2.5)),
     ("accumulate", (0, -1)),
     ("lr", (-1e-4, math.nan, math.inf, "fast", None)),
     ("warmup", (-1, 0.5)),

@@ -34,7 +34,7 @@ ALSO_FIRST = {
     "autograd.py": [EVERY_OPERATION], "ops/activations.py": [EVERY_OPERATION], "ops/attention.py": [EVERY_OPERATION],
     "ops/cross_entropy.py": [EVERY_OPERATION], "ops/dropout.py": [EVERY_OPERATION],
     "ops/layer_norm.py": [EVERY_OPERATION], "ops/linear.py": [EVERY_OPERATION], "ops/primitives.py": [EVERY_OPERATION],
-    "data.py": ["test_training_loop.py"], "train.py": ["test_training_loop.py"],
+    "data/order.py": ["test_training_loop.py"], "train.py": ["test_training_loop.py"],
 }
 
 

@@ -36,9 +36,9 @@ MERGE = ["merge.py", "--model", "model", "--adapter", "adapter", "--out", "out"]
     ("data.txt", b"\n  \n\t\r\n", "data.txt holds no text"),
     ("data.txt", b"fine\n\xff\xfe\n", "data.txt:2: not UTF-8 text"),
     ("data.jsonl", b'{"text": "fine"}\n{"text": \n', "data.jsonl:2: not valid JSON"),
-    ("data.jsonl", b'{"txet": "a"}\n', 'data.jsonl:1: no "text"; expected {"text": "..."}'),
-    ("data.jsonl", b'{"text": 3}\n', "data.jsonl:1: not an object, or its"),
-    ("data.jsonl", b'{"text": ""}\n', "data.jsonl holds no text"),
+    ("data.jsonl", b'{"txet": "a"}\n', 'data.jsonl:1: its fields are "txet"; expected those of a kind'),
+    ("data.jsonl", b'{"text": 3}\n', 'data.jsonl:1: its "text" is a number, expected a string'),
+    ("data.jsonl", b'{"text": ""}\n', "data.jsonl: nothing to learn: all its records are blank"),
 ])
 def test_data(refused, folder, name, content, message):
     if content is not None:
@@ -56,7 +56,7 @@ def test_held_out_data(refused, folder):
     (folder / "empty.txt").write_bytes(b"")
     assert "empty.txt holds no text" in refused(*FINETUNE, "--val-data", "empty.txt")
     assert "cannot read none.txt" in refused(*FINETUNE, "--val-data", "none.txt")
-    assert "Is a directory" in refused(*FINETUNE, "--val-data", "model")
+    assert "model/config.json:1: its fields are " in refused(*FINETUNE, "--val-data", "model")
 
 
 def test_an_empty_name_is_not_the_default(refused):

@@ -15,9 +15,10 @@ import npgpt
 from npgpt import evaluate, safetensors
 from npgpt.data import encode_texts, read_texts
 
-FLAGS = ("--model --revision --data --val-data --out --rank --alpha --dropout --targets --epochs --max-steps "
-         "--batch-size --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed --threads "
-         "--checkpoint --resume --full --samples --quiet").split()
+FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
+         "--out --rank --alpha --dropout --targets --epochs --max-steps --batch-size --batch-tokens --accumulate "
+         "--max-length --lr --weight-decay --warmup --schedule --grad-clip --seed --threads --checkpoint --resume "
+         "--full --samples --quiet").split()
 
 
 def metrics(run):
@@ -100,7 +101,9 @@ def test_what_is_printed(finished):
     # the base: 257 x 16 + 64 x 16, two blocks of 3,280, and the last norm; rank 4 adds 4 (in + out) a layer
     for line in (r"LoRA +rank 4, alpha 12, scale 3, dropout 0.1", r" +attn.c_attn +16 -> 48 +in 2 layers: +512",
                  r" +mlp.c_fc +16 -> 64 +in 2 layers: +640", r" +1,152 of 12,880 parameters train \(8.94 %\)",
-                 r"data +\S+texts.txt: 10 texts, 260 tokens", r"held out +\S+held-out.txt: 2 texts, 50 tokens",
+                 r"template +\[{text}<end of text>\]  \(in brackets: learned\)",
+                 r"data +\S+texts.txt: 10 texts, 260 tokens, 250 learned, end of text in 10 of 10",
+                 r"held out +\S+held-out.txt: 2 texts, 50 tokens, 48 learned, end of text in 2 of 2",
                  r"training +15 steps of 4 texts, 5 epochs.*", r"saved +run.adapter \(\d+ kB\) after \d+.\d s"):
         assert len(re.findall(f"^{line}$", stdout, re.M)) == 1, line
     samples = re.findall(r"^(.+)\n  before   (.+)\n  after    (.+)$", stdout, re.M)
@@ -161,7 +164,8 @@ def test_splitting_long_texts_is_said(script, model, tmp_path):
     stdout = script("finetune.py", "--model", model, "--data", "texts.txt", "--out", "run", "--max-length", 16,
                     "--samples", 0, "--epochs", 1)
     # 31 tokens make two blocks of 16 that share one; 16 tokens are one block
-    assert re.search("texts.txt: 3 texts, 56 tokens; 1 longer than 16 tokens .*split.* 4 sequences", stdout)
+    assert re.search("texts.txt: 3 texts, 56 tokens, 53 learned, .*; 1 longer than 16 tokens .*split.* 4 sequences",
+                     stdout)
     assert metrics(tmp_path / "run")[0]["tokens"] == 9 + 16 + 16 + 16
 
 

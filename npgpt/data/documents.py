@@ -1,0 +1,43 @@
+"""A data file, or a folder of them, as documents."""
+
+from npgpt.data.readers import Stream, read_records
+from npgpt.data.templates import TEMPLATES, Template
+from npgpt.errors import FormatError
+
+
+class Documents:
+    """The documents in the file or folder `path`, read anew each time they are iterated over.
+
+    path             as for `read_records`, with `split` and `separator`
+    template         text of a `Template`; None: the one of the kind of the first record
+    train_on_prompt  learn the prompts too
+
+    Making one reads the first record, so that what is wrong with all of them shows at once. Raises what `read_records`
+    and `Template` raise, and FormatError where there is no record.
+    """
+
+    def __init__(self, path, split=None, separator=None, template=None, train_on_prompt=False):
+        self._arguments = path, split, separator
+        first = next(read_records(*self._arguments), None)
+        if first is None:
+            raise FormatError(f"{path} holds no text: expected at least one line that is not blank")
+        if template is None and separator is not None and "prompt" in first.fields:
+            literal = separator.replace("{", "{{").replace("}", "}}")
+            template = TEMPLATES["prompt"].replace("}{", f"}}{literal}{{")
+        self.template = Template.of(first, template, train_on_prompt)
+
+    def __iter__(self):
+        return map(self.template.document, read_records(*self._arguments))
+
+
+def read_texts(path, split=None):
+    """Return the texts in the file or folder `path`, a non-empty list of non-blank str.
+
+    Its records must have a "text", as lines of plain text have; `path` and `split` as for `read_records`. Blank texts
+    are skipped. Raises FileError or FormatError.
+    """
+    documents = (document.segments for document in Documents(path, split, template=TEMPLATES["text"]))
+    texts = ["".join(text) if isinstance(text, Stream) else text for segments in documents for text, _ in segments[:1]]
+    if not texts:
+        raise FormatError(f"{path} holds no text: expected at least one that is not blank")
+    return texts

@@ -1,0 +1,199 @@
+"""Records to text: what a record's fields are put into, and which part of it is learned."""
+
+import string
+from typing import NamedTuple
+
+from npgpt.data.readers import Stream, json_name
+from npgpt.errors import ConfigError, FormatError
+
+END = None  # the end-of-text token, among segments
+
+# The fields that make a record one of a kind, and the kind's template. A record is of the first kind that fits.
+KINDS = {
+    "messages": ("messages",),
+    "instruction": ("instruction", "output"),
+    "prompt": ("prompt", "completion"),
+    "text": ("text",),
+}
+TEMPLATES = {
+    "messages": "\n\n### {role}:\n{content}",
+    "instruction": (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{output}"
+    ),
+    "prompt": "{prompt}{completion}",
+    "text": "{text}",
+}
+OPTIONAL = ("input",)  # may be missing
+LEARNED_ROLE = "assistant"
+MESSAGE = '{"role": "...", "content": "..."}'
+
+
+class Document(NamedTuple):
+    """A record as text.
+
+    where     "path:line"
+    segments  list of (text, learned): text a str, a Stream, or END; empty where the record is blank
+    key       str: records of one key ask the same, and are held out together or not at all
+    """
+
+    where: str
+    segments: list
+    key: str
+
+
+class Template:
+    """Puts the fields of a record into a text.
+
+    A field stands in braces, {prompt}; a brace that is none is written twice. The last field and what follows it is
+    learned, and the end of text after it; what stands before it is the prompt. A paragraph (between blank lines) whose
+    fields are all blank is left out. For messages the template is that of one message, with {role} and {content}: the
+    content of the role "assistant" is learned, and an end of text after it; white space before the first is left out.
+
+    Spaces that end a prompt are learned, as part of what follows: a token of GPT-2's begins with the space before its
+    word, so a prompt is asked, here as later, without it.
+    """
+
+    def __init__(self, kind, text=None, train_on_prompt=False):
+        """kind: of KINDS, or "fields", any others; text: None for that of TEMPLATES. Raises ConfigError."""
+        self.kind, self.text, self.train_on_prompt = kind, TEMPLATES[kind] if text is None else text, train_on_prompt
+        try:
+            self._paragraphs = [_parsed(paragraph) for paragraph in self.text.split("\n\n")]
+        except ValueError as error:
+            raise ConfigError(f"template {self.text!r}: {error}; a field stands in braces, as in {{prompt}}, and a "
+                              "brace that is none is written twice") from error
+        self.fields = [name for paragraph in self._paragraphs for _, name in paragraph if name is not None]
+        if not self.fields:
+            raise ConfigError(f"template {self.text!r}: no field, as in {{prompt}}: every record would be the same")
+        if kind == "messages" and self.fields != ["role", "content"]:
+            raise ConfigError(f"template {self.text!r}: that of a message has {{role}} and then {{content}}")
+
+    def __str__(self):
+        """The template in a line, what is learned in brackets."""
+        prompt, text, rest = self._fill({name: f"{{{name}}}" for name in self.fields})
+        start = 0 if self.train_on_prompt else len(prompt)
+        whole = f"{prompt}{text}{rest}<end of text>"
+        line = f"{whole[:start]}[{whole[start:]}]".replace("\n", "\\n")
+        each = "each message; " if self.kind == "messages" else ""
+        role = f", of the role {LEARNED_ROLE}" if each and not self.train_on_prompt else ""
+        return f"{line}  ({each}in brackets: learned{role})"
+
+    @classmethod
+    def of(cls, record, text=None, train_on_prompt=False):
+        """Return the template for `record` and those after it: `text`, else that of its kind. Raises FormatError."""
+        kind = _kind(record.fields)
+        if text is not None and kind != "messages":
+            kind = "fields"
+        if kind is None:
+            known = "; ".join(_quoted(names) for names in KINDS.values())
+            raise FormatError(f"{record.where}: its fields are {_quoted(record.fields) or 'none'}; expected those of a "
+                              f"kind ({known}), or a template that names others")
+        return cls(kind, text, train_on_prompt)
+
+    def document(self, record):
+        """Return the Document of a record. Raises FormatError where it is not of the template's kind."""
+        where, fields = record
+        kind = _kind(fields)
+        if self.kind in KINDS and kind not in (self.kind, None):
+            raise FormatError(f"{where}: a record with {_quoted(KINDS[kind])}, where those before have "
+                              f"{_quoted(KINDS[self.kind])}; expected one kind")
+        segments, key = self._of_messages(where, fields) if self.kind == "messages" else self._of_fields(where, fields)
+        if self.train_on_prompt:
+            segments = [(text, True) for text, _ in segments]
+        return Document(where, segments, key)
+
+    def _of_fields(self, where, fields):
+        """Return (segments, key) of a record with a text under each name."""
+        values = {name: _value(where, fields, name) for name in self.fields}
+        last = values[self.fields[-1]]
+        if _is_blank(last):
+            return [], ""
+        prompt, text, rest = self._fill(values)
+        if isinstance(last, Stream):
+            segments = [(prompt, False), (text, True), (rest, True), (END, True)]
+            return [segment for segment in segments if segment[0] != ""], ""
+        asked = [value for name, value in values.items() if name != self.fields[-1]]
+        return [*_divided(prompt, text + rest), (END, True)], "\0".join(asked or [last])
+
+    def _of_messages(self, where, fields):
+        """Return (segments, key) of a record with messages."""
+        messages = fields.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise FormatError(f'{where}: no "messages" in a list; expected {{"messages": [{MESSAGE}, ...]}}')
+        segments, asked, key = [], "", []
+        for i, message in enumerate(messages, start=1):
+            place = f"{where}: message {i}"
+            if not isinstance(message, dict):
+                raise FormatError(f"{place} is {json_name(message)}; expected {MESSAGE}")
+            values = {name: _value(place, message, name) for name in self.fields}
+            if _is_blank(values["content"]):
+                raise FormatError(f'{place}: its "content" is blank')
+            prompt, text, rest = self._fill(values)
+            asked += prompt.lstrip() if i == 1 else prompt
+            if values["role"] == LEARNED_ROLE:
+                segments += [*_divided(asked, text + rest), (END, True)]
+                asked = ""
+            else:
+                asked += text + rest
+                key += [] if segments else [values["content"]]
+        if asked and not self.train_on_prompt:
+            raise FormatError(f"{where}: the last message is of the role {values['role']!r}; expected "
+                              f"{LEARNED_ROLE!r}, the one whose content is learned")
+        return segments + ([(asked, True), (END, True)] if asked else []), "\0".join(key)
+
+    def _fill(self, values):
+        """Return what stands before the last field, its value, and what stands after it."""
+        texts, last = [], 0
+        for paragraph in self._paragraphs:
+            names = [name for _, name in paragraph if name is not None]
+            if names and all(_is_blank(values[name]) for name in names):
+                continue
+            for literal, name in [("\n\n", None), *paragraph]:
+                texts += [literal] if name is None else [literal, values[name]]
+                last = last if name is None else len(texts) - 1
+        return "".join(texts[1:last]), texts[last], "".join(texts[last + 1:])
+
+
+def _parsed(text):
+    """Return [(literal, name of a field or None), ...]. Raises ValueError."""
+    parts = list(string.Formatter().parse(text))
+    for _, name, spec, conversion in parts:
+        if name is not None and (not name or spec or conversion):
+            raise ValueError("a field has a name and nothing else")
+    return [(literal, name) for literal, name, _, _ in parts]
+
+
+def _divided(prompt, learned):
+    """Return the segments of a prompt and what is learned after it; the space between them belongs to the latter."""
+    asked = prompt.rstrip(" ")
+    return [*([(asked, False)] if asked else []), (prompt[len(asked):] + learned, True)]
+
+
+def _kind(fields):
+    return next((kind for kind, needed in KINDS.items() if all(name in fields for name in needed)), None)
+
+
+def _value(where, fields, name):
+    """Return the text under `name`."""
+    value = fields.get(name)
+    if value is None and name in OPTIONAL:
+        return ""
+    if name not in fields:
+        raise FormatError(f'{where}: no "{name}"; it has {_quoted(fields) or "nothing"}')
+    if isinstance(value, Stream):
+        return value
+    if not isinstance(value, str):
+        raise FormatError(f'{where}: its "{name}" is {json_name(value)}, expected a string')
+    try:
+        value.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
+    except UnicodeEncodeError as error:
+        raise FormatError(f'{where}: its "{name}" is not valid Unicode') from error
+    return value
+
+
+def _is_blank(value):
+    return isinstance(value, str) and not value.strip()
+
+
+def _quoted(names):
+    return ", ".join(f'"{name}"' for name in names)
