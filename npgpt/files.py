@@ -30,14 +30,19 @@ def replacing(path):
             temporary.unlink(missing_ok=True)
 
 
-def read_json(path):
-    """Return the object in the JSON file `path`. Raises FileError (unreadable) or FormatError (not a JSON object)."""
+def read_text(path):
+    """Return the text of the file `path`, line ends as they are. Raises FileError or FormatError (not UTF-8)."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_bytes().decode()
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def read_json(path):
+    """Return the object in the JSON file `path`. Raises FileError (unreadable) or FormatError (not a JSON object)."""
+    text = read_text(path)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

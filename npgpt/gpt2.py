@@ -188,7 +188,7 @@ class GPT2(Module):
 
     def loss(self, batch, rng=None):
         """Mean cross-entropy in nats over the batch's targets, a scalar Tensor. Dropout if and only if rng is given."""
-        hidden = self._hidden_of_sequences(batch.ids, batch.lengths, rng)
+        hidden = self.hidden_states(batch.ids, batch.lengths, rng)
         return ops.cross_entropy(hidden, self.head(), batch.targets)
 
     def logits(self, ids):
@@ -201,11 +201,11 @@ class GPT2(Module):
             raise ConfigError(f"ids of shape {ids.shape}, {ids.dtype}: logits takes integers (T,) or (B, T), T >= 1")
         T = ids.shape[-1]
         with no_grad():
-            hidden = self._hidden_of_sequences(ids.ravel(), np.full(ids.size // T, T))
+            hidden = self.hidden_states(ids.ravel(), np.full(ids.size // T, T))
             logits = hidden.data @ self.head().data.T                       # (N, C) -> (N, V)
         return logits.reshape(*ids.shape, -1)
 
-    def _hidden_of_sequences(self, ids, lengths, rng=None):
+    def hidden_states(self, ids, lengths, rng=None):
         """Hidden states of whole sequences laid end to end, each starting at position 0."""
         config = self.config
         self.check_ids(ids, lengths.max())

@@ -1,45 +1,151 @@
-"""Perplexity of a text under GPT-2, with or without an adapter."""
+"""Evaluate GPT-2, and adapters beside it, on a task: perplexity by named protocols, or questions with known answers."""
 
 import json
 import sys
 
 import cli
-import numpy as np
+from tqdm import tqdm
 
-import npgpt
-from npgpt import data
+from npgpt import bootstrap, data, tasks
+from npgpt.evaluate import exponential, mean_of_rows
+from npgpt.files import read_text
+from npgpt.records import Records, complete, fingerprint
 
 
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
     cli.add_model_arguments(parser)
-    parser.add_argument("--adapter", metavar="DIR", help="folder of a LoRA adapter to put on the model")
+    parser.add_argument("--adapter", metavar="DIR", action="append", default=[],
+                        help="folder of a LoRA adapter, to be set beside the base model; may be given again")
+    parser.add_argument("--task", choices=TASKS, default="perplexity", help="(default %(default)s)")
     parser.add_argument("--data", required=True, metavar="FILE",
-                        help=".txt, a text a line, or .jsonl, {\"text\": ...} a line; laid end to end, each text "
-                             "closed by the end-of-text token")
-    parser.add_argument("--context", type=int, default=1024,
-                        help="window in tokens, at most the model's (default %(default)s)")
-    parser.add_argument("--stride", type=int,
-                        help="tokens between the starts of windows (default: the context, windows side by side)")
+                        help=".txt, a text a line, or .jsonl, {\"text\": ...} a line")
+    parser.add_argument("--limit", type=int, help="take only the first so many texts or questions")
+    parser.add_argument("--out", metavar="FILE",
+                        help="keep each answer in this .jsonl file; an evaluation that was interrupted goes on from it")
+    parser.add_argument("--samples", type=int, default=bootstrap.SAMPLES,
+                        help="bootstrap samples for intervals and tests (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args(argv)
+    group = parser.add_argument_group("perplexity")
+    group.add_argument("--protocol", nargs="+", choices=tasks.Perplexity.PROTOCOLS, metavar="NAME",
+                       default=tasks.Perplexity.PROTOCOLS, help="of disjoint, strided, document (default: all)")
+    group.add_argument("--context", type=int, default=1024,
+                       help="window in tokens, at most the model's (default %(default)s)")
+    group.add_argument("--stride", type=int,
+                       help="tokens between the starts of windows of the protocol strided (default: half the context)")
+    group.add_argument("--wikitext", action="store_true",
+                       help="the file is one of WikiText's: cut into pages, detokenised, words counted before that")
+    args = parser.parse_args(argv)
+    for name, least in (("limit", 1), ("samples", 2), ("seed", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            parser.error(f"--{name} {getattr(args, name)}: it must be at least {least}")
+    return args
+
+
+def perplexity(args, tokenizer, model):
+    """Return (task, what it is about as a dict, and in words)."""
+    if args.wikitext:
+        corpus = tasks.Corpus.of_wikitext(tokenizer, read_text(args.data), args.limit)
+    else:
+        corpus = tasks.Corpus.of_texts(tokenizer, data.read_texts(args.data)[:args.limit])
+    context = min(args.context, model.config.n_positions)
+    stride = context // 2 if args.stride is None else args.stride
+    task = tasks.Perplexity(corpus, args.protocol, context, stride)
+    about = {"context": context, "stride": stride, "texts": len(corpus.documents), "words": corpus.words,
+             "bytes": corpus.bytes, "text_tokens": task.tokens, "predicted": task.predicted}
+    means = {"disjoint": f"of {context} tokens side by side; the first of each is not predicted",
+             "strided": f"of {context} tokens, {stride} apart: each is predicted from {context - stride} or more",
+             "document": "each text alone, after an end of text"}
+    lines = (f"{protocol:9}  {task.predicted[protocol]:,} of {task.tokens[protocol]:,} tokens predicted; windows: "
+             f"{task.windows_of[protocol]:,}, {means[protocol]}" for protocol in args.protocol)
+    return task, about, f"""\
+{len(corpus.documents):,} texts, {corpus.words:,} words, {corpus.bytes:,} bytes
+{chr(10).join(lines)}
+Per token compares models of one tokenizer; per word, per byte and bits per byte compare any, on this text. Figures of
+different protocols don't compare. Tokens that are not predicted are charged at the mean of those that are."""
+
+
+TASKS = {"perplexity": perplexity}
 
 
 def main(args):
-    texts = data.read_texts(args.data)
     name = cli.choose_model(args.model, args.revision)
-    model, tokenizer = cli.load(name, args.revision, args.adapter)
-    ids = np.concatenate([np.append(tokenizer.encode(text), tokenizer.eos_id) for text in texts])
-    context = min(args.context, model.config.n_positions)
-    stride = context if args.stride is None else args.stride
-    result = npgpt.perplexity(model, ids, context, stride)
+    records, results = Records(args.out), {}
+    for adapter in (None, *args.adapter):
+        model, tokenizer = cli.load(name, args.revision, adapter)
+        if adapter is None:
+            task, about, in_words = TASKS[args.task](args, tokenizer, model)
+        quiet = args.json or not sys.stderr.isatty()
+        with tqdm(total=len(task.items), disable=quiet, leave=False, desc=adapter or "base") as bar:
+            answers = complete(records, fingerprint(model, adapter), task, model,
+                               progress=lambda done, bar=bar: bar.update(done - bar.n))
+        results[adapter] = {measure: scored(rows_of(answers), score, args)
+                            for measure, (rows_of, score) in task.measures.items()}
+    report = {"model": name, "adapter": args.adapter[-1] if args.adapter else None, "data": args.data,
+              "task": args.task, **about, "samples": args.samples, "seed": args.seed,
+              "results": [{"adapter": adapter, "measures": summary(adapter, results)} for adapter in results]}
+    if args.task == "perplexity":
+        report |= in_short(results[report["adapter"]], "disjoint" if args.stride is None else "strided")
     if args.json:
-        print(json.dumps({"model": name, "adapter": args.adapter, "data": args.data, "context": context,
-                          "stride": stride, "tokens": result.tokens, "nll": result.nll,
-                          "ppl": result.ppl}))
+        print(json.dumps(report))
     else:
-        print(f"{result.tokens:,} tokens, context {context}, stride {stride}: "
-              f"{result.nll:.4f} nats a token, perplexity {result.ppl:.2f}")
+        print(f"{args.task} of {args.data}: {in_words}\n\n{table(report)}\n\nvalue ± standard error [95 % interval] by "
+              f"{args.samples:,} bootstrap samples of the items; p by the paired bootstrap test (Koehn 2004)")
+
+
+def scored(rows, score, args):
+    """(rows, score, scores of bootstrap samples)"""
+    return rows, score(rows.sum(axis=0)), bootstrap.sample_scores(score, rows, args.seed, args.samples)
+
+
+def summary(adapter, results):
+    """One system's measures, with their intervals, and what sets them apart from the base model's. A single item has no
+    interval."""
+    measures = {}
+    for measure, (rows, value, scores) in results[adapter].items():
+        _, base, base_scores = results[None][measure]
+        alone = len(rows) == 1
+        measures[measure] = {"items": len(rows)} | ({"value": value} if alone else
+                                                    bootstrap.interval(value, scores)._asdict())
+        if adapter is not None:
+            measures[measure]["difference"] = {"value": value - base} if alone else (
+                bootstrap.difference(value, scores, base, base_scores)._asdict())
+    return measures
+
+
+def in_short(results, protocol):
+    """The loss by one protocol, or by the first there is: tokens predicted, nll, ppl."""
+    rows = results.get(f"{protocol}: nats per token", next(iter(results.values())))[0]
+    nll, tokens, _ = mean_of_rows(rows)
+    return {"tokens": tokens, "nll": nll, "ppl": exponential(nll)}
+
+
+def table(report):
+    """A line a measure, base and adapters side by side, then the differences."""
+    systems = {result["adapter"] or report["model"]: result["measures"] for result in report["results"]}
+    rows = [["", *systems]]
+    for measure in next(iter(systems.values())):
+        rows.append([measure, *(cell(measures[measure]) for measures in systems.values())])
+    for adapter, measures in list(systems.items())[1:]:
+        rows += [[""], ["", f"{adapter} - {report['model']}"]]
+        rows += [[measure, cell(found["difference"], "+")] for measure, found in measures.items()]
+    widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip()
+                     for row in rows)
+
+
+def cell(found, sign=""):
+    """value ± standard error [low, high], and p of a difference"""
+    digits = next((digits for limit, digits in ((10, 4), (100, 2), (1000, 1)) if abs(found["value"]) < limit), 0)
+
+    def figure(name, sign=""):
+        return f"{found[name]:{sign},.{digits}f}"
+
+    text = figure("value", sign)
+    if "low" in found:
+        text += f" ± {figure('stderr')} [{figure('low', sign)}, {figure('high', sign)}]"
+    return text + (f"  p = {found['p']:.2g}" if "p" in found else "")
 
 
 if __name__ == "__main__":

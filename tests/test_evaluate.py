@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import npgpt
+from npgpt import evaluate
 from npgpt.errors import ConfigError
 from npgpt.evaluate import Perplexity, mean_nll
 from npgpt.seeding import generator
@@ -103,23 +104,23 @@ def test_mean_nll_is_the_mean_over_all_targets(model):
 
 def test_batches_hold_about_the_tokens_asked_for(monkeypatch, model):
     """No batch is left out, none is much larger than asked for, and a long sequence goes with long ones."""
-    loss, batches = model.loss, []
+    hidden_states, batches = model.hidden_states, []
 
-    def spy(batch):
-        batches.append(batch.lengths.tolist())
-        result = loss(batch)
+    def spy(ids, lengths):
+        batches.append(lengths.tolist())
+        result = hidden_states(ids, lengths)
         assert result.record is None
         return result
 
-    monkeypatch.setattr(model, "loss", spy)
+    monkeypatch.setattr(model, "hidden_states", spy)
     mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], batch_tokens=12)
     assert batches == [[16], [9, 8], [3, 2, 2]]
     batches.clear()
     mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], batch_tokens=16)  # one sequence is just enough
     assert batches == [[16], [9, 8], [3, 2, 2]]
     batches.clear()
-    npgpt.perplexity(model, text(50), context=16, stride=1)
-    assert [length for batch in batches for length in batch] == [16] * 35  # the window that reaches the end is the last
+    npgpt.perplexity(model, text(50), context=16, stride=1)  # the last token of a window is asked for, not seen
+    assert [length for batch in batches for length in batch] == [15] * 35  # the window that reaches the end is the last
 
 
 def test_nothing_to_predict(model):
@@ -132,3 +133,60 @@ def test_a_hopeless_model_has_an_infinite_perplexity():
     assert Perplexity(0.0, 1).ppl == 1
     assert Perplexity(math.log(50), 1).ppl == pytest.approx(50)
     assert Perplexity(800.0, 1).ppl == math.inf
+
+
+def test_the_standard_error_is_that_of_windows(model):
+    """Of a mean of means where windows are equally long; of one window there is none."""
+    ids = text(48)
+    windows = np.array([npgpt.perplexity(model, ids[start:start + 16]).nll for start in (0, 16, 32)])
+    assert npgpt.perplexity(model, ids).stderr == pytest.approx(windows.std(ddof=1) / math.sqrt(3), rel=1e-12)
+    assert npgpt.perplexity(model, ids[:16]).stderr is None
+
+
+@pytest.mark.parametrize("n, context, spans", [
+    (5, 16, [(0, 5, 1)]),  # an end of text and four tokens
+    (17, 16, [(0, 17, 1)]),  # 16 tokens, each of them predicted
+    (18, 16, [(0, 17, 1), (1, 18, 17)]),  # the last window is moved back to be full
+    (40, 16, [(0, 17, 1), (16, 33, 17), (23, 40, 33)]),
+    (1, 16, []),
+])
+def test_the_windows_of_a_document(n, context, spans):
+    assert evaluate.document_spans(n, context) == spans
+
+
+@pytest.mark.parametrize("context", [["a"], ["a", "b", "c"]], ids=len)
+def test_a_continuation_is_asked_for_after_its_context(context):
+    ids = np.arange(len(context)), np.array([10, 11])
+    window = evaluate.continuation(*ids, 100)
+    assert window.ids.tolist() == [*ids[0], 10]
+    assert window.targets.tolist() == [-100] * (len(context) - 1) + [10, 11]
+    window = evaluate.continuation(*ids, 2)  # what does not fit is cut off on the left
+    assert window.ids.tolist() == [ids[0][-1], 10]
+    assert window.targets.tolist() == [10, 11]
+    window = evaluate.continuation(np.array([0]), np.array([10, 11, 12]), 2)
+    assert (window.ids.tolist(), window.targets.tolist()) == ([10, 11], [11, 12])
+
+
+def test_the_loss_of_each_token(model, monkeypatch):
+    """Whatever the blocks; a target is greedy where nothing is likelier."""
+    monkeypatch.setattr(evaluate, "ROWS", 5)
+    sequences = [text(9), text(16, seed=1), text(2, seed=2)]
+    sequences[0][-1] = model.logits(sequences[0][:-1])[-1].argmax()
+    batch = npgpt.Batch.from_sequences(sequences)
+    losses, greedy = evaluate.token_losses(model, batch)
+    prefixes = [ids[:t] for ids in sequences for t in range(2, len(ids) + 1)]
+    np.testing.assert_allclose(losses, [nll(model, ids) for ids in prefixes], rtol=1e-12)
+    assert greedy.tolist() == [model.logits(ids[:-1])[-1].argmax() == ids[-1] for ids in prefixes]
+    assert greedy.any() and not greedy.all()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 7, 10**6])
+def test_windows_come_with_their_own_losses(model, batch_tokens):
+    windows = [evaluate.continuation(text(a, seed=a), text(b, seed=b), 16)
+               for a, b in ((1, 1), (9, 3), (3, 6), (20, 2), (2, 20))]
+    found = {i: (losses, greedy) for i, losses, greedy in evaluate.window_losses(model, windows, batch_tokens)}
+    assert sorted(found) == list(range(5))
+    for i, (ids, targets) in enumerate(windows):
+        expected = [nll(model, np.append(ids[:t + 1], targets[t])) for t in range(len(ids)) if targets[t] != -100]
+        np.testing.assert_allclose(found[i][0], expected, rtol=1e-12)
+        assert len(found[i][1]) == len(expected)

@@ -19,13 +19,14 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 # stands before `gpt2` no model. A new module is put in its place here.
 ORDER = """
     errors files seeding html metrics
+    bootstrap wikitext
     optim batch threads memory hub safetensors torchfile tokenizer
     data.readers data.templates data.documents data.encoding data.order data
     autograd
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops
     nn gpt2 lora
-    checkpoint adapter loralib generate evaluate
+    checkpoint adapter loralib generate evaluate tasks records
     gradcheck gradcases
     run train
     __init__

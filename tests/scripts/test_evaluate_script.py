@@ -1,4 +1,4 @@
-"""evaluate.py prints what `npgpt.perplexity` measures."""
+"""evaluate.py prints what `npgpt.tasks` measures, base and adapters side by side, and goes on where it stopped."""
 
 import json
 import re
@@ -18,39 +18,79 @@ def measured(model, adapter, texts, *window):
     return npgpt.perplexity(gpt2, ids, *window)
 
 
-@pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapter"])
 @pytest.mark.parametrize("flags, window", [
     ([], (64, 64)), (["--context", 32], (32, 32)), (["--context", 32, "--stride", 8], (32, 8)),
     (["--stride", 16], (64, 16)),
 ])
-def test_json(script, model, adapter, texts, adapted, flags, window):
-    adapter = adapter if adapted else None
-    stdout = script("evaluate.py", "--model", model, *(["--adapter", adapter] if adapted else []), "--data", texts,
-                    "--json", *flags)
+def test_json(script, model, adapter, texts, flags, window):
+    """nll and ppl are in short those of the last adapter, by the protocol that the flags suggest."""
+    stdout = script("evaluate.py", "--model", model, "--adapter", adapter, "--data", texts, "--json", "--samples", 20,
+                    *flags)
     assert stdout.count("\n") == 1
     report = json.loads(stdout)
-    expected = measured(model, adapter, texts, *window)
-    assert report == {"model": str(model), "adapter": str(adapter) if adapted else None, "data": str(texts),
-                      "context": window[0], "stride": window[1], "tokens": expected.tokens, "nll": report["nll"],
-                      "ppl": report["ppl"]}
-    assert report["nll"] == pytest.approx(expected.nll, rel=1e-6)
-    assert report["ppl"] == pytest.approx(expected.ppl, rel=1e-6)
+    base, adapted = (measured(model, each, texts, *window) for each in (None, adapter))
+    assert report["model"] == str(model) and report["adapter"] == str(adapter) and report["data"] == str(texts)
+    assert report["tokens"] == adapted.tokens
+    assert report["nll"] == pytest.approx(adapted.nll, rel=1e-6)
+    assert report["ppl"] == pytest.approx(adapted.ppl, rel=1e-6)
+    protocol = "strided" if "--stride" in flags else "disjoint"
+    ours, theirs = (result["measures"][f"{protocol}: nats per token"] for result in report["results"])
+    assert ours["value"] == pytest.approx(base.nll, rel=1e-6)
+    assert ours["low"] < base.nll < ours["high"]
+    assert theirs["difference"]["value"] == pytest.approx(adapted.nll - base.nll, rel=1e-6)
+    assert theirs["difference"]["p"] < 0.1
 
 
 def test_the_same_in_words(script, model, adapter, texts):
-    base, adapted = (script("evaluate.py", "--model", model, *more, "--data", texts)
-                     for more in ([], ["--adapter", adapter]))
-    for stdout, expected in ((base, measured(model, None, texts)), (adapted, measured(model, adapter, texts))):
-        found = re.fullmatch(r"(\d+) tokens, context 64, stride 64: (\S+) nats a token, perplexity (\S+)\n", stdout)
-        assert int(found[1]) == expected.tokens
-        assert float(found[2]) == pytest.approx(expected.nll, abs=6e-5)
-        assert float(found[3]) == pytest.approx(expected.ppl, abs=6e-3)
-    assert measured(model, adapter, texts).nll < 0.9 * measured(model, None, texts).nll
+    stdout = script("evaluate.py", "--model", model, "--adapter", adapter, "--data", texts, "--samples", 20)
+    assert re.search(rf"\n +{model} +{adapter}\n", stdout)
+    [row] = re.findall(r"disjoint: nats per token +(\S+) ± \S+ \[\S+, \S+\] +(\S+) ± \S+ \[\S+, \S+\]\n", stdout)
+    base, adapted = (measured(model, each, texts) for each in (None, adapter))
+    assert [float(figure) for figure in row] == pytest.approx([base.nll, adapted.nll], abs=6e-5)
+    assert adapted.nll < 0.9 * base.nll
+    [difference] = re.findall(r"disjoint: nats per token +([+-]\S+) ± \S+ \[-\S+, -\S+\]  p = \S+\n", stdout)
+    assert float(difference) == pytest.approx(adapted.nll - base.nll, abs=6e-5)
+    assert f"{base.tokens} of 260 tokens predicted; windows: 5, of 64 tokens side by side" in stdout
 
 
 def test_each_text_predicts_its_end(script, model, tmp_path):
-    """A text of one token is enough: its end is predicted."""
+    """A text of one token is enough: its end is predicted. A single window has no interval."""
     (tmp_path / "one.txt").write_text("a\n")
-    assert json.loads(script("evaluate.py", "--model", model, "--data", "one.txt", "--json"))["tokens"] == 1
+    report = json.loads(script("evaluate.py", "--model", model, "--data", "one.txt", "--json"))
+    assert report["tokens"] == 1
+    assert report["results"][0]["measures"]["disjoint: nats per token"] == {"items": 1, "value": report["nll"]}
     (tmp_path / "two.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     assert json.loads(script("evaluate.py", "--model", model, "--data", "two.jsonl", "--json"))["tokens"] == 3
+
+
+def test_wikitext(script, model, tmp_path):
+    (tmp_path / "wiki.raw").write_text(" \n = A = \n \n x @-@ y \n = B = \n z \n")
+    report = json.loads(script("evaluate.py", "--model", model, "--data", "wiki.raw", "--wikitext", "--json",
+                               "--protocol", "document"))
+    assert (report["texts"], report["words"]) == (2, 14)
+    assert report["text_tokens"] == {"document": len(" = A =\n\nx-y ") + len(" = B =\nz\n")}
+
+
+def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
+    command = ["evaluate.py", "--model", model, "--data", texts, "--json", "--samples", 20, "--out", "answers.jsonl"]
+    whole = script(*command)
+    answers = (tmp_path / "answers.jsonl").read_bytes()
+    lines = answers.splitlines(keepends=True)
+    assert len(lines) == 8 + 1 + 10  # windows of strided, the short last one of disjoint, documents
+    (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    assert script(*command) == whole
+    assert sorted((tmp_path / "answers.jsonl").read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--limit", 0], "--limit 0: it must be at least 1"),
+    (["--stride", 65], "context = 64, stride = 65: the context must be at least 2 and the stride from 1"),
+    (["--protocol", "sliding"], "invalid choice: 'sliding'"),
+    (["--data", "missing.txt"], "cannot read missing.txt"),
+    (["--data", "missing.raw", "--wikitext"], "cannot read missing.raw"),
+    (["--out", "texts.txt"], "texts.txt:1: not a record of an evaluation"),
+    (["--seed", -1], "--seed -1: it must be at least 0"),
+])
+def test_what_is_refused(refused, model, texts, tmp_path, flags, message):
+    (tmp_path / "texts.txt").write_bytes(texts.read_bytes())
+    assert message in refused("evaluate.py", "--model", model, "--data", texts, *flags)

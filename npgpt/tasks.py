@@ -1,0 +1,155 @@
+"""Evaluation tasks: what a model is asked, item by item, and the measures that come of its answers.
+
+A task has `items`, `measures`, and `results(model, indices)`, which yields (i, record) for each item as it is done. A
+record is a small dict that JSON holds; `key(i)` names item i by its content, so that a record once made is found again
+in a later run. A measure turns records into rows of numbers and their sums into a score, as in `metrics`, so that each
+has its interval and its test (`npgpt.bootstrap`).
+"""
+
+import hashlib
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from npgpt import evaluate, wikitext
+from npgpt.errors import ConfigError
+from npgpt.metrics import mean_score
+
+UNBOUNDED = 1 << 40  # tokens
+
+
+class Measure(NamedTuple):
+    """rows(records) -> (n, k); score(sums (k,)) -> number."""
+
+    rows: callable
+    score: callable
+
+
+class LikelihoodTask:
+    """A task that asks how likely texts are. A subclass says in which windows, `windows(i, context)`, and what becomes
+    of their losses, `record(i, [(nll, greedy), ...])`."""
+
+    def key(self, i):
+        """Names item i by what is asked: hexadecimal digits."""
+        digest = hashlib.sha256(type(self).__name__.encode())
+        for window in self.windows(i, UNBOUNDED):
+            digest.update(window.ids.tobytes() + b"|" + window.targets.tobytes())
+        return digest.hexdigest()[:16]
+
+    def results(self, model, indices):
+        """Yield (i, record) of each of `indices`, those with the most tokens first."""
+        windows = [self.windows(i, model.config.n_positions) for i in indices]
+        sizes = [sum(len(window.ids) for window in several) for several in windows]
+        for group in evaluate.grouped(sizes, evaluate.BATCH_TOKENS):
+            flat = [window for g in group for window in windows[g]]
+            losses = {i: (nll, greedy) for i, nll, greedy in evaluate.window_losses(model, flat)}
+            found = iter(losses[i] for i in range(len(flat)))
+            for g in group:
+                yield indices[g], self.record(indices[g], [next(found) for _ in windows[g]])
+
+
+# Perplexity
+
+
+class Corpus(NamedTuple):
+    """Texts as two kinds of sequences of ids, and what their losses are divided by.
+
+    stream     (T,), the texts end to end
+    documents  list of arrays, each an end-of-text id and then a text
+    words      of the texts as they were before any detokeniser
+    bytes      of the same, in UTF-8
+    """
+
+    stream: np.ndarray
+    documents: list
+    words: int
+    bytes: int
+
+    @classmethod
+    def of_texts(cls, tokenizer, texts):
+        """In the stream, each text is closed by an end-of-text id."""
+        documents = [np.append(tokenizer.eos_id, tokenizer.encode(text)) for text in texts]
+        return cls(np.append(np.concatenate(documents)[1:], tokenizer.eos_id), documents,
+                   sum(map(wikitext.words, texts)), sum(len(text.encode()) for text in texts))
+
+    @classmethod
+    def of_wikitext(cls, tokenizer, text, limit=None):
+        """A WikiText file: in the stream as Hugging Face joins it, its pages as documents and detokenised."""
+        pages = wikitext.pages(text)[:limit]
+        stream = wikitext.joined(text if limit is None else "\n".join(pages))
+        documents = [np.append(tokenizer.eos_id, tokenizer.encode(wikitext.detokenise(page))) for page in pages]
+        return cls(tokenizer.encode(stream), documents, sum(map(wikitext.words, pages)),
+                   sum(len(page.encode()) for page in pages))
+
+
+class Perplexity(LikelihoodTask):
+    """Perplexity of a Corpus by some of the protocols of `npgpt.evaluate`.
+
+    The items are windows. One that serves two protocols, as those of `disjoint` do `strided` where the stride divides
+    the context, is run once. For each protocol, `tokens` says how many its text has, `predicted` how many of them are
+    predicted, and `windows_of` in how many windows.
+    `context` is at most the model's. Raises ConfigError where there is nothing to predict.
+    """
+
+    PROTOCOLS = ("disjoint", "strided", "document")
+
+    def __init__(self, corpus, protocols, context, stride):
+        self._sequences = [corpus.stream, *corpus.documents]
+        spans = {
+            "disjoint": lambda: [(0, *span) for span in evaluate.stream_spans(len(corpus.stream), context)],
+            "strided": lambda: [(0, *span) for span in evaluate.stream_spans(len(corpus.stream), context, stride)],
+            "document": lambda: [(d, *span) for d, ids in enumerate(corpus.documents, start=1)
+                                 for span in evaluate.document_spans(len(ids), context)],
+        }
+        self._firsts, self.measures = {}, {}
+        self.tokens, self.predicted, self.windows_of = {}, {}, {}  # of each protocol
+        for protocol in protocols:
+            found = spans[protocol]()
+            for d, start, end, first in found:
+                self._firsts.setdefault((d, start, end), {})[protocol] = first
+            self.windows_of[protocol] = len(found)
+            self.predicted[protocol] = sum(end - first for _, _, end, first in found)
+            self.tokens[protocol] = (sum(len(ids) - 1 for ids in corpus.documents) if protocol == "document"
+                                     else len(corpus.stream))
+            self.measures |= _measures(protocol, self.tokens[protocol], corpus)
+            if not found:
+                raise ConfigError("nothing to predict: the text is a single token")
+        self.items = list(self._firsts)
+
+    def windows(self, i, _context):
+        d, start, end = self.items[i]
+        return [evaluate.window(self._sequences[d], start, end)]
+
+    def key(self, i):
+        start, firsts = self.items[i][1], self._firsts[self.items[i]]
+        return super().key(i) + "".join(f" {protocol} {first - start}" for protocol, first in firsts.items())
+
+    def record(self, i, losses):
+        _, start, end = self.items[i]
+        [(nll, _)] = losses
+        sums = {protocol: evaluate.counted(nll, (start, end, first))
+                for protocol, first in self._firsts[self.items[i]].items()}
+        return {protocol: [float(total), targets] for protocol, (total, targets) in sums.items()}
+
+
+def _measures(protocol, tokens, corpus):
+    """The losses of a protocol, by token, word and byte.
+
+    Tokens that are not predicted are charged at the mean of those that are, so that the loss of the whole text is what
+    is divided by its words or bytes.
+    """
+    def rows(records):
+        return np.array([record[protocol] for record in records if protocol in record])
+
+    def per(units):
+        return lambda sums: evaluate.exponential(mean_score(sums) * tokens / units)
+
+    return {
+        f"{protocol}: nats per token": Measure(rows, mean_score),
+        f"{protocol}: perplexity per token": Measure(rows, per(tokens)),
+        f"{protocol}: perplexity per word": Measure(rows, per(corpus.words)),
+        f"{protocol}: perplexity per byte": Measure(rows, per(corpus.bytes)),
+        f"{protocol}: bits per byte": Measure(
+            rows, lambda sums: mean_score(sums) * tokens / corpus.bytes / math.log(2)),
+    }
