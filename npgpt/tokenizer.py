@@ -1,6 +1,7 @@
 """Text to ids and back: a thin face over the `tokenizers` library, which does the work."""
 
 import contextlib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,19 @@ class Tokenizer:
         except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"cannot decode ids: expected one row of integers >= 0 ({error})") from error
 
+    def token(self, i):
+        """Return the text of the one token `i`; where it holds a part of a character, that part as bytes, \\xf0\\x9f.
+
+        Raises ConfigError where there is no such token.
+        """
+        if not 0 <= i < self.vocab_size:
+            raise ConfigError(f"there is no token {i}: ids go from 0 to {self.vocab_size - 1}")
+        text = self.decode([i])
+        if "\N{REPLACEMENT CHARACTER}" not in text:
+            return text
+        alphabet = _byte_level_alphabet()
+        return bytes(alphabet[letter] for letter in self._tokenizer.id_to_token(i)).decode("utf-8", "backslashreplace")
+
     def save(self, folder):
         """Write `tokenizer.json` into `folder`. Raises FileError where that cannot be done."""
         with replacing(Path(folder) / "tokenizer.json") as temporary:
@@ -108,6 +122,15 @@ def _encoding(text):
     except Exception as error:  # `tokenizers` has no class of its own; a lone surrogate is a TypeError
         reason = "it is not a string of valid Unicode" if isinstance(error, TypeError) else error
         raise ConfigError(f"cannot encode {ascii(text)[:60]}: {reason}") from error
+
+
+@functools.cache
+def _byte_level_alphabet():
+    """Return dict character -> the byte it stands for in GPT-2's vocabulary: printable bytes stand for themselves, the
+    others have the characters from 256 on (a space is "\u0120")."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _from_vocab(vocab, merges):

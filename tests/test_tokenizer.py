@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from npgpt import hub
 from npgpt.errors import ConfigError, FileError, FormatError
-from npgpt.tokenizer import END_OF_TEXT, Tokenizer
+from npgpt.tokenizer import END_OF_TEXT, Tokenizer, _byte_level_alphabet
 
 SHARED = Path(__file__).parents[2] / "shared"
 TEXT = "the cat sat on the mat; the hat that the cat had sat on the mat.\n"
@@ -72,6 +72,41 @@ def test_encode_gives_the_merged_ids_and_nothing_else(tokenizer, bpe):
     assert tokenizer.encode("").tolist() == [] and tokenizer.encode("").dtype == np.int64
     assert len(tokenizer.encode(TEXT * 20)) > 50
     assert tokenizer.vocab_size == len(vocab) == SIZE
+
+
+def test_a_token_of_its_own(tokenizer):
+    """A part of a character is shown as bytes; all else is text."""
+    shown = [tokenizer.token(i) for i in tokenizer.encode(f"the cat\n<\u00e9\ufffd{END_OF_TEXT}\U0001f600").tolist()]
+    assert shown == ["the", " cat", "\n", "<", r"\xc3", r"\xa9", r"\xef", r"\xbf", r"\xbd", END_OF_TEXT,
+                     r"\xf0", r"\x9f", r"\x98", r"\x80"]
+    for i in (-1, SIZE, 1 << 40):
+        with pytest.raises(ConfigError, match=f"there is no token {i}: ids go from 0 to {SIZE - 1}"):
+            tokenizer.token(i)
+
+
+def test_every_byte_has_its_letter(tokenizer):
+    """The alphabet is `tokenizers`' own, and each byte's token is shown as that byte."""
+    alphabet = _byte_level_alphabet()
+    assert set(alphabet) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(alphabet.values()) == list(range(256))
+    for letter, byte in alphabet.items():
+        i = tokenizer._tokenizer.token_to_id(letter)
+        assert tokenizer.token(i) == (chr(byte) if byte < 128 else rf"\x{byte:02x}")
+
+
+def test_a_token_that_holds_a_part_of_a_character_and_more(tmp_path):
+    letters = {letter: i for i, letter in enumerate("\u0120\u00f0\u0141")}
+    vocab = {**letters, "\u0120\u00f0": 3, "\u00f0\u0141": 4}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n\u0120 \u00f0\n\u00f0 \u0141\n", encoding="utf-8")
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer.token(3) == r" \xf0"
+    assert tokenizer.token(4) == r"\xf0\x9f"
+
+
+def test_a_token_of_a_vocabulary_of_words(tmp_path):
+    tokenizer = Tokenizer.from_pretrained(words(tmp_path, ["?", "caf\u00e9", "the"]))
+    assert [tokenizer.token(i) for i in range(3)] == ["?", "caf\u00e9", "the"]
 
 
 def test_end_of_text_is_one_id_and_its_literal_text_encodes_to_it(tokenizer):
