@@ -42,7 +42,7 @@ th, td { padding: .22rem .7rem .22rem 0; text-align: left; vertical-align: basel
 th { color: var(--soft); font-weight: 600; font-size: .9em; }
 caption { text-align: left; padding-bottom: .3rem; white-space: nowrap; }
 .number { text-align: right; }
-.tint { background: color-mix(in srgb, var(--tint) var(--share), transparent); }
+.tint { background: color-mix(in srgb, var(--fill, var(--tint)) var(--share), transparent); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin: 0 0 .2rem; padding: 0;
   font-size: .9em; }
 .legend svg { width: 26px; height: 10px; margin-right: .4rem; }
@@ -129,18 +129,20 @@ def table(head, rows, caption=None):
     """Return a table that scrolls sideways where the page is narrow.
 
     head     a heading for each column
-    rows     lists of cells: int and float are aligned right and written by `number`, all else is text or Html
+    rows     lists of cells: int and float are aligned right and written by `number`, a td made by `tag` or `tinted` is
+             taken as it is, all else goes into a td
     caption  a line above it
     """
-    def cell(name, value):
+    def cell(value):
         if isinstance(value, int | float | np.number):
-            return tag(name, number(value), class_="number")
-        return tag(name, value)
+            return tag("td", number(value), class_="number")
+        return value if isinstance(value, Html) and value.startswith("<td") else tag("td", value)
 
-    kinds = rows[0] if rows else head
-    numeric = [isinstance(value, int | float | np.number) for value in kinds]
-    titles = [tag("th", name, class_="number" if right else None) for name, right in zip(head, numeric, strict=True)]
-    body = [tag("tr", *(cell("td", value) for value in row)) for row in rows]
+    cells = [list(map(cell, row)) for row in rows]
+    first = cells[0] if cells else [""] * len(head)
+    titles = [tag("th", name, class_="number" if cell.startswith('<td class="number"') else None)
+              for name, cell in zip(head, first, strict=True)]
+    body = [tag("tr", *row) for row in cells]
     above = tag("caption", caption) if caption else ""
     return tag("div", tag("table", above, tag("thead", tag("tr", *titles)), tag("tbody", *body)), class_="wide")
 
@@ -152,9 +154,16 @@ def number(value):
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def tinted(value, share, name="td"):
-    """Return a table cell whose background is filled by `share`, from 0 to 1."""
-    return tag(name, value, class_="tint", style=f"--share: {100 * min(max(share, 0), 1):.0f}%")
+def tinted(value, share, name="td", colour=None, **attributes):
+    """Return an element whose background shows `share`, from 0 to 1, by its strength.
+
+    name        what element: a table cell, or another
+    colour      "up" or "down", the colours of what rises and falls; None: the one of amounts
+    attributes  as of `tag`
+    """
+    strength = f"--share: {60 * min(max(share, 0), 1):.0f}%"  # more, and the text on it would be hard to read
+    return tag(name, value, class_="tint", style=strength + (f"; --fill: var(--{colour})" if colour else ""),
+               **attributes)
 
 
 def line_chart(series, x="", y="", log=False):

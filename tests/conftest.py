@@ -1,5 +1,6 @@
 """Shared by the tests."""
 
+import html.parser
 import tracemalloc
 
 import hypothesis
@@ -65,3 +66,31 @@ def assert_same(assert_close):
             assert_close(ours[tensor], expected[tensor], bound, f"gradients of argument {i}")
 
     return check
+
+
+class HtmlReader(html.parser.HTMLParser):
+    """tags: [(name, attributes), ...]; text: everything between them. Fails where a tag is not closed by its own."""
+
+    def __init__(self, markup):
+        super().__init__()
+        self.tags, self.text, self._open = [], "", []
+        self.feed(markup)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag != "meta":
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, text):
+        self.text += text
+
+
+@pytest.fixture
+def read_html():
+    """read_html(markup): its tags and its text, all tags closed."""
+    return HtmlReader

@@ -20,6 +20,7 @@ FLAGS = {
     "evaluate.py": ["--model", "--adapter", "--data", "--context", "--stride", "--json"],
     "convert_adapter.py": ["--alpha", "--enable", "--model", "--revision", "--out"],
     "merge.py": ["--model", "--adapter", "--out"],
+    "inspect_text.py": ["--model", "--adapter", "--prompt", "--max-tokens", "--out"],
 }
 
 

@@ -1,0 +1,72 @@
+// The attention of one head, chosen from a board of all heads and read token by token.
+const { tokens, layers, heads, models } = JSON.parse(document.getElementById("attention-data").textContent);
+const find = (id) => document.getElementById(id);
+const T = tokens.length, perHead = T * (T + 1) / 2;  // rows of the lower triangle, one after another
+const roots = models.map((model) => Uint8Array.from(atob(model.roots), (letter) => letter.charCodeAt(0)));
+const chosen = { model: models.length - 1, layer: layers - 1, head: 0, query: T - 1, key: null };
+
+// A byte holds 255 sqrt(p), so that small probabilities keep their digits and stay visible.
+const root = (layer, head, query, key) =>
+  roots[chosen.model][(layer * heads + head) * perHead + query * (query + 1) / 2 + key];
+const probability = (key) => (root(chosen.layer, chosen.head, chosen.query, key) / 255) ** 2;
+const percent = (p) => (100 * p).toFixed(p < 0.0995 ? 1 : 0) + " %";
+
+function paint(canvas, layer, head, marked) {
+  canvas.width = canvas.height = T;
+  const context = canvas.getContext("2d"), image = context.createImageData(T, T);
+  const style = getComputedStyle(document.documentElement);
+  const [tint, soft] = ["--tint", "--soft"].map((name) =>
+    style.getPropertyValue(name).match(/[0-9a-f]{2}/gi).map((hex) => parseInt(hex, 16)));
+  for (let query = 0; query < T; query++)
+    for (let key = 0; key < (query === marked ? T : query + 1); key++)  // the marked row goes on beyond its end, faintly
+      image.data.set(key <= query ? [...tint, root(layer, head, query, key)] : [...soft, 60], 4 * (query * T + key));
+  context.putImageData(image, 0, 0);
+}
+
+function paintBoard() {
+  for (const canvas of find("board").querySelectorAll("canvas"))
+    paint(canvas, +canvas.dataset.layer, +canvas.dataset.head, null);
+}
+
+function show() {
+  paint(find("picture"), chosen.layer, chosen.head, chosen.query);
+  for (const name of ["model", "layer", "head"]) if (find(name)) find(name).value = chosen[name];
+  for (const button of find("board").querySelectorAll("button"))
+    button.ariaPressed = +button.value === chosen.layer * heads + chosen.head;
+  find("strip").querySelectorAll("button").forEach((button, key) => {
+    const seen = key <= chosen.query;
+    button.style.setProperty("--share", seen ? 60 * Math.sqrt(probability(key)) + "%" : "0%");
+    button.title = seen ? percent(probability(key)) : "comes later";
+    button.classList.toggle("later", !seen);
+    button.ariaPressed = key === chosen.query;
+  });
+  const name = (token) => `“${tokens[token]}” (${token})`;
+  const keys = chosen.key !== null && chosen.key <= chosen.query ? [chosen.key]
+    : [...Array(chosen.query + 1).keys()].sort((a, b) => probability(b) - probability(a)).slice(0, 5);
+  find("readout").textContent = `Layer ${chosen.layer}, head ${chosen.head}: ${name(chosen.query)} takes `
+    + keys.map((key) => `${percent(probability(key))} from ${name(key)}`).join(", ") + ".";
+}
+
+function choose(changes) {
+  Object.assign(chosen, { key: null }, changes);
+  show();
+}
+
+for (const name of ["layer", "head"]) find(name).onchange = (event) => choose({ [name]: +event.target.value });
+if (find("model")) find("model").onchange = (event) => { choose({ model: +event.target.value }); paintBoard(); };
+find("board").onclick = (event) => {
+  const button = event.target.closest("button");
+  if (button) choose({ layer: Math.floor(button.value / heads), head: button.value % heads });
+};
+find("strip").onclick = (event) => {
+  const button = event.target.closest("button");
+  if (button) choose({ query: +button.value });
+};
+find("picture").onpointermove = find("picture").onpointerdown = (event) => {
+  const box = event.target.getBoundingClientRect();
+  const cell = (at, length) => Math.min(T - 1, Math.max(0, Math.floor(T * at / length)));
+  choose({ query: cell(event.clientY - box.top, box.height), key: cell(event.clientX - box.left, box.width) });
+};
+matchMedia("(prefers-color-scheme: dark)").onchange = () => { paintBoard(); show(); };
+paintBoard();
+show();
