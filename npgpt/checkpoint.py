@@ -10,6 +10,7 @@ names differ between files, and the shapes never do:
     "lm_head.weight"                       the head; where the config says it is tied it can only repeat "wte.weight"
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -191,9 +192,44 @@ def save_pretrained(model, folder):
         raise ConfigError(
             f"cannot save the model to {folder}: it has LoRA layers; merge_lora(model) first, or save_adapter"
         )
-    tensors = {name if name == "lm_head.weight" else f"transformer.{name}": p.data
-               for name, p in model.parameters().items()}
-    config = {"architectures": ["GPT2LMHeadModel"], "dtype": model.wte.weight.dtype.name, **model.config.to_dict()}
-    with files.replacing(Path(folder) / "config.json") as temporary:
-        files.write_json(temporary, config, sort_keys=True)
-        safetensors.write(Path(folder) / WHOLE, tensors, {"format": "pt"})
+    write(folder, model.config, {name: tensor.data for name, tensor in model.parameters().items()})
+
+
+def write(folder, config, tensors, max_shard_size=None):
+    """Write config.json and `tensors`, dict parameter name -> array, all of one dtype, into `folder`.
+
+    max_shard_size  bytes of tensors a file; where they are more, they go into several files and an index that lists
+                    them, as transformers writes. A tensor that is larger by itself has a file of its own.
+
+    An array may be anything with shape, dtype and nbytes of which NumPy makes an array when its turn comes.
+    config.json is put in place last. Raises FileError.
+    """
+    folder = Path(folder)
+    tensors = {name if name == "lm_head.weight" else f"transformer.{name}": array for name, array in tensors.items()}
+    shards = _shards(tensors, max_shard_size or math.inf)
+    dtype = next(iter(tensors.values())).dtype.name
+    with files.replacing(folder / "config.json") as temporary:
+        fields = {"architectures": ["GPT2LMHeadModel"], "dtype": dtype, **config.to_dict()}
+        files.write_json(temporary, fields, sort_keys=True)
+        for shard, names in shards.items():
+            safetensors.write(folder / shard, {name: tensors[name] for name in names}, {"format": "pt"})
+        if len(shards) > 1:
+            totals = {"total_parameters": sum(math.prod(array.shape) for array in tensors.values()),
+                      "total_size": sum(array.nbytes for array in tensors.values())}
+            places = {name: shard for shard, names in shards.items() for name in names}
+            files.write_json(folder / f"{WHOLE}.index.json", {"metadata": totals, "weight_map": places}, sort_keys=True)
+
+
+def _shards(tensors, largest):
+    """Return dict file name -> names of the tensors in it: in order, a new file where the next would be too much."""
+    groups, size = [[]], 0
+    for name, array in tensors.items():
+        if groups[-1] and size + array.nbytes > largest:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += array.nbytes
+    if len(groups) == 1:
+        return {WHOLE: groups[0]}
+    stem = WHOLE.removesuffix(".safetensors")
+    return {f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, start=1)}

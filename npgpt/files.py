@@ -1,8 +1,9 @@
-"""Files written whole or not at all, and JSON read with one-line errors."""
+"""Files and folders written whole or not at all, and JSON read with one-line errors."""
 
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from npgpt.errors import FileError, FormatError, NpgptError
@@ -28,6 +29,31 @@ def replacing(path):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path):
+    """Give a temporary folder beside `path`; rename it to `path` when the block ends well, remove it when not.
+
+    A reader therefore sees the whole folder or none. Missing parent folders are made. Raises FileError where `path` is
+    there already, other than as an empty folder, and where nothing can be written.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise FileError(f"cannot write {path}: it is there already, and is not an empty folder; name a new one")
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    except NpgptError:
+        raise
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_text(path):

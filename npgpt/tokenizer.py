@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,10 @@ class Tokenizer:
             return text
         alphabet = _byte_level_alphabet()
         return bytes(alphabet[letter] for letter in self._tokenizer.id_to_token(i)).decode("utf-8", "backslashreplace")
+
+    def to_dict(self):
+        """Return what `tokenizer.json` holds: vocabulary, merges, added tokens, .. as `tokenizers` writes them."""
+        return json.loads(self._tokenizer.to_str())
 
     def save(self, folder):
         """Write `tokenizer.json` into `folder`. Raises FileError where that cannot be done."""

@@ -8,6 +8,7 @@ import warnings
 import npgpt
 from npgpt import hub
 from npgpt.errors import HubError
+from npgpt.lora import set_adapter
 
 DEFAULT_MODEL = "gpt2"
 FALLBACK = "tiny"
@@ -64,10 +65,13 @@ def choose_model(name, revision=None):
     return FALLBACK
 
 
-def load(name, revision=None, adapter=None):
-    """Return (model, tokenizer), with the adapter in the folder `adapter` put on the model."""
+def load(name, revision=None, adapter=()):
+    """Return (model, tokenizer), with the adapter in the folder `adapter`, or the sum of those in several, in force."""
     tokenizer = npgpt.Tokenizer.from_pretrained(name, revision)
     model = npgpt.GPT2.from_pretrained(name, revision)
-    if adapter is not None:
-        npgpt.load_adapter(model, adapter, trainable=False)
+    folders = [adapter] if isinstance(adapter, str) else adapter or ()
+    for i, folder in enumerate(folders):
+        npgpt.load_adapter(model, folder, f"adapter-{i}", trainable=False)
+    if folders:
+        set_adapter(model, [f"adapter-{i}" for i, _ in enumerate(folders)], trainable=False)
     return model, tokenizer

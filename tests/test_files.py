@@ -33,6 +33,36 @@ def test_replacing_names_the_path_that_cannot_be_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_new_folder_is_put_in_place_whole(tmp_path):
+    path = tmp_path / "a" / "b"
+    for _ in range(2):
+        with files.new_folder(path) as temporary:
+            (temporary / "file.txt").write_text("x")
+            assert not path.exists() or not any(path.iterdir())
+        assert [each.relative_to(tmp_path).as_posix() for each in tmp_path.rglob("*")] == ["a", "a/b", "a/b/file.txt"]
+        (path / "file.txt").unlink()  # the second time it is there, and empty
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x"), HubError("no hub")])
+def test_no_new_folder_when_the_block_fails(tmp_path, error):
+    with pytest.raises(type(error)) as caught, files.new_folder(tmp_path / "new") as temporary:
+        (temporary / "file.txt").write_text("half")
+        raise error
+    assert caught.value is error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_folder_takes_no_place_that_is_taken(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("")
+    taken = "it is there already, and is not an empty folder"
+    for name, message in (("full", taken), ("file", taken), ("file/below", "cannot write .*below: Not a directory")):
+        with pytest.raises(FileError, match=message), files.new_folder(tmp_path / name):
+            pytest.fail("the block ran")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "mine.txt"]
+
+
 def test_json_round_trip(tmp_path):
     value = {"b": [1, 2.5, None], "a": {"é": True}}
     files.write_json(tmp_path / "x.json", value)

@@ -27,6 +27,7 @@ ORDER = """
     ops.linear ops
     nn gpt2 lora
     checkpoint adapter loralib generate evaluate tasks records
+    merge gguf spectrum anatomy
     inside inside_page
     gradcheck gradcases
     run train

@@ -28,16 +28,21 @@ a watched pot never boils
 """
 
 
-def save_model(folder, config=CONFIG, seed=1):
-    """Write a random model with a tokenizer of single bytes: id 0 is the end of text."""
-    npgpt.GPT2(config, seed=seed).save_pretrained(folder)
+def byte_tokenizer():
+    """A tokenizer of single bytes: id 0 is the end of text."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([END_OF_TEXT, *alphabet])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])
-    npgpt.Tokenizer(tokenizer).save(folder)
+    return npgpt.Tokenizer(tokenizer)
+
+
+def save_model(folder, config=CONFIG, seed=1):
+    """Write a random model with a tokenizer of single bytes."""
+    npgpt.GPT2(config, seed=seed).save_pretrained(folder)
+    byte_tokenizer().save(folder)
 
 
 def environment_with(hf_home, **changes):

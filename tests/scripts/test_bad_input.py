@@ -247,7 +247,7 @@ def test_folders_that_cannot_be_written(refused, out):
 
 def test_folders_that_hold_something(refused):
     assert "run holds a run already" in refused(*FINETUNE, "--out", "run")
-    assert "model holds a model already" in refused(*MERGE, "--out", "model")
+    assert "cannot write model: it is there already, and is not an empty folder" in refused(*MERGE, "--out", "model")
 
 
 @pytest.mark.parametrize("spoil, message", [
