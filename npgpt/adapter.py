@@ -106,7 +106,7 @@ def load_adapter(model, folder, name="default", trainable=True):
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)
     values = _read_config(place / CONFIG_FILE)
-    weights = _find_weights(place)
+    weights = find_weights(place)
     arrays = READERS[weights.suffix](weights)
     config = _lora_config(place / CONFIG_FILE, values, model, arrays)
     try:
@@ -135,24 +135,30 @@ def _read_config(path):
         text = f"{path}: npgpt does not know {', '.join(map(repr, unknown))} and goes on without"
         warnings.warn(one_line(text), stacklevel=3)
     values = PEFT_DEFAULTS | values
-    for field in sorted(PEFT_DEFAULTS.keys() - READ - IGNORED):
-        value, default = values[field], PEFT_DEFAULTS[field]
-        if not (value == default or value is None or value is False or value in ([], {}, "")):
-            raise FormatError(f"{path}: {field} = {value!r} changes what the adapter computes, and npgpt does not "
-                              f"support it; it must be {default!r}")
-    if values["init_lora_weights"] not in PLAIN_INITIALISATIONS:
-        raise FormatError(f"{path}: init_lora_weights = {values['init_lora_weights']!r} rewrote the base weights, and "
-                          "this file does not hold them; have PEFT convert it to plain LoRA (save_pretrained with "
-                          "path_initial_model_for_weight_conversion)")
-    base = values["base_model_name_or_path"]
-    if not isinstance(base, str | None):
-        raise FormatError(f"{path}: base_model_name_or_path = {base!r}: it must be a string or null")
-    if values["task_type"] == "SEQ_CLS":
-        raise FormatError(f"{path}: task_type = 'SEQ_CLS' needs a classifier; npgpt has the language model's head")
+    for refusal in refusals(values):
+        raise FormatError(f"{path}: {refusal}")
     return values
 
 
-def _find_weights(place):
+def refusals(values):
+    """Yield, a sentence each, what of an adapter's configuration npgpt does not support. `values` has every field."""
+    for field in sorted(PEFT_DEFAULTS.keys() - READ - IGNORED):
+        value, default = values[field], PEFT_DEFAULTS[field]
+        if not (value == default or value is None or value is False or value in ([], {}, "")):
+            yield (f"{field} = {value!r} changes what the adapter computes, and npgpt does not support it; it must be "
+                   f"{default!r}")
+    if values["init_lora_weights"] not in PLAIN_INITIALISATIONS:
+        yield (f"init_lora_weights = {values['init_lora_weights']!r} rewrote the base weights, and this file does not "
+               "hold them; have PEFT convert it to plain LoRA (save_pretrained with "
+               "path_initial_model_for_weight_conversion)")
+    base = values["base_model_name_or_path"]
+    if not isinstance(base, str | None):
+        yield f"base_model_name_or_path = {base!r}: it must be a string or null"
+    if values["task_type"] == "SEQ_CLS":
+        yield "task_type = 'SEQ_CLS' needs a classifier; npgpt has the language model's head"
+
+
+def find_weights(place):
     """Return the path of the adapter's tensors; the older adapter_model.bin counts where it stands alone."""
     old = place / "adapter_model.bin"
     return old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE

@@ -18,9 +18,11 @@ FLAGS = {
         --resume --full --samples --quiet""".split(),
     "generate.py": ["--model", "--adapter", "--prompt", *SAMPLING],
     "evaluate.py": ["--model", "--adapter", "--data", "--context", "--stride", "--json"],
+    "inspect_adapter.py": ["--model", "--revision", "--compare", "--json", "--plot"],
     "convert_adapter.py": ["--alpha", "--enable", "--model", "--revision", "--out"],
-    "merge.py": ["--model", "--adapter", "--out"],
     "inspect_text.py": ["--model", "--adapter", "--prompt", "--max-tokens", "--out"],
+    "merge.py": ["--model", "--adapter", "--out", "--dtype", "--max-shard-size", "--text", "--no-certificate"],
+    "export_gguf.py": ["--model", "--adapter", "--out", "--dtype"],
 }
 
 
