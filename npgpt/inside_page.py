@@ -27,6 +27,7 @@ canvas { image-rendering: pixelated; background: var(--page); box-shadow: 0 0 0 
 #picture { width: min(26rem, 100%); aspect-ratio: 1; cursor: crosshair; touch-action: none; }
 .attention > div { flex: 1 1 20rem; }
 #readout { min-height: 4.6em; }
+#strip { max-height: 26rem; overflow-y: auto; }
 #board { display: grid; gap: 5px; width: max-content; padding: 3px; }
 #board button { padding: 0; border: 0; background: none; line-height: 0; cursor: pointer; }
 #board canvas { width: 3rem; aspect-ratio: 1; }
@@ -51,7 +52,7 @@ def build(title, tokenizer, model, base, adapted=None):
 
 
 def _names(tokenizer):
-    """Return name(id, space="\·") -> a token for the eye: white space and what cannot be printed has a sign."""
+    """Return name(id, space="·") -> a token for the eye: white space and what cannot be printed has a sign."""
     def name(i, space="·"):
         if i >= tokenizer.vocab_size:  # a row of the head that no text uses
             return f"[{i}]"
