@@ -142,6 +142,17 @@ def test_what_the_adapter_changed(tokenizer, model, adapted_model, ids):
                                     for d in difference]
 
 
+def test_all_else_is_of_the_adapted_model(tokenizer, adapted_model, model, ids):
+    base, adapted = inside.look(model, ids), inside.look(adapted_model, ids)
+    page = inside_page.build("", tokenizer, adapted_model, base, adapted)
+    alone = inside_page.build("", tokenizer, adapted_model, adapted)
+    for heading in ("The text", "Length of the hidden states", "Logit lens"):
+        assert section(page, heading) == section(alone, heading)
+    *_, last = inside.logit_lens(adapted_model, adapted)
+    name = inside_page._names(tokenizer)
+    assert [row[-2] for row in rows(section(page, "Logit lens"))] == [name(i) for i in last.argmax(axis=1)]
+
+
 def test_one_token(read_html, tokenizer, model, adapted_model, ids):
     base, adapted = inside.look(model, ids[:1]), inside.look(adapted_model, ids[:1])
     for seen in (None, adapted):

@@ -1,0 +1,194 @@
+"""LoRA's experiment on the E2E data: low-rank updates, the last block alone, and all weights, for equal steps.
+
+Each method trains the same model on the same batches, at a learning rate of its own that is looked for first: along 1,
+2, 5, 10, .. as long as the loss on a tenth of the meanings, held out, falls after short runs. Then every meaning of
+--test is put into words, greedily, and all the words it has there are references.
+
+The settings are those of Hu et al. 2021 (rank 4, alpha 32, dropout 0.1, AdamW, weight decay 0.01, linear schedule,
+batches of 8, no clipping, loss on the words alone) but for three: the update of c_attn is one for queries, keys and
+values, where theirs has two for queries and values; there is no label smoothing; and their words come from ten beams.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import math
+import sys
+import time
+from pathlib import Path
+
+import cli
+from tqdm import tqdm
+
+import npgpt
+from npgpt import data, evaluate, metrics
+from npgpt.files import write_json
+from npgpt.memory import keep_freed_memory
+from npgpt.train import TrainConfig, train
+
+SEPARATOR, TEMPLATE = "||", "{prompt}||{completion}"
+DROPOUT = 0.1
+HELD_OUT = 0.1  # of the meanings, while a learning rate is looked for
+RATES = [float(f"{digit}e{power}") for power in range(-6, 1) for digit in (1, 2, 5)]
+
+
+# The methods: each makes trainable what it trains
+
+
+def lora(r, targets, model, seed):
+    model.set_dropout(0.0)  # dropout is on the LoRA path only
+    npgpt.add_lora(model, npgpt.LoraConfig(r, lora_alpha=8 * r, lora_dropout=DROPOUT, target_modules=targets), seed)
+
+
+def last_block(model, _seed):
+    model.set_dropout(DROPOUT)
+    model.freeze()
+    for name, tensor in model.parameters().items():
+        tensor.trainable = name.startswith((f"h.{model.config.n_layer - 1}.", "ln_f."))
+
+
+def all_weights(model, _seed):
+    model.set_dropout(DROPOUT)
+    model.unfreeze()
+
+
+MEASURES = {"BLEU": metrics.bleu, "NIST": metrics.nist, "ROUGE-L": metrics.rouge_l, "CIDEr": metrics.cider}
+METHODS = {
+    "lora": functools.partial(lora, 4, ["c_attn"]),
+    "lora-all-linear": functools.partial(lora, 4, "all-linear"),
+    "last-block": last_block,
+    "all-weights": all_weights,
+}
+
+
+def parse_arguments(argv):
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_model_arguments(parser)
+    files = f"a meaning, {SEPARATOR} and words for it a line"
+    parser.add_argument("--train", required=True, metavar="FILE", help=f"what to train on: {files}")
+    parser.add_argument("--test", required=True, metavar="FILE", help="what to measure on, in the same form")
+    parser.add_argument("--out", type=Path, default=Path("runs/e2e.json"), metavar="FILE",
+                        help="where to put all figures and what was generated (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=5, help="passes over --train (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="texts a step (default %(default)s)")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME",
+                        help=f"of {', '.join(METHODS)} (default: all)")
+    parser.add_argument("--start", type=float, default=2e-4, choices=RATES, metavar="RATE",
+                        help="learning rate of all weights to begin with, one of 1, 2, 5, 10, .. times 1e-6; a part of "
+                             "the weights begins with ten times as much (default %(default)s)")
+    parser.add_argument("--short-steps", type=int, default=100,
+                        help="steps of a run that tries a learning rate (default %(default)s)")
+    parser.add_argument("--limit", type=int, help="put only this many meanings into words (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of LoRA, the order of the texts and dropout")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    keep_freed_memory()
+    documents, test_documents = (
+        data.Documents(file, separator=SEPARATOR, template=TEMPLATE) for file in (args.train, args.test))
+    name = cli.choose_model(args.model, args.revision)
+    model, tokenizer = cli.load(name, args.revision)
+    context = model.config.n_positions
+    whole, _ = data.encode(tokenizer, documents, context)
+    part, held_out = data.encode(tokenizer, documents, context, HELD_OUT)
+    test, _ = data.encode(tokenizer, test_documents, context)
+    references = meanings(test_documents, args.limit)
+    longest = max(int(mask.sum()) for mask in whole.sequences.loss_masks)
+    print(f"{name}; {args.train}: {whole.texts:,} texts; {args.test}: {test.texts:,} texts, "
+          f"{len(references):,} meanings to put into words; loss before training {loss(model, test.sequences):.3f}")
+
+    def fresh(method):
+        model, _ = cli.load(name, args.revision)
+        METHODS[method](model, args.seed)
+        return model
+
+    def held_out_loss(method, rate):
+        try:
+            model = fit(fresh(method), part.sequences, rate, args, f"{method} at {rate:g}", args.short_steps)
+        except npgpt.NpgptError:  # it diverged
+            return math.inf
+        return loss(model, held_out.sequences)
+
+    rows = {}
+    for method in args.methods:
+        start = RATES.index(args.start) + (3 if method != "all-weights" else 0)
+        rate, tried = look_for_rate(functools.partial(held_out_loss, method), start)
+        started = time.perf_counter()
+        model = fit(fresh(method), whole.sequences, rate, args, method)
+        seconds = time.perf_counter() - started
+        outputs = put_into_words(model, tokenizer, list(references), longest)
+        scores = {measure: score(outputs, list(references.values())) for measure, score in MEASURES.items()}
+        rows[method] = {
+            "trainable": sum(tensor.data.size for tensor in model.trainable_parameters().values()), "rate": rate,
+            "loss": loss(model, test.sequences), **scores, "seconds": seconds,
+            "tried": {rate: tried[rate] if math.isfinite(tried[rate]) else None for rate in sorted(tried)},
+            "outputs": dict(zip(references, outputs, strict=True))}
+        print(f"{method}: learning rate {rate:g}, the best of {', '.join(f'{r:g}' for r in sorted(tried))}")
+    write_json(args.out, {"settings": {key: str(value) for key, value in vars(args).items()}, "methods": rows})
+    print_table(rows)
+    print(f"figures and outputs: {args.out}")
+
+
+def meanings(documents, limit):
+    """Return dict prompt -> all its texts, of the first `limit` prompts (None: of all)."""
+    found = {}
+    for document in documents:
+        (prompt, _), (text, _), *_ = document.segments
+        found.setdefault(prompt, []).append(text)
+    return dict(itertools.islice(found.items(), limit))
+
+
+def look_for_rate(loss_at, i):
+    """Go from RATES[i] to the neighbouring rate with a lower loss until both have higher ones. Return the rate and dict
+    rate -> loss of all that were tried."""
+    tried = {}
+    while True:
+        near = [RATES[j] for j in (i, i + 1, i - 1) if 0 <= j < len(RATES)]
+        tried |= {rate: loss_at(rate) for rate in near if rate not in tried}
+        best = min(near, key=tried.get)
+        if best == RATES[i]:
+            return best, tried
+        i = RATES.index(best)
+
+
+def fit(model, sequences, rate, args, title, max_steps=None):
+    """Train what is trainable of `model`; return it."""
+    config = TrainConfig(epochs=args.epochs, max_steps=max_steps, batch_size=args.batch_size, lr=rate, grad_clip=0,
+                         seed=args.seed)
+    total = config.total_steps(config.order(sequences.lengths))
+    config = dataclasses.replace(config, warmup=total // 20)
+    opt = npgpt.AdamW(model.trainable_parameters(), rate, weight_decay=0.01)
+    for _ in tqdm(train(model, sequences, opt, config), title, total, leave=False, unit="step"):
+        pass
+    return model
+
+
+def loss(model, sequences):
+    return evaluate.mean_nll(model, sequences, sequences.loss_masks).nll
+
+
+def put_into_words(model, tokenizer, prompts, longest):
+    """Return a text for each prompt: the likeliest token each time, `longest` at most."""
+    outputs = []
+    for prompt in tqdm(prompts, "in words", leave=False):
+        ids = tokenizer.encode(prompt)
+        room = min(longest, model.config.n_positions - len(ids))
+        new = npgpt.generate(model, ids, room, temperature=0, eos_id=tokenizer.eos_id)[len(ids):]
+        outputs.append(tokenizer.decode(new[new != tokenizer.eos_id]).strip())
+    return outputs
+
+
+def print_table(rows):
+    head = ["", "trainable", "rate", "loss", *MEASURES, "seconds"]
+    print(f"{head[0]:15}" + "".join(f"{name:>11}" for name in head[1:]))
+    for method, row in rows.items():
+        cells = [f"{row['trainable']:,}", f"{row['rate']:g}", f"{row['loss']:.3f}",
+                 *(f"{row[measure]:.2f}" for measure in MEASURES), f"{row['seconds']:.0f}"]
+        print(f"{method:15}" + "".join(f"{cell:>11}" for cell in cells))
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments(None)
+    sys.exit(cli.run(lambda: main(arguments)))
