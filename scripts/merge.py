@@ -58,12 +58,11 @@ def main(args):
           f"{f' in {len(written)} files' if len(written) > 1 else ''})")
     if left_out:
         print(f"not in the cache, so not carried over: {', '.join(left_out)}")
-    merged = npgpt.GPT2.from_pretrained(args.out)
-    if model.config.tie_word_embeddings != merged.config.tie_word_embeddings:
-        print("the adapter changes the token table or the head, so these are two matrices now, no longer tied")
+    if model.config.tie_word_embeddings != files.read_json(args.out / "config.json")["tie_word_embeddings"]:
+        print("the token table or the head was changed, so these are two matrices now, no longer tied")
     if text is None:
         return 0
-    found = merge.certify(model, merged, tokenizer.encode(text))
+    found = merge.certify(model, npgpt.GPT2.from_pretrained(args.out), tokenizer.encode(text))
     text = f"npgpt/texts/{TEXT.name}" if args.text == TEXT else args.text
     print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {text}")
     print(f"  largest |difference of logits|  {found.difference:.1e}, of logits up to {found.largest:.1f}")

@@ -80,9 +80,13 @@ def test_shards(tmp_path):
                                  "total_size": sum(each.nbytes for each in merged.values())}
     assert sorted(set(index["weight_map"].values())) == [
         f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    for shard in set(index["weight_map"].values()):
+    sizes, firsts = [], []  # of each shard, and of the first of its tensors in the model's order
+    for shard in sorted(set(index["weight_map"].values())):
         held = safetensors.read(tmp_path / shard)
-        assert len(held) == 1 or sum(each.nbytes for each in held.values()) <= 6000
+        sizes.append(sum(each.nbytes for each in held.values()))
+        firsts.append(next(each.nbytes for name, each in merged.items() if f"transformer.{name}" in held))
+        assert len(held) == 1 or sizes[-1] <= 6000
+    assert all(size + first > 6000 for size, first in zip(sizes, firsts[1:], strict=False)), "two would fit into one"
     assert_same_bits(arrays(checkpoint.from_pretrained(tmp_path)), merged)
 
 
