@@ -22,7 +22,7 @@ import numpy as np
 
 from npgpt import safetensors
 from npgpt.checkpoint import READERS, cast
-from npgpt.errors import ConfigError, FormatError, one_line
+from npgpt.errors import ConfigError, FileError, FormatError, one_line
 from npgpt.files import read_json, write_json
 from npgpt.lora import LoraConfig, attach, check_new, make_updates, updates
 
@@ -102,6 +102,9 @@ def load_adapter(model, folder, name="default", trainable=True):
     model, ConfigError where the model has an adapter of that name already.
     """
     check_new(model, name)
+    if os.path.isfile(folder):
+        raise FileError(f"{folder} is a file, and an adapter is a folder with {CONFIG_FILE}; convert_adapter.py makes "
+                        "one of a loralib checkpoint")
     place = _place(folder, name)
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)

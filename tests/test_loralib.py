@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, GPT2Config, load_adapter, loralib, safetensors
-from npgpt.errors import ConfigError, FormatError
+from npgpt.errors import ConfigError, FileError, FormatError
 from tests.test_torchfile import legacy, saved
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=16, initializer_range=0.2)
@@ -150,6 +150,12 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, edit, message):
     with pytest.raises(FormatError, match=message):
         convert(tmp_path, edit(A, B) or {"wte.weight": A})
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_checkpoint_itself_is_no_adapter(tmp_path):
+    (tmp_path / "model.pt").write_bytes(saved(checkpoint()[0]))
+    with pytest.raises(FileError, match=r"model\.pt is a file, .*; convert_adapter\.py makes one of a loralib"):
+        load_adapter(base(), tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize(("alpha", "enable"), [(0, "qv"), (float("nan"), "qv"), (1, ""), (1, "x"), (1, ("q", "x"))])
