@@ -48,7 +48,8 @@ def main(args):
 
 def describe(folder, found):
     fields = found.fields
-    yield (f"adapter    {folder}: LoRA for {fields['base_model_name_or_path']!r}, {found.numbers:,} numbers in "
+    base = fields["base_model_name_or_path"]
+    yield (f"adapter    {folder}: LoRA for {repr(base) if base else 'an unnamed base'}, {found.numbers:,} numbers in "
            f"{', '.join(found.dtypes)}, {found.size / 1e6:,.2f} MB")
     words = [f"rank {fields['r']}", f"alpha {fields['lora_alpha']:g}"]
     for field, text in (("rank_pattern", "and other ranks"), ("alpha_pattern", "and other alphas"),

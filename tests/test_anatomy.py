@@ -1,7 +1,5 @@
 """What is read off an adapter, against the adapter that was written."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,7 @@ from npgpt import GPT2, GPT2Config, LoraConfig, add_lora, load_adapter, merge_lo
 from npgpt.anatomy import compare, dissect
 from npgpt.errors import FileError, FormatError
 from npgpt.lora import adapted_layers
+from tests.test_adapter import edit_config, edit_weights
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=16, initializer_range=0.2)
 TARGETS = ["c_attn", "mlp.c_fc"]
@@ -35,16 +34,6 @@ def write(folder, seed=2, targets=TARGETS, r=3, lora_alpha=12):
             tensor.data[...] = 0.2 * draw.standard_normal(tensor.shape)
     save_adapter(model, folder)
     return folder
-
-
-def edit_config(folder, **fields):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def edit_weights(folder, edit):
-    path = folder / "adapter_model.safetensors"
-    safetensors.write(path, edit({key: array.copy() for key, array in safetensors.read(path).items()}))
 
 
 def key(module, part):
