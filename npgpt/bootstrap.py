@@ -53,7 +53,7 @@ def difference(value, scores, base_value, base_scores):
 
     Were the two equally good, differences would scatter as the samples' do, but about 0. p is how often they would then
     be at least as far from 0 as the one found: (1 + #{|d - mean d| >= |found|}) / (1 + samples), for both sides.
-    Source    Koehn 2004 (paired samples); Riezler & Maxwell 2005 (moved to 0, as in sacrebleu).
+    Source    Koehn 2004 (paired samples); Riezler & Maxwell 2005, section 3 (moved to 0).
     """
     d, found = scores - base_scores, value - base_value
     extreme = np.count_nonzero(np.abs(d - d.mean()) >= abs(found))

@@ -20,15 +20,15 @@ UNBOUNDED = 1 << 40  # tokens
 
 
 class Measure(NamedTuple):
-    """rows(records) -> (n, k); score(sums (k,)) -> number."""
+    """rows(records) -> (n, k), of the records of all items in their order; score(sums (k,)) -> number."""
 
     rows: callable
     score: callable
 
 
 class LikelihoodTask:
-    """A task that asks how likely texts are. A subclass says in which windows, `windows(i, context)`, and what becomes
-    of their losses, `record(i, [(nll, greedy), ...])`."""
+    """A task that asks how likely texts are. A subclass says in which windows of at most `context` tokens,
+    `windows(i, context)`, and what becomes of their losses, `record(i, [(nll, greedy), ...])`."""
 
     def key(self, i):
         """Names item i by what is asked: hexadecimal digits."""

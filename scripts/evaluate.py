@@ -1,25 +1,25 @@
 """Evaluate GPT-2, and adapters beside it, on a task: perplexity by named protocols, or questions with known answers."""
 
+import argparse
 import json
 import sys
 
 import cli
 from tqdm import tqdm
 
-from npgpt import bootstrap, data, tasks
+from npgpt import bootstrap, data, metrics, questions, tasks
 from npgpt.evaluate import exponential, mean_of_rows
 from npgpt.files import read_text
 from npgpt.records import Records, complete, fingerprint
 
 
 def parse_arguments(argv):
-    parser = cli.Parser(description=__doc__)
+    parser = cli.Parser(description=__doc__, epilog=DATA, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_model_arguments(parser)
     parser.add_argument("--adapter", metavar="DIR", action="append", default=[],
                         help="folder of a LoRA adapter, to be set beside the base model; may be given again")
     parser.add_argument("--task", choices=TASKS, default="perplexity", help="(default %(default)s)")
-    parser.add_argument("--data", required=True, metavar="FILE",
-                        help=".txt, a text a line, or .jsonl, {\"text\": ...} a line")
+    parser.add_argument("--data", required=True, metavar="FILE", help="see below for what the tasks read")
     parser.add_argument("--limit", type=int, help="take only the first so many texts or questions")
     parser.add_argument("--out", metavar="FILE",
                         help="keep each answer in this .jsonl file; an evaluation that was interrupted goes on from it")
@@ -36,10 +36,19 @@ def parse_arguments(argv):
                        help="tokens between the starts of windows of the protocol strided (default: half the context)")
     group.add_argument("--wikitext", action="store_true",
                        help="the file is one of WikiText's: cut into pages, detokenised, words counted before that")
+    group = parser.add_argument_group("classification, exact-match, meaning-to-text")
+    group.add_argument("--labels", nargs="+", metavar="WORD", help="label words (default: those in the data)")
+    group.add_argument("--template", help="what a record is put into, its fields in braces and \\n for a new line "
+                                          "(default for classification: '{text}\\nLabel:', else as in finetune.py)")
+    group.add_argument("--separator", help="in plain text, what stands between prompt and answer, such as '||'")
+    group.add_argument("--max-new-tokens", type=int, default=64, help="most tokens of an answer (default %(default)s)")
+    group.add_argument("--stop", metavar="TEXT", help="an answer ends before this text, or with an end of text")
     args = parser.parse_args(argv)
-    for name, least in (("limit", 1), ("samples", 2), ("seed", 0)):
+    if args.template is not None:
+        args.template = args.template.replace("\\n", "\n").replace("\\t", "\t")
+    for name, least in (("limit", 1), ("samples", 2), ("seed", 0), ("max_new_tokens", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
-            parser.error(f"--{name} {getattr(args, name)}: it must be at least {least}")
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be at least {least}")
     return args
 
 
@@ -66,7 +75,55 @@ Per token compares models of one tokenizer; per word, per byte and bits per byte
 different protocols don't compare. Tokens that are not predicted are charged at the mean of those that are."""
 
 
-TASKS = {"perplexity": perplexity}
+def lambada(args, tokenizer, _model):
+    items = questions.read_passages(data.read_records(args.data))[:args.limit]
+    return questions.LastWord(tokenizer, items), {"items": len(items)}, f"the last word of {len(items):,} passages"
+
+
+def multiple_choice(args, tokenizer, _model):
+    items = questions.read_questions(data.read_records(args.data))[:args.limit]
+    return questions.MultipleChoice(tokenizer, items), {"items": len(items)}, f"{len(items):,} questions"
+
+
+def classification(args, tokenizer, _model):
+    items = questions.read_labelled(data.read_records(args.data), args.template or "{text}\nLabel:", args.labels)
+    items = items[:args.limit]
+    labels = [word.strip() for word in items[0].choices]
+    return (questions.Classification(tokenizer, items), {"items": len(items), "labels": labels},
+            f"{len(items):,} texts, labels {', '.join(labels)}")
+
+
+def answers(measures):
+    """The task of writing answers, scored by `measures`."""
+    def task(args, tokenizer, _model):
+        documents = data.Documents(args.data, separator=args.separator, template=args.template)
+        items = questions.read_prompts(documents)[:args.limit]
+        references = sum(len(item.references) for item in items)
+        return (questions.Answers(tokenizer, items, measures, args.max_new_tokens, args.stop),
+                {"items": len(items), "references": references, "max_new_tokens": args.max_new_tokens,
+                 "stop": args.stop}, f"{len(items):,} prompts with {references:,} references")
+    return task
+
+
+TASKS = {
+    "perplexity": perplexity,
+    "lambada": lambada,
+    "multiple-choice": multiple_choice,
+    "classification": classification,
+    "exact-match": answers({"exact match": (metrics.exact_match_rows, metrics.mean_score)}),
+    "meaning-to-text": answers(metrics.METRICS),
+}
+FEW = 20
+DATA = """
+data:
+  perplexity       texts: a line each in .txt, {"text": "..."} a line in .jsonl; with --wikitext a file of WikiText
+  lambada          {"text": "..."}, of which the last word is asked
+  multiple-choice  {"context": "...", "choices": ["...", "..."], "label": 0}, or HellaSwag's own records
+  classification   {"text": "...", "label": "..."}
+  exact-match, meaning-to-text
+                   what finetune.py learns: prompt and completion, instruction and output, messages, or text with
+                   --separator; answers to the same prompt are its references
+"""
 
 
 def main(args):
@@ -90,8 +147,7 @@ def main(args):
     if args.json:
         print(json.dumps(report))
     else:
-        print(f"{args.task} of {args.data}: {in_words}\n\n{table(report)}\n\nvalue ± standard error [95 % interval] by "
-              f"{args.samples:,} bootstrap samples of the items; p by the paired bootstrap test (Koehn 2004)")
+        print(f"{args.task} of {args.data}: {in_words}\n\n{table(report)}\n\n{footnote(report)}")
 
 
 def scored(rows, score, args):
@@ -133,6 +189,12 @@ def table(report):
     widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(len(rows[0]))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip()
                      for row in rows)
+
+
+def footnote(report):
+    few = any(found["items"] < FEW for found in report["results"][0]["measures"].values())
+    return (f"value ± standard error [95 % interval] by {report['samples']:,} bootstrap samples of the items; p by the "
+            "paired bootstrap\ntest (Koehn 2004)" + f"; of fewer than {FEW} items both are too sure of it" * few)
 
 
 def cell(found, sign=""):

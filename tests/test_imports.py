@@ -30,6 +30,7 @@ ORDER = """
     merge gguf spectrum anatomy
     inside inside_page
     gradcheck gradcases
+    questions harness
     run train
     __init__
 """.split()

@@ -71,6 +71,37 @@ def test_wikitext(script, model, tmp_path):
     assert report["text_tokens"] == {"document": len(" = A =\n\nx-y ") + len(" = B =\nz\n")}
 
 
+@pytest.mark.parametrize("task, lines, flags, about, measures", [
+    ("lambada", [{"text": "time saves nine"}, {"text": "light work"}], [], {"items": 2}, ["accuracy", "perplexity"]),
+    ("multiple-choice", [{"context": "haste makes", "choices": ["waste", "perfect"], "label": 0}], [], {"items": 1},
+     ["accuracy", "accuracy, by characters", "accuracy, by tokens"]),
+    ("classification", [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}], ["--template", "{text}\\n:"],
+     {"items": 2, "labels": ["no", "yes"]}, ["accuracy", "macro-F1"]),
+    ("exact-match", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "c"}],
+     ["--max-new-tokens", 4, "--stop", "e"], {"items": 1, "references": 2, "max_new_tokens": 4, "stop": "e"},
+     ["exact match"]),
+])
+def test_the_other_tasks(script, model, tmp_path, task, lines, flags, about, measures):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["evaluate.py", "--model", model, "--task", task, "--data", "data.jsonl", "--json", *flags]
+    report = json.loads(script(*command))
+    assert report.items() >= {"task": task, **about}.items()
+    assert list(report["results"][0]["measures"]) == measures
+
+
+def test_meaning_to_text(script, model, adapter, tmp_path):
+    """As a user of the E2E data does: answers go into a file, and are scored with those of an adapter beside them."""
+    (tmp_path / "e2e.txt").write_text("name : A||A is here .\nname : A||Here is A .\nname : B||B is there .\n")
+    stdout = script("evaluate.py", "--model", model, "--adapter", adapter, "--task", "meaning-to-text", "--data",
+                    "e2e.txt", "--separator", "||", "--max-new-tokens", 8, "--samples", 20, "--out", "answers.jsonl")
+    assert "2 prompts with 3 references" in stdout
+    assert [line.split()[0] for line in stdout.splitlines() if re.match(r"(BLEU|NIST|ROUGE-L|CIDEr) ", line)] == [
+        "BLEU", "NIST", "ROUGE-L", "CIDEr"] * 2
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [answer["references"] for answer in answers] == 2 * [["A is here .", "Here is A ."], ["B is there ."]]
+    assert len({answer["system"] for answer in answers}) == 2
+
+
 def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
     command = ["evaluate.py", "--model", model, "--data", texts, "--json", "--samples", 20, "--out", "answers.jsonl"]
     whole = script(*command)
@@ -90,6 +121,9 @@ def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
     (["--data", "missing.raw", "--wikitext"], "cannot read missing.raw"),
     (["--out", "texts.txt"], "texts.txt:1: not a record of an evaluation"),
     (["--seed", -1], "--seed -1: it must be at least 0"),
+    (["--task", "chess"], "invalid choice: 'chess'"),
+    (["--task", "exact-match"], "no prompt before an answer"),
+    (["--task", "exact-match", "--max-new-tokens", 0], "--max-new-tokens 0: it must be at least 1"),
 ])
 def test_what_is_refused(refused, model, texts, tmp_path, flags, message):
     (tmp_path / "texts.txt").write_bytes(texts.read_bytes())
