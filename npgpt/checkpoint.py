@@ -49,13 +49,7 @@ def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=Fals
         with hub.reading(name, path.name, revision):
             return READERS[path.suffix](path)
 
-    config_path = find("config.json")
-    if config_path is None:
-        raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
-    try:
-        config = GPT2Config.from_dict(read(config_path))
-    except ConfigError as error:
-        raise ConfigError(f"{config_path}: {error}") from error
+    config = read_config(name, revision, local_files_only)
     weights_path = find(hub.WEIGHTS)
     if weights_path is None:
         raise FileError(
@@ -69,6 +63,19 @@ def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=Fals
     model.name_or_path = str(name)
     _assign(model, tensors, weights_path)
     return model
+
+
+def read_config(name, revision=None, local_files_only=False):
+    """Return the GPT2Config of a model, without its weights; arguments and errors as for `from_pretrained`."""
+    path = hub.file(name, "config.json", revision=revision, local_files_only=local_files_only)
+    if path is None:
+        raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
+    with hub.reading(name, path.name, revision):
+        values = files.read_json(path)
+    try:
+        return GPT2Config.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _read_shards(index_path, find, read):

@@ -16,9 +16,15 @@ class NpgptError(Exception):
 
 def one_line(message):
     """Return `message` as one printable line, escaped and shortened as need be: it may quote what a file holds."""
-    if not message.isprintable():
-        message = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in message)
+    message = printable(message)
     return message if len(message) <= LONGEST else f"{message[:LONGEST - 300]} [..] {message[-200:]}"
+
+
+def printable(text):
+    """Return `text` with everything in it that cannot be printed written as Python would, \\n for a new line."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 class ConfigError(NpgptError, ValueError):

@@ -1,11 +1,12 @@
 """The data of finetune.py: its flags, what is read, and what becomes of it, said in a few lines."""
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
-import numpy as np
-
 import npgpt
-from npgpt import data
+from npgpt import checkpoint, data
 
 TEXTS = Path(npgpt.__file__).parent / "texts"
 TRAINING, HELD_OUT = TEXTS / "train.txt", TEXTS / "validation.txt"
@@ -44,9 +45,12 @@ def read(settings):
             for path in paths]
 
 
-def encode(places_and_documents, settings, model, tokenizer, say):
-    """Return the Sequences to train on and those to measure on (None where there are none), and say what they are."""
-    context = model.config.n_positions
+def encode(places_and_documents, settings, config, tokenizer, say):
+    """Return the Sequences to train on and those to measure on (None where there are none), and say what they are.
+
+    config  GPT2Config of the model they are for
+    """
+    context = config.n_positions
     max_length = context if settings["max_length"] is None else settings["max_length"]
     if not 2 <= max_length <= context:
         raise npgpt.NpgptError(f"--max-length {max_length}: it must be from 2 to the model's context of {context}")
@@ -58,7 +62,9 @@ def encode(places_and_documents, settings, model, tokenizer, say):
         for e in data.encode(tokenizer, documents, max_length, fraction)[:2 if fraction else 1]:
             if not e.targets:
                 raise npgpt.NpgptError(f"{place}: nothing to {'measure on' if encoded else 'learn'}: {reason(e)}")
-            model.check_ids(np.array([e.highest]), 0)
+            if e.highest >= config.vocab_size:
+                raise npgpt.NpgptError(f"{place}: token id {e.highest} is outside this model's vocabulary of "
+                                       f"{config.vocab_size}; the tokenizer is that of another model")
             say(f"{('data', 'held out')[len(encoded)]:10} {place}: {summary(e, max_length)}")
             encoded.append(e.sequences)
     return encoded if len(encoded) == 2 else (encoded[0], None)
@@ -66,15 +72,36 @@ def encode(places_and_documents, settings, model, tokenizer, say):
 
 def summary(e, max_length):
     """Return what became of the documents, in a line."""
-    parts = [f"{e.texts:,} texts" if e.texts else f"{len(e.sequences):,} blocks",
-             f"{e.tokens:,} tokens", f"{e.targets:,} learned", f"end of text in {e.ended:,} of {e.texts:,}"]
+    line = (f"{count(e.texts, 'text') if e.texts else count(len(e.sequences), 'block')}, {e.tokens:,} tokens, "
+            f"{e.targets:,} learned, end of text learned in {e.ended:,} of {e.texts:,}")
     if e.blank:
-        parts[-1] += f"; {e.blank:,} blank ones left out"
+        line += f"; {e.blank:,} blank left out"
     if e.split:
-        parts[-1] += (f"; {e.split:,} longer than {max_length} tokens were split: {len(e.sequences):,} sequences"
-                      + (f", {e.cut:,} tokens in none" if e.cut else ""))
-    return ", ".join(parts)
+        line += (f"; {e.split:,} longer than {max_length} tokens {'was' if e.split == 1 else 'were'} split: "
+                 f"{count(len(e.sequences), 'sequence')}")
+    if e.cut:
+        line += f", {e.cut:,} tokens in none"
+    return line
+
+
+def count(n, word):
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
 def reason(e):
     return "all its records are blank" if e.blank else "--val-fraction leaves no record for it"
+
+
+def preview(settings, n):
+    """Print what there is to learn and the first `n` sequences of it, token by token; the model is not needed."""
+    if n < 0:
+        raise npgpt.NpgptError(f"--preview {n}: it must be at least 0")
+    documents = read(settings)
+    tokenizer = npgpt.Tokenizer.from_pretrained(settings["model"], settings["revision"])
+    config = checkpoint.read_config(settings["model"], settings["revision"])
+    sequences, _ = encode(documents, settings, config, tokenizer, print)
+    width, colour = shutil.get_terminal_size((100, 1)).columns, sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for i in range(min(n, len(sequences))):
+        mask = sequences.loss_masks[i]
+        print(f"\nsequence {i + 1:,} of {len(sequences):,}: {len(mask)} tokens, {mask[1:].sum()} learned, in brackets")
+        print(*data.preview(sequences[i], mask, tokenizer, width, colour), sep="\n")

@@ -37,6 +37,8 @@ def main(given):
     config = TrainConfig(threads=given.get("threads"), **{
         field.name: settings[field.name] for field in dataclasses.fields(TrainConfig) if field.name in settings})
 
+    if "preview" in given:
+        return dataset.preview(settings, given["preview"])
     documents, adapter = dataset.read(settings), adapter_config(settings)  # before the model, which may be fetched
     model, tokenizer = cli.load(settings["model"], settings["revision"])
     model.gradient_checkpointing = given.get("checkpoint", False)
@@ -45,7 +47,7 @@ def main(given):
     if settings["model"] == cli.FALLBACK:
         say(f"           for this model {', '.join(f'{n} {v}' for n, v in TINY_DEFAULTS.items() if n not in given)} "
             f"by default: {TINY_REASON}")
-    sequences, held_out = dataset.encode(documents, settings, model, tokenizer, say)
+    sequences, held_out = dataset.encode(documents, settings, model.config, tokenizer, say)
     prepare(model, adapter, settings, say)
     opt = npgpt.AdamW(model.trainable_parameters(), settings["lr"], weight_decay=settings["weight_decay"])
     total = config.total_steps(config.order(sequences.lengths))

@@ -58,6 +58,8 @@ def parse_arguments(argv, description):
     add("--resume", "go on with the run in this folder, stopped by Ctrl-C, with its settings", type=Path, metavar="RUN")
     add("--full", "train all weights instead of an adapter", action="store_true")
     add("--samples", "how many sample texts to show before and after", type=int, choices=range(len(PROMPTS) + 1))
+    add("--preview", "show the first N sequences, token by token with what is learned in brackets, and do nothing else",
+        type=int, metavar="N")
     add("--quiet", "print only the result", action="store_true")
     return vars(parser.parse_args(argv))
 

@@ -21,7 +21,7 @@ ORDER = """
     errors files seeding html metrics
     bootstrap wikitext
     optim batch threads memory hub safetensors torchfile tokenizer
-    data.readers data.templates data.documents data.encoding data.order data
+    data.readers data.templates data.documents data.encoding data.order data.preview data
     autograd
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops

@@ -4,7 +4,7 @@ import string
 from typing import NamedTuple
 
 from npgpt.data.readers import Stream, json_name
-from npgpt.errors import ConfigError, FormatError
+from npgpt.errors import ConfigError, FormatError, printable
 
 END = None  # the end-of-text token, among segments
 
@@ -73,7 +73,7 @@ class Template:
         prompt, text, rest = self._fill({name: f"{{{name}}}" for name in self.fields})
         start = 0 if self.train_on_prompt else len(prompt)
         whole = f"{prompt}{text}{rest}<end of text>"
-        line = f"{whole[:start]}[{whole[start:]}]".replace("\n", "\\n")
+        line = printable(f"{whole[:start]}[{whole[start:]}]")
         each = "each message; " if self.kind == "messages" else ""
         role = f", of the role {LEARNED_ROLE}" if each and not self.train_on_prompt else ""
         return f"{line}  ({each}in brackets: learned{role})"

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import evaluate, safetensors
+from npgpt import data, evaluate, safetensors
 from npgpt.data import encode_texts, read_texts
 
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
          "--out --rank --alpha --dropout --targets --epochs --max-steps --batch-size --batch-tokens --accumulate "
          "--max-length --lr --weight-decay --warmup --schedule --grad-clip --seed --threads --checkpoint --resume "
-         "--full --samples --quiet").split()
+         "--preview --full --samples --quiet").split()
 
 
 def metrics(run):
@@ -91,7 +91,7 @@ def test_the_loss_falls_and_is_that_of_the_saved_adapter(finished, model, held_o
 def test_the_settings_are_all_written_down(finished):
     run, _, _ = finished
     settings = json.loads((run / "config.json").read_text())["settings"]
-    of_the_call = {"out", "threads", "checkpoint", "resume", "quiet"}
+    of_the_call = {"out", "threads", "checkpoint", "resume", "quiet", "preview"}
     assert settings.keys() == {flag[2:].replace("-", "_") for flag in FLAGS} - of_the_call
     assert (settings["rank"], settings["seed"], settings["batch_size"], settings["epochs"]) == (4, 3, 4, 5)
 
@@ -102,8 +102,8 @@ def test_what_is_printed(finished):
     for line in (r"LoRA +rank 4, alpha 12, scale 3, dropout 0.1", r" +attn.c_attn +16 -> 48 +in 2 layers: +512",
                  r" +mlp.c_fc +16 -> 64 +in 2 layers: +640", r" +1,152 of 12,880 parameters train \(8.94 %\)",
                  r"template +\[{text}<end of text>\]  \(in brackets: learned\)",
-                 r"data +\S+texts.txt: 10 texts, 260 tokens, 250 learned, end of text in 10 of 10",
-                 r"held out +\S+held-out.txt: 2 texts, 50 tokens, 48 learned, end of text in 2 of 2",
+                 r"data +\S+texts.txt: 10 texts, 260 tokens, 250 learned, end of text learned in 10 of 10",
+                 r"held out +\S+held-out.txt: 2 texts, 50 tokens, 48 learned, end of text learned in 2 of 2",
                  r"training +15 steps of 4 texts, 5 epochs.*", r"saved +run.adapter \(\d+ kB\) after \d+.\d s"):
         assert len(re.findall(f"^{line}$", stdout, re.M)) == 1, line
     samples = re.findall(r"^(.+)\n  before   (.+)\n  after    (.+)$", stdout, re.M)
@@ -342,3 +342,70 @@ def test_targets_may_be_spaced(script, model, texts):
 
 def test_data_is_read_before_the_model_is_fetched(refused):
     assert "cannot read missing.txt" in refused("finetune.py", "--model", "no-such/model", "--data", "missing.txt")
+
+
+# Records with prompts
+
+
+def test_a_run_on_prompts_learns_completions_alone(script, tmp_path, model):
+    (tmp_path / "pairs.txt").write_text("".join(f"{n} is ||number {n}\n" for n in range(40)))
+    options = ("--model", model, "--data", "pairs.txt", "--separator", "||", "--val-fraction", 0.2, "--lr", 0.02,
+               "--targets", "all-linear", "--epochs", 12, "--samples", 0)
+    stdout = script("finetune.py", *options, "--out", "run")
+    assert "\ntemplate   {prompt}||[{completion}<end of text>]  (in brackets: learned)\n" in stdout
+    train, held_out = (
+        tuple(map(int, re.search(rf"^{name} +pairs.txt: (\d+) texts, .* (\d+) learned", stdout, re.M).groups()))
+        for name in ("data", "held out"))
+    assert train[0] + held_out[0] == 40 and held_out[0] > 0
+    assert train[1] + held_out[1] == sum(len(f"number {n}") + 1 for n in range(40))
+    before, after = map(float, re.search(r"^held out   loss (.+) -> (.+),", stdout, re.M).groups())
+    assert after < 0.6 * before
+    # the same counted by hand: completions and their ends, and nothing else
+    documents = data.Documents(tmp_path / "pairs.txt", separator="||")
+    held = data.encode(npgpt.Tokenizer.from_pretrained(model), documents, 64, 0.2)[1].sequences
+    adapted = npgpt.load_adapter(npgpt.GPT2.from_pretrained(model), tmp_path / "run" / "adapter")
+    assert after == pytest.approx(evaluate.mean_nll(adapted, held, held.loss_masks).nll, abs=6e-4)
+
+
+@pytest.mark.parametrize("name, content, options, line", [
+    ("d.jsonl", '{"prompt": "a:", "completion": "b"}\n{"prompt": "c: ", "completion": "d"}\n', [],
+     "2 texts, 9 tokens, 5 learned, end of text learned in 2 of 2"),
+    ("d.jsonl", '{"prompt": "a:", "completion": "b"}\n{"prompt": "c: ", "completion": ""}\n', ["--train-on-prompt"],
+     "1 text, 4 tokens, 3 learned, end of text learned in 1 of 1; 1 blank left out"),
+    ("d.json", '[{"q": "a", "a": "b"}]', ["--template", "{q}\\n{a}"], "1 text, 4 tokens, 2 learned,"),
+    ("d.csv", "text,n\nabcd,1\n", [], "1 text, 5 tokens, 4 learned,"),
+    ("d.txt", "ab\ncd\n\nef\n", ["--split", "blank"], "2 texts, 9 tokens, 7 learned,"),
+    ("d.txt", "ab\ncd\n\nef\n", ["--split", "none", "--max-length", 6],
+     "1 text, 10 tokens, 9 learned, end of text learned in 1 of 1; 1 longer than 6 tokens was split: 2 sequences"),
+    ("d.txt", "abcdefgh||ij\n", ["--separator", "||", "--max-length", 6],
+     "1 text, 13 tokens, 3 learned, end of text learned in 1 of 1; 1 longer than 6 tokens was split: 1 sequence, "
+     "7 tokens in none"),
+    ("d.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', [],
+     "1 text, 30 tokens, 2 learned,"),
+])
+def test_each_kind_of_data_can_be_trained_on(script, tmp_path, model, name, content, options, line):
+    (tmp_path / name).write_text(content)
+    stdout = script("finetune.py", "--model", model, "--data", name, *options, "--max-steps", 1, "--samples", 0)
+    assert f"data       {name}: {line}" in stdout
+
+
+def test_steps_may_be_given_by_tokens(script, tmp_path, model, texts):
+    stdout = script("finetune.py", "--model", model, "--data", texts, "--batch-tokens", 60, "--accumulate", 2,
+                    "--epochs", 2, "--samples", 0, "--out", "run")
+    assert re.search("^training   6 steps of about 120 tokens, 2 epochs", stdout, re.M)  # 260 tokens an epoch
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [1, 1, 1, 2, 2, 2]
+    assert all(60 <= line["tokens"] <= 120 for line in metrics(tmp_path / "run"))
+
+
+def test_a_preview_shows_what_is_learned_and_does_nothing_else(script, tmp_path, model, contents):
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()  # it is not needed
+    (tmp_path / "pairs.txt").write_text("a:||yes\nb: ||no\nc:||perhaps\n")
+    before = contents(tmp_path)
+    stdout = script("finetune.py", "--model", "model", "--data", "pairs.txt", "--separator", "||", "--preview", 2)
+    assert contents(tmp_path) == before
+    assert stdout.splitlines()[1:] == [
+        "data       pairs.txt: 3 texts, 28 tokens, 15 learned, end of text learned in 3 of 3", "",
+        "sequence 1 of 3: 8 tokens, 4 learned, in brackets", "a│:│|│|[y][e][s][<|endoftext|>]", "",
+        "sequence 2 of 3: 8 tokens, 3 learned, in brackets", "b│:│ │|│|[n][o][<|endoftext|>]"]
+    assert script("finetune.py", "--model", "model", "--data", "pairs.txt", "--preview", 99).count("\nsequence ") == 3

@@ -1,0 +1,60 @@
+"""Micro-batches, accumulation, threads and where a step is cut change the final weights of a run by rounding only.
+
+The sequences have very different numbers of learned tokens, so that a mean of means would show.
+"""
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import threads
+from npgpt.data import Sequences
+from npgpt.seeding import generator
+from npgpt.train import TrainConfig, train
+
+CONFIG = npgpt.GPT2Config(vocab_size=31, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.2,
+                          embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+LENGTHS = generator(0, "lengths").integers(2, 33, 24)
+IDS = [generator(0, "ids", i).integers(0, 31, length) for i, length in enumerate(LENGTHS)]
+MASKS = [np.arange(length) >= generator(0, "prompt", i).integers(0, length) for i, length in enumerate(LENGTHS)]
+SEQUENCES = Sequences.of(IDS, MASKS)
+
+# The ways to take the same steps, of 12 sequences or of about 240 tokens: in other pieces, on other numbers of threads.
+BY_SEQUENCES = [dict(batch_size=12 // accumulate, accumulate=accumulate, threads=n)
+                for accumulate, n in ((1, 1), (1, 2), (1, 3), (4, 2), (12, 1))]
+BY_TOKENS = [dict(batch_tokens=240 // accumulate, accumulate=accumulate, threads=n)
+             for accumulate, n in ((1, 1), (1, 3), (2, 2), (5, 1))]
+
+
+def final_weights(full, dtype, options):
+    """The trained weights after a run, and how far each matrix moved at the most."""
+    model = npgpt.GPT2(CONFIG, seed=1, dtype=dtype)
+    if not full:
+        npgpt.add_lora(model, npgpt.LoraConfig(r=2, lora_dropout=0.0, target_modules="all-linear"), seed=0)
+    before = {name: tensor.data.copy() for name, tensor in model.trainable_parameters().items()}
+    opt = npgpt.AdamW(model.trainable_parameters(), lr=1.0)
+    steps = list(train(model, SEQUENCES, opt, TrainConfig(epochs=2, lr=0.003, warmup=2, **options)))
+    assert len(steps) == 4
+    weights = {}
+    for name, tensor in model.trainable_parameters().items():
+        weights[name] = tensor.data
+        if name.endswith("attn.c_attn.bias"):
+            # A bias of the keys adds the same to all scores of a query, which the softmax takes off again: its gradient
+            # is 0, and what AdamW divides by its own size there is rounding alone.
+            weights[name] = np.delete(tensor.data, np.s_[16:32])
+    return weights, {name: np.abs(tensor.data - before[name]).max()
+                     for name, tensor in model.trainable_parameters().items()}
+
+
+@pytest.mark.parametrize("dtype, bound", [(np.float64, 1e-11), (np.float32, 1e-3)])
+@pytest.mark.parametrize("full", [True, False], ids=["full", "lora"])
+@pytest.mark.parametrize("ways", [BY_SEQUENCES, BY_TOKENS], ids=["sequences", "tokens"])
+def test_final_weights(monkeypatch, ways, full, dtype, bound):
+    """The bound is on the difference relative to how far a weight matrix moved."""
+    monkeypatch.setattr(threads, "LEAST_TOKENS", 1)  # let few tokens be shared out as many are
+    expected, moved = final_weights(full, dtype, ways[0])
+    worst = 0
+    for options in ways[1:]:
+        weights, _ = final_weights(full, dtype, options)
+        worst = max(worst, *(np.abs(array - expected[name]).max() / moved[name] for name, array in weights.items()))
+    assert 0 < worst < bound
