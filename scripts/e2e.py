@@ -12,7 +12,6 @@ values, where theirs has two for queries and values; there is no label smoothing
 import argparse
 import dataclasses
 import functools
-import itertools
 import math
 import sys
 import time
@@ -22,7 +21,7 @@ import cli
 from tqdm import tqdm
 
 import npgpt
-from npgpt import data, evaluate, metrics
+from npgpt import bootstrap, data, evaluate, metrics, questions
 from npgpt.files import write_json
 from npgpt.memory import keep_freed_memory
 from npgpt.train import TrainConfig, train
@@ -53,7 +52,6 @@ def all_weights(model, _seed):
     model.unfreeze()
 
 
-MEASURES = {"BLEU": metrics.bleu, "NIST": metrics.nist, "ROUGE-L": metrics.rouge_l, "CIDEr": metrics.cider}
 METHODS = {
     "lora": functools.partial(lora, 4, ["c_attn"]),
     "lora-all-linear": functools.partial(lora, 4, "all-linear"),
@@ -94,10 +92,10 @@ def main(args):
     whole, _ = data.encode(tokenizer, documents, context)
     part, held_out = data.encode(tokenizer, documents, context, HELD_OUT)
     test, _ = data.encode(tokenizer, test_documents, context)
-    references = meanings(test_documents, args.limit)
     longest = max(int(mask.sum()) for mask in whole.sequences.loss_masks)
+    task = questions.Answers(tokenizer, questions.read_prompts(test_documents)[:args.limit], metrics.METRICS, longest)
     print(f"{name}; {args.train}: {whole.texts:,} texts; {args.test}: {test.texts:,} texts, "
-          f"{len(references):,} meanings to put into words; loss before training {loss(model, test.sequences):.3f}")
+          f"{len(task.items):,} meanings to put into words; loss before training {loss(model, test.sequences):.3f}")
 
     def fresh(method):
         model, _ = cli.load(name, args.revision)
@@ -118,26 +116,18 @@ def main(args):
         started = time.perf_counter()
         model = fit(fresh(method), whole.sequences, rate, args, method)
         seconds = time.perf_counter() - started
-        outputs = put_into_words(model, tokenizer, list(references), longest)
-        scores = {measure: score(outputs, list(references.values())) for measure, score in MEASURES.items()}
+        answers = tqdm(task.results(model, range(len(task.items))), "in words", len(task.items), leave=False)
+        answers = [answer for _, answer in sorted(answers, key=lambda found: found[0])]
         rows[method] = {
             "trainable": sum(tensor.data.size for tensor in model.trainable_parameters().values()), "rate": rate,
-            "loss": loss(model, test.sequences), **scores, "seconds": seconds,
+            "loss": loss(model, test.sequences), "seconds": seconds,
+            "scores": {name: scored(measure, answers) for name, measure in task.measures.items()},
             "tried": {rate: tried[rate] if math.isfinite(tried[rate]) else None for rate in sorted(tried)},
-            "outputs": dict(zip(references, outputs, strict=True))}
+            "answers": answers}
         print(f"{method}: learning rate {rate:g}, the best of {', '.join(f'{r:g}' for r in sorted(tried))}")
     write_json(args.out, {"settings": {key: str(value) for key, value in vars(args).items()}, "methods": rows})
     print_table(rows)
     print(f"figures and outputs: {args.out}")
-
-
-def meanings(documents, limit):
-    """Return dict prompt -> all its texts, of the first `limit` prompts (None: of all)."""
-    found = {}
-    for document in documents:
-        (prompt, _), (text, _), *_ = document.segments
-        found.setdefault(prompt, []).append(text)
-    return dict(itertools.islice(found.items(), limit))
 
 
 def look_for_rate(loss_at, i):
@@ -169,24 +159,22 @@ def loss(model, sequences):
     return evaluate.mean_nll(model, sequences, sequences.loss_masks).nll
 
 
-def put_into_words(model, tokenizer, prompts, longest):
-    """Return a text for each prompt: the likeliest token each time, `longest` at most."""
-    outputs = []
-    for prompt in tqdm(prompts, "in words", leave=False):
-        ids = tokenizer.encode(prompt)
-        room = min(longest, model.config.n_positions - len(ids))
-        new = npgpt.generate(model, ids, room, temperature=0, eos_id=tokenizer.eos_id)[len(ids):]
-        outputs.append(tokenizer.decode(new[new != tokenizer.eos_id]).strip())
-    return outputs
+def scored(measure, answers):
+    """Return the score of the answers and its standard error."""
+    rows = measure.rows(answers)
+    value = float(measure.score(rows.sum(axis=0)))
+    return value, bootstrap.interval(value, bootstrap.sample_scores(measure.score, rows)).stderr
 
 
 def print_table(rows):
-    head = ["", "trainable", "rate", "loss", *MEASURES, "seconds"]
-    print(f"{head[0]:15}" + "".join(f"{name:>11}" for name in head[1:]))
+    table = [["", "trainable", "rate", "test loss", *metrics.METRICS, "seconds"]]
     for method, row in rows.items():
-        cells = [f"{row['trainable']:,}", f"{row['rate']:g}", f"{row['loss']:.3f}",
-                 *(f"{row[measure]:.2f}" for measure in MEASURES), f"{row['seconds']:.0f}"]
-        print(f"{method:15}" + "".join(f"{cell:>11}" for cell in cells))
+        table.append([method, f"{row['trainable']:,}", f"{row['rate']:g}", f"{row['loss']:.3f}",
+                      *(f"{value:.2f} ± {error:.2f}" for value, error in row["scores"].values()),
+                      f"{row['seconds']:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for method, *cells in table:
+        print("  ".join([method.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
 
 
 if __name__ == "__main__":

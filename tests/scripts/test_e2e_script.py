@@ -35,15 +35,16 @@ def test_the_whole(script, model, tmp_path):
     references = [["Alimentum is a pub .", "The pub Alimentum ."], ["Zizzi is a cafe ."]]
     before = base_loss(base, model, tmp_path)
     for method, row in rows.items():
-        assert list(row["outputs"]) == ["Alimentum | pub||", "Zizzi | cafe||"]
-        outputs = list(row["outputs"].values())
-        assert row["BLEU"] == metrics.bleu(outputs, references)
-        assert row["CIDEr"] == metrics.cider(outputs, references)
+        outputs = [answer["output"] for answer in row["answers"]]
+        assert [answer["references"] for answer in row["answers"]] == references
+        assert list(row["scores"]) == ["BLEU", "NIST", "ROUGE-L", "CIDEr"]
+        assert row["scores"]["BLEU"][0] == metrics.bleu(outputs, references)
+        assert row["scores"]["CIDEr"][0] == metrics.cider(outputs, references)
         assert row["loss"] < before - 0.1
         assert row["tried"][str(row["rate"])] == min(row["tried"].values())
         line = next(line for line in stdout.splitlines() if line.startswith(method + " "))
         assert line.split()[1:5] == [f"{row['trainable']:,}", f"{row['rate']:g}", f"{row['loss']:.3f}",
-                                     f"{row['BLEU']:.2f}"]
+                                     f"{row['scores']['BLEU'][0]:.2f}"]
 
 
 def base_loss(base, folder, tmp_path):
@@ -102,13 +103,6 @@ def test_where_all_rates_diverge_the_search_ends():
 
 def test_rates_are_1_2_5():
     assert np.allclose(e2e.RATES[3:7], [1e-5, 2e-5, 5e-5, 1e-4], rtol=1e-12)
-
-
-def test_meanings(tmp_path):
-    documents = data.Documents(tmp_path / "test.txt", separator="||")
-    assert e2e.meanings(documents, None) == {
-        "Alimentum | pub||": ["Alimentum is a pub .", "The pub Alimentum ."], "Zizzi | cafe||": ["Zizzi is a cafe ."]}
-    assert list(e2e.meanings(documents, 1)) == ["Alimentum | pub||"]
 
 
 @pytest.mark.parametrize("flags, message", [
