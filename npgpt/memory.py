@@ -3,7 +3,7 @@
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 def keep_freed_memory():
@@ -11,10 +11,13 @@ def keep_freed_memory():
 
     Every training step allocates the arrays of the step before. glibc returns them to the system in between, and what
     it gets back is zeroed page by page at the first touch: for one sequence of 1,024 tokens, 5 to 10 % of the step.
-    The setting is the whole process's and cannot be taken back, so a library does not choose it for its user.
+    A thread's own heap is returned whatever the threshold, so all threads share one: with a batch split over two
+    threads, another 5 %.
+    The settings are the whole process's and cannot be taken back, so a library does not choose them for its user.
     Elsewhere than with glibc, nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(M_MMAP_THRESHOLD, 1 << 25)  # bytes, the most it takes: larger arrays are still returned
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(M_ARENA_MAX, 1)

@@ -7,17 +7,24 @@ from pathlib import Path
 import npgpt
 
 FAULTS = """
-import resource, sys
+import concurrent.futures, resource, sys
 import numpy as np
 from npgpt.memory import keep_freed_memory
 
 if "keep" in sys.argv:
     keep_freed_memory()
 
-def step():
-    arrays = [np.empty(3_000_000, np.uint8) for _ in range(4)]
+def work():
+    arrays = [np.empty(3_000_000, np.uint8) for _ in range(30)]  # more than the 64 MB that a heap of a thread has
     for array in arrays:
         array.fill(1)
+
+def step():
+    if "threads" in sys.argv:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(work).result()
+    else:
+        work()
 
 for _ in range(3):
     step()
@@ -37,4 +44,7 @@ if platform.libc_ver()[0] == "glibc":
 
     def test_memory_that_was_freed_is_used_again_without_asking_the_system():
         assert page_faults("keep") < 10
-        assert page_faults() > 1000  # of 2,930 pages: what this is there to spare
+        assert page_faults() > 10_000  # of 21,970 pages: what this is there to spare
+
+    def test_the_threads_of_a_step_leave_their_memory_to_those_of_the_next():
+        assert page_faults("keep", "threads") < 100  # a thread's own stack among them
