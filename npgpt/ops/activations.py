@@ -12,6 +12,7 @@ import numpy as np
 
 from npgpt.autograd import needs_grad, record
 from npgpt.ops.rows import row_blocks
+from npgpt.threads import spread
 
 
 def _elementwise(name, x, formula):
@@ -19,8 +20,7 @@ def _elementwise(name, x, formula):
     (saving,) = needs_grad(x)
     y = np.empty_like(x.data, order="C")
     slope = np.empty_like(y) if saving else None
-    for rows in row_blocks(y):
-        formula(x.data[rows], y[rows], slope[rows] if saving else None)
+    spread(lambda rows: formula(x.data[rows], y[rows], slope[rows] if saving else None), row_blocks(y))
     return record(name, y, (x,), lambda dy: (dy * slope,))
 
 

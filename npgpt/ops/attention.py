@@ -92,7 +92,7 @@ def _backward(arrays, scale, masks, tile):
             mask = masks[_place(tile, queries)]
             dS, dropped = _drop(dS, mask), _drop(P.copy(), mask)
         _add_product(dv[:, :, keys], dropped.swapaxes(-1, -2), dY_block, first)
-        dS -= np.einsum("bhqk,bhqk->bhq", dS, P)[..., None]
+        dS -= np.vecdot(dS, P)[..., None]
         dS *= P
         dS *= scale
         np.matmul(dS, k_block, out=dq[:, :, queries])
@@ -102,9 +102,14 @@ def _backward(arrays, scale, masks, tile):
 def _scores(q, k, queries, scale):
     """scale q kᵀ for one block of queries and all keys up to its last: (B, H, queries, keys), later keys -inf."""
     S = (q * scale) @ k.swapaxes(-1, -2)
-    size = queries.stop - queries.start
-    S[..., queries.start:] += np.triu(np.full((size, size), -np.inf, S.dtype), k=1)
+    S[..., queries.start:] += _later_keys(queries.stop - queries.start, S.dtype)
     return S
+
+
+@functools.lru_cache(maxsize=64)
+def _later_keys(size, dtype):
+    """-inf where the key comes after the query, else 0: (size, size)."""
+    return np.triu(np.full((size, size), -np.inf, dtype), k=1)
 
 
 def _drop(P, mask):

@@ -1,9 +1,13 @@
 """The loss: the output head and the softmax cross-entropy, together and in blocks of rows."""
 
+import functools
+
 import numpy as np
 
 from npgpt.autograd import needs_grad, record
 from npgpt.errors import ConfigError
+from npgpt.ops.rows import row_blocks
+from npgpt.threads import spread
 
 ROWS = 256  # of logits at a time
 
@@ -20,6 +24,7 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS):
     Saves     dhidden (and dweight where the table is trainable), for dy = 1; the result is linear in dy.
     In code   the logits are the largest array of the whole step (N x 50,257), so they never exist together: each block
               of rows is turned into its share of the loss, then in place into dZ, and at once into the gradients.
+              The row's maximum is subtracted first, which changes nothing in the softmax and cannot overflow.
               Rows without a target are left out of every product.
     Raises    ConfigError when no row has a target.
     """
@@ -36,24 +41,30 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS):
     total = 0.0
     for start in range(0, M, block_rows):
         rows = chosen[start:start + block_rows]
-        h, t, each = hidden.data[rows], targets[rows], np.arange(len(rows))
+        h = hidden.data[rows]
         Z = np.matmul(h, W.T, out=logits[:len(rows)])                       # (rows, C) -> (rows, V)
-        highest = Z.max(axis=1, keepdims=True)
-        at_target = Z[each, t] - highest[:, 0]
-        Z -= highest
-        np.exp(Z, out=Z)
-        sums = Z.sum(axis=1)
-        total += float(np.sum(np.log(sums) - at_target, dtype=np.float64))
-        if need_hidden or need_weight:
-            Z *= (1 / (sums * M))[:, None]
-            Z[each, t] -= 1 / M
-            if need_hidden:
-                dhidden[rows] = Z @ W                                       # (rows, V) -> (rows, C)
-            if need_weight:
-                dweight += Z.T @ h                                          # -> (V, C)
+        losses = np.empty(len(rows), Z.dtype)
+        spread(functools.partial(_softmax_minus_onehot, Z, targets[rows], M, losses), row_blocks(Z))
+        total += float(losses.sum(dtype=np.float64))
+        if need_hidden:
+            dhidden[rows] = Z @ W                                           # (rows, V) -> (rows, C)
+        if need_weight:
+            dweight += Z.T @ h                                              # -> (V, C)
 
     def rule(dy):
         dy = dy.item()
         return dhidden * dy if need_hidden else None, dweight * dy if need_weight else None
 
     return record("cross_entropy", np.asarray(total / M, hidden.dtype), (hidden, weight), rule)
+
+
+def _softmax_minus_onehot(Z, targets, M, losses, rows):
+    """Write the losses of some rows of the logits, and turn those rows of Z into dZ = (softmax(Z) - onehot) / M."""
+    z, t = Z[rows], (np.arange(rows.stop - rows.start), targets[rows])
+    z -= z.max(axis=1, keepdims=True)
+    at_target = z[t]
+    np.exp(z, out=z)
+    sums = z.sum(axis=1)
+    losses[rows] = np.log(sums) - at_target
+    z *= (1 / (sums * M))[:, None]
+    z[t] -= 1 / M

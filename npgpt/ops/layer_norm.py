@@ -4,6 +4,7 @@ import numpy as np
 
 from npgpt.autograd import needs_grad, record
 from npgpt.ops.rows import row_blocks
+from npgpt.threads import spread
 
 
 def layer_norm(x, weight, bias, eps):
@@ -22,7 +23,8 @@ def layer_norm(x, weight, bias, eps):
               so dx = rstd (h - mean(h) - xhat mean(h * xhat)):
               h without its components along 1 and along xhat.
     Saves     xhat and rstd; mu is not needed again.
-    In code   block by block of rows, each block in place, so that it stays in the cache.
+    In code   block by block of rows, each in place, so that it stays in the cache. A mean is a dot product with
+              (1/C, 1/C, ...): BLAS adds up a row several times as fast as NumPy's own sum.
     Source    Ba, Kiros & Hinton 2016, eq. 4.
     """
     need_x, need_weight, need_bias = needs_grad(x, weight, bias)
@@ -31,9 +33,11 @@ def layer_norm(x, weight, bias, eps):
     y = np.empty_like(x.data, order="C")
     xhat = np.empty_like(y) if saving else y
     rstd = np.empty((len(y), 1), y.dtype)
-    for rows in row_blocks(y):
-        centred = np.subtract(x.data[rows], x.data[rows].mean(axis=1, keepdims=True), out=xhat[rows])
-        variance = np.einsum("nc,nc->n", centred, centred)[:, None] / C
+    averaging = np.full(C, 1 / C, y.dtype)
+
+    def forward(rows):
+        centred = np.subtract(x.data[rows], np.vecdot(x.data[rows], averaging)[:, None], out=xhat[rows])
+        variance = np.vecdot(centred, centred)[:, None] / C
         rstd[rows] = 1 / np.sqrt(variance + eps)
         centred *= rstd[rows]
         np.multiply(centred, w, out=y[rows])
@@ -42,15 +46,18 @@ def layer_norm(x, weight, bias, eps):
     def rule(dy):
         dbias = dy.sum(axis=0) if need_bias else None
         dweight = np.einsum("nc,nc->c", dy, xhat) if need_weight else None
-        dx = None
+        dx = np.empty_like(xhat) if need_x else None
+
+        def backward(rows):
+            h, normal = np.multiply(dy[rows], w, out=dx[rows]), xhat[rows]
+            along_normal = np.vecdot(h, normal)[:, None] / C
+            h -= np.vecdot(h, averaging)[:, None]
+            h -= normal * along_normal
+            h *= rstd[rows]
+
         if need_x:
-            dx = np.empty_like(xhat)
-            for rows in row_blocks(dx):
-                h, normal = np.multiply(dy[rows], w, out=dx[rows]), xhat[rows]
-                along_normal = np.einsum("nc,nc->n", h, normal)[:, None] / C
-                h -= h.mean(axis=1, keepdims=True)
-                h -= normal * along_normal
-                h *= rstd[rows]
+            spread(backward, row_blocks(dx))
         return dx, dweight, dbias
 
+    spread(forward, row_blocks(y))
     return record("layer_norm", y, (x, weight, bias), rule)
