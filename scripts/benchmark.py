@@ -2,11 +2,10 @@
 
 Every figure is a median over several runs after warm-up, in a process of its own. The limit of a training step is the
 time its matrix products take alone, on arrays of the same shapes, through the same BLAS and on the same threads; that
-of decoding is the time it takes to read the weights once. --peers measures PyTorch + PEFT in turn with npgpt, where
-they are installed (extra `parity`).
+of decoding is the time it takes to read the weights once. --peers measures PyTorch + PEFT and JAX in turn with npgpt,
+where they are installed (extra `peers`).
 """
 
-import importlib.util
 import json
 import os
 import platform
@@ -18,11 +17,11 @@ import time
 
 import cli
 import numpy as np
+import peers
 from threadpoolctl import threadpool_info
 
 STEPS = {"4x64": [64] * 4, "8x128": [128] * 8, "1x1024": [1024], "short": [12, 16, 17, 18, 19, 20, 23, 27]}
 PROMPT, NEW = 16, 64  # tokens of a decoding run
-PEERS = {"torch": "torch + PEFT", "torch-bf16": "torch + PEFT, bfloat16"}
 
 
 def parse_arguments(argv):
@@ -48,7 +47,7 @@ def main(args):
     if args.measure:
         print(json.dumps(measure(args.measure, args.cases[0], args.threads, args.runs)))
         return
-    sides = ["npgpt", *(PEERS if args.peers and importlib.util.find_spec("peft") else ())]
+    sides = ["npgpt", *(peers.installed() if args.peers else ())]
     if not args.json:
         print(describe_machine(args.threads))
         print(f"\n{'case':12} {'side':22} {'tokens/s':>9} {'of limit':>9} {'its time / npgpt':>16} {'peak memory':>12}")
@@ -78,7 +77,7 @@ def report(case, side, results, as_json):
     ours = results.get("npgpt") or figures
     ratio = f"{figures['seconds'] / ours['seconds']:.2f}"
     memory = f"{figures['peak_bytes'] / 1e9:.2f} GB"
-    print(f"{case:12} {PEERS.get(side, side):22} {speed:>9} {limit:>9} {ratio:>16} {memory:>12}", flush=True)
+    print(f"{case:12} {peers.PEERS.get(side, side):22} {speed:>9} {limit:>9} {ratio:>16} {memory:>12}", flush=True)
 
 
 def describe_machine(threads):
@@ -97,7 +96,7 @@ def measure(side, case, threads, runs):
     """Measure one case of one side in this process. Returns its figures, or {} for a case the side does not have."""
     kind, _, name = case.partition(" ")
     if side != "npgpt":
-        figures = measure_torch(side, STEPS[name], threads, runs) if kind == "step" else {}
+        figures = measure_peer(side, STEPS[name], threads, runs) if kind == "step" else {}
     elif kind == "load":
         figures = measure_load()
     elif kind == "decode":
@@ -142,43 +141,16 @@ def measure_step(lengths, full, threads, runs):
     rng = np.random.Generator(np.random.Philox(0))
     seconds = median_seconds(lambda: npgpt.train_step(model, batch, optimizer, rng=rng, threads=threads), runs)
     figures = {"seconds": seconds, "tokens_per_second": sum(lengths) / seconds, "peak_bytes": peak_bytes()}
-    if not full:
-        figures["seconds_limit"] = measure_products(model, batch, threads, runs)
-    return figures
+    return figures | {"seconds_limit": measure_products(model, batch, threads, runs)}
 
 
-def measure_torch(side, lengths, threads, runs):
-    """The same step with transformers and PEFT on sequences padded to the longest, float32 or bfloat16 weights."""
-    import peft
-    import torch
-    import transformers
-
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
-    model = transformers.GPT2LMHeadModel(config).to(torch.bfloat16 if side == "torch-bf16" else torch.float32)
-    adapter = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["c_attn"], fan_in_fan_out=True)
-    model = peft.get_peft_model(model, adapter).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, weight_decay=0.01)
-    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, sequence in enumerate(sequences(lengths)):
-        ids[i, :len(sequence)] = torch.from_numpy(sequence)
-        mask[i, :len(sequence)] = 1
-    labels = ids.masked_fill(mask == 0, -100)
-
-    def step():
-        model(input_ids=ids, attention_mask=None if mask.all() else mask, labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    seconds = median_seconds(step, runs)
+def measure_peer(side, lengths, threads, runs):
+    seconds = median_seconds(peers.make_step(side, sequences(lengths), threads), runs)
     return {"seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
 
 
 def measure_products(model, batch, threads, runs):
-    """Median time of the matrix products of a LoRA step alone: the same shapes, threads and BLAS, and nothing between.
+    """Median time of the matrix products of a step alone: the same shapes, threads and BLAS, and nothing between.
 
     Attention's are taken in the same blocks of queries. The results go into buffers made beforehand.
     """
@@ -203,9 +175,9 @@ def part_products(model, batch):
     from npgpt.ops.attention import query_blocks
     from npgpt.ops.cross_entropy import ROWS
 
-    config, n, updates = model.config, len(batch.ids), lora.updates(model)
-    C, H, r = config.n_embd, config.n_head, updates["h.0.attn.c_attn"].config.r
-    buffers = {}
+    config, n, adapted = model.config, len(batch.ids), lora.adapted_layers(model)
+    C, H, updates, buffers = config.n_embd, config.n_head, adapted and lora.updates(model), {}
+    parameters = model.parameters()
 
     def array(*shape):  # by shape: a buffer used twice is no slower to multiply, and the memory stays small
         return buffers.setdefault(shape, np.ones(shape, np.float32))
@@ -224,21 +196,26 @@ def part_products(model, batch):
                 yield from (keys, scores, values, keys) if backward else (scores, values)
 
     forward, backward = [], []
-    x, u, head = array(n, C), array(n, r), model.head().data
-    for i, block in enumerate(model.h):
-        update = updates[f"h.{i}.attn.c_attn"]
-        W, A, B = block.attn.c_attn.base_layer.weight.data, update.lora_A.data, update.lora_B.data
-        dy = array(n, 3 * C)
-        forward += [product(x, W), product(x, A.T), product(u, B.T), *attention(False)]
-        backward += [product(dy, B), product(u.T, x), product(dy.T, u), *attention(True)]
-        backward += [product(dy, W.T), product(u, A)] if i else []  # nothing trains below the first block
-        for linear in (block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
-            W = linear.weight.data
-            forward.append(product(array(n, W.shape[0]), W))
-            backward.append(product(array(n, W.shape[1]), W.T))
+    for i in range(config.n_layer):
+        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+            W = parameters[f"h.{i}.{name}.weight"].data
+            x, dy = array(n, W.shape[0]), array(n, W.shape[1])
+            forward.append(product(x, W))
+            if i or name != "attn.c_attn" or not adapted:                   # nothing trains below the first adapter
+                backward.append(product(dy, W.T))
+            if f"h.{i}.{name}" in adapted:
+                A, B = updates[f"h.{i}.{name}"].lora_A.data, updates[f"h.{i}.{name}"].lora_B.data
+                u = array(n, len(A))
+                forward += [product(x, A.T), product(u, B.T)]
+                backward += [product(dy, B), product(u.T, x), product(dy.T, u), *([product(u, A)] if i else [])]
+            elif not adapted:
+                backward.append(product(x.T, dy))
+        forward += attention(False)
+        backward += attention(True)
     for start in range(0, batch.n_targets, ROWS):
         m = min(ROWS, batch.n_targets - start)
-        forward += [product(array(m, C), head.T), product(array(m, config.vocab_size), head)]
+        h, Z, head = array(m, C), array(m, config.vocab_size), model.head().data
+        forward += [product(h, head.T), product(Z, head), *([] if adapted else [product(Z.T, h)])]
     return forward + backward
 
 
