@@ -28,6 +28,15 @@ def test_equals_its_primitives(targets, block_rows, leaves, assert_same):
     )
 
 
+def test_equals_its_primitives_where_two_rows_of_logits_fill_the_cache(leaves, assert_same):
+    targets = np.array([59_999, 1, -100, 40_000, 7, 59_999])
+    assert_same(
+        lambda hidden, weight: ops.cross_entropy(hidden, weight, targets),
+        lambda hidden, weight: rebuilt(hidden, weight, targets),
+        leaves((6, 2), (60_000, 2)),
+    )
+
+
 def test_equals_its_primitives_where_the_table_is_the_input(leaves, assert_same):
     """A tied table receives a gradient as input and as output."""
     def tied(head):
