@@ -14,7 +14,7 @@ ENVIRONMENT = os.environ | {
 }  # fmt: skip
 
 BAD_READERS = """
-import os, sys, warnings
+import os, signal, sys, warnings
 import numpy as np
 import fuzz, subjects
 from npgpt.errors import FormatError, NpgptError
@@ -31,6 +31,10 @@ def raising(error):
         raise error
     return load
 
+def hang(self):
+    signal.setitimer(signal.ITIMER_REAL, 60)  # a busy machine may take long to give it its 0.2 s of work
+    return any(iter(int, 1))
+
 def kind(load, check=lambda self, loaded: None):
     return type("Bad", (subjects.Subject,), {"damage": lambda self, rng: None, "load": load, "check": check})
 
@@ -44,7 +48,7 @@ subjects.KINDS = {
     "nameless": kind(raising(FormatError("x is wrong"))),
     "warning": kind(lambda self: warnings.warn("x", RuntimeWarning)),
     "memory": kind(lambda self: np.empty(10**8)),
-    "hang": kind(lambda self: [None for _ in iter(int, 1)]),
+    "hang": kind(hang),
     "waiting": kind(lambda self: __import__("time").sleep(9)),
     "crash": kind(lambda self: os.abort()),
     "exit": kind(lambda self: os._exit(0)),
