@@ -8,7 +8,8 @@ from npgpt.evaluate import perplexity
 from npgpt.generate import generate
 from npgpt.gpt2 import GPT2, GPT2Config
 from npgpt.gradcheck import gradcheck
-from npgpt.lora import LoraConfig, add_lora, delete_adapter, disable_adapter, merge_lora, set_adapter
+from npgpt.lora import add_lora, delete_adapter, disable_adapter, merge_lora, mixed_batch, set_adapter
+from npgpt.lora_config import LoraConfig
 from npgpt.optim import AdamW, clip_grad_norm
 from npgpt.tokenizer import Tokenizer
 from npgpt.train import train_step
@@ -16,5 +17,5 @@ from npgpt.train import train_step
 __all__ = [
     "GPT2", "AdamW", "Batch", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora", "backward",
     "clip_grad_norm", "delete_adapter", "disable_adapter", "generate", "gradcheck", "load_adapter", "merge_lora",
-    "perplexity", "save_adapter", "set_adapter", "train_step",
+    "mixed_batch", "perplexity", "save_adapter", "set_adapter", "train_step",
 ]

@@ -13,6 +13,7 @@ adapter is refused. The same holds for a field of the configuration that changes
 Source: files written by PEFT 0.21.2, and its LoraConfig.
 """
 
+import dataclasses
 import os
 import re
 import warnings
@@ -24,7 +25,10 @@ from npgpt import safetensors
 from npgpt.checkpoint import READERS, cast
 from npgpt.errors import ConfigError, FileError, FormatError, one_line
 from npgpt.files import read_json, write_json
-from npgpt.lora import LoraConfig, attach, check_new, make_updates, updates
+from npgpt.lora import attach, check_new, make_updates, updates
+from npgpt.lora_config import INITIALISATIONS, LoraConfig, match_targets, matches, whole_names
+from npgpt.seeding import generator
+from npgpt.updates import LowRank
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model.transformer."
@@ -42,19 +46,21 @@ PEFT_DEFAULTS = {
     "trainable_token_indices": None, "use_bdlora": None, "use_dora": False, "use_qalora": False, "use_rslora": False,
     "velora_config": None,
 }  # fmt: skip
-# The fields that are acted on below, and those that change nothing: how A and B were first drawn, what PEFT finds out
+# The fields of npgpt's LoraConfig are acted on, and those of READ. Those of IGNORED change nothing: what PEFT finds out
 # from the layers by itself (fan_in_fan_out), settings of features that have a switch of their own. Every other field
 # must have its default.
-READ = {
-    "base_model_name_or_path", "init_lora_weights", "lora_alpha", "lora_dropout", "peft_type", "r", "target_modules",
-    "task_type",
-}  # fmt: skip
+FIELDS = [field.name for field in dataclasses.fields(LoraConfig)]
+READ = {*FIELDS, "base_model_name_or_path", "peft_type", "task_type"}
 IGNORED = {
     "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
     "loftq_config", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
 }  # fmt: skip
-# The initialisations that leave the base as it was. The others subtract from it what they put into A and B.
-PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# The initialisations that leave the base as it was, beside npgpt's own. The others subtract from it what they put into
+# A and B; of those, PEFT's "pissa" can be repeated exactly from the base, and is.
+PLAIN_INITIALISATIONS = (None, "eva", "mica")
+# What tensors are called in the file, where not as in the model's parameters.
+IN_FILE = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_B_bias": "lora_B.bias",
+           "trained_weight": "weight", "trained_bias": "bias"}
 
 
 def save_adapter(model, folder, name="default"):
@@ -65,26 +71,34 @@ def save_adapter(model, folder, name="default"):
     Each file is written whole or not at all, the configuration last: a folder that has one has its weights.
     Raises ConfigError where the model has no such adapter, FileError where the folder cannot be written.
     """
-    made = updates(model, name)
+    made = {_whole(module): update for module, update in updates(model, name).items()}
     config = next(iter(made.values())).config
-    if isinstance(config.target_modules, str):
-        targets = [f"transformer.{module}" for module in made]  # as PEFT writes "all-linear" out
-    else:
-        targets = set(config.target_modules)
-    values = PEFT_DEFAULTS | {
+    tensors, ranks, alphas = {}, {}, {}
+    for module, update in made.items():
+        arrays, rank, alpha = update.plain()
+        if rank is not None:
+            ranks[module], alphas[module] = rank, alpha
+        for parameter, array in arrays.items():
+            low_rank_bias = parameter == "trained_bias" and isinstance(update, LowRank)
+            key = f"{module}.{'base_layer.' if low_rank_bias else ''}{IN_FILE.get(parameter, parameter)}"
+            tensors[f"base_model.model.{key}"] = array.astype(np.float32, copy=False)
+    # Of a regular expression, what it came to is written, as PEFT does for "all-linear". Ranks and alphas go under
+    # whole names: as expressions, of which the first that matches decides, sorting them would change what they mean.
+    given = not isinstance(config.target_modules, str)
+    r, alpha = _most(ranks.values(), config.r), _most(alphas.values(), config.lora_alpha)
+    values = PEFT_DEFAULTS | {field: _json(getattr(config, field)) for field in FIELDS} | {
+        "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
         "base_model_name_or_path": model.name_or_path,
+        "exclude_modules": _json(config.exclude_modules) if given else None,
         "fan_in_fan_out": True,
         "inference_mode": True,
-        "lora_alpha": config.lora_alpha,
-        "lora_dropout": config.lora_dropout,
-        "r": config.r,
-        "target_modules": sorted(targets),
+        "init_lora_weights": True if config.init_lora_weights in ("pissa", "olora") else config.init_lora_weights,
+        "lora_alpha": alpha,
+        "r": r,
+        "rank_pattern": {module: value for module, value in ranks.items() if value != r},
+        "target_modules": sorted(set(config.target_modules)) if given else list(ranks),
         "task_type": "CAUSAL_LM",
     }
-    tensors = {}
-    for module, update in made.items():
-        for parameter, tensor in update.parameters().items():
-            tensors[f"{PREFIX}{module}.{parameter}.weight"] = tensor.data.astype(np.float32, copy=False)
     place = _place(folder, name)
     safetensors.write(place / WEIGHTS_FILE, tensors, {"format": "pt"})
     write_json(place / CONFIG_FILE, values, sort_keys=True)
@@ -111,14 +125,37 @@ def load_adapter(model, folder, name="default", trainable=True):
     values = _read_config(place / CONFIG_FILE)
     weights = find_weights(place)
     arrays = READERS[weights.suffix](weights)
-    config = _lora_config(place / CONFIG_FILE, values, model, arrays)
+    tensors = {}
+    for key, array in arrays.items():
+        tensors.setdefault(_canonical(key), []).append((key, array))
     try:
+        config = _lora_config(values, model, tensors)
         made = make_updates(model, config)
     except ConfigError as error:
         raise FormatError(f"{place / CONFIG_FILE}: {error}") from error
-    _fill(weights, values, model, made, arrays)
+    if config.init_lora_weights == "pissa":
+        layers = whole_names(model)
+        for module, update in made.items():
+            update.initialise(layers[module], generator(0, module))  # for what is taken off; A and B are filled below
+    _fill(weights, values, model, made, tensors)
     _warn_of_another_base(place, values, model)
     return attach(model, name, made, trainable)
+
+
+def _whole(module):
+    """The whole name of a module, as PEFT has it, from the model's."""
+    return module if module == "lm_head" else f"transformer.{module}"
+
+
+def _most(values, default):
+    """The commonest of the values, the first of several; `default` where there is none."""
+    values = list(values)
+    return max(values, key=values.count, default=default)
+
+
+def _json(value):
+    """A field's value as the file has it, which knows no tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _place(folder, name):
@@ -140,6 +177,8 @@ def _read_config(path):
     values = PEFT_DEFAULTS | values
     for refusal in refusals(values):
         raise FormatError(f"{path}: {refusal}")
+    if values["init_lora_weights"] in PLAIN_INITIALISATIONS:
+        values["init_lora_weights"] = True
     return values
 
 
@@ -150,10 +189,10 @@ def refusals(values):
         if not (value == default or value is None or value is False or value in ([], {}, "")):
             yield (f"{field} = {value!r} changes what the adapter computes, and npgpt does not support it; it must be "
                    f"{default!r}")
-    if values["init_lora_weights"] not in PLAIN_INITIALISATIONS:
-        yield (f"init_lora_weights = {values['init_lora_weights']!r} rewrote the base weights, and this file does not "
-               "hold them; have PEFT convert it to plain LoRA (save_pretrained with "
-               "path_initial_model_for_weight_conversion)")
+    init = values["init_lora_weights"]
+    if init == "olora" or not (isinstance(init, bool) or init in (*PLAIN_INITIALISATIONS, *INITIALISATIONS[2:])):
+        yield (f"init_lora_weights = {init!r} rewrote the base weights, and this file does not hold them; have PEFT "
+               "convert it to plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)")
     base = values["base_model_name_or_path"]
     if not isinstance(base, str | None):
         yield f"base_model_name_or_path = {base!r}: it must be a string or null"
@@ -167,49 +206,79 @@ def find_weights(place):
     return old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE
 
 
-def _lora_config(path, values, model, arrays):
-    """Return the LoraConfig that the fields `values` make for `model`. Raises FormatError."""
-    targets = values["target_modules"]
-    if targets is None:
-        targets = PEFT_DEFAULTS["target_modules"]
+def _lora_config(values, model, tensors):
+    """Return the LoraConfig that the fields `values` make for `model`, its patterns resolved to whole names.
+
+    tensors  dict canonical name -> [(key, array), ...] of the file
+    Raises ConfigError.
+    """
+    fields = {field: PEFT_DEFAULTS[field] if values[field] in (None, {}, "") else values[field] for field in FIELDS}
+    fields["target_modules"] = targets = ["c_attn"] if values["target_modules"] is None else values["target_modules"]
+    patterns = {field: fields.pop(field) for field in ("rank_pattern", "alpha_pattern")}
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
         # PEFT lets a list hold names that match nothing here. They may be dropped: which modules the file has weights
         # for is accounted for below. Where none is left, all are kept, for match_targets to complain about.
-        modules = [f".transformer.{module}" for module, _ in model.named_modules()]
-        present = [target for target in targets if any(module.endswith(f".{target}") for module in modules)]
-        targets = tuple(present or targets)
-    elif not isinstance(targets, str):
-        raise FormatError(f"{path}: target_modules = {targets!r}: it must be a list of names or a regular expression")
-    elif targets.lower() == "all-linear":
-        targets = targets.lower()
-    elif not any(".transformer." in f".{key}" for key in arrays):
-        targets = rf"transformer\.(?:{targets})"  # trained on a model without a head, whose modules begin with "h."
-    try:
-        return LoraConfig(values["r"], values["lora_alpha"], values["lora_dropout"], targets)
-    except ConfigError as error:
-        raise FormatError(f"{path}: {error}") from error
+        present = [target for target in targets if any(f".{module}".endswith(f".{target}")
+                                                       for module in whole_names(model))]
+        fields["target_modules"] = tuple(present or targets)
+    elif isinstance(targets, str) and targets.lower() != "all-linear" and not any(
+            ".transformer." in f".{key}" for entries in tensors.values() for key, _ in entries):
+        for field in ("target_modules", "exclude_modules"):
+            if isinstance(fields[field], str):  # of a model without a head, whose modules begin with "h."
+                fields[field] = rf"transformer\.(?:{fields[field]})"
+    config = LoraConfig(**fields, **patterns)
+    ranks, alphas = {}, {}
+    for module in match_targets(model, config):
+        short = module.removeprefix("transformer.")
+        stored = [array.shape[0] for name in ("lora_A.weight", "lora_embedding_A")
+                  for _, array in tensors.get(f"{short}.{name}", ()) if array.ndim]
+        for field, resolved in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+            found = list(dict.fromkeys(matches(patterns[field], module)))
+            if field == "rank_pattern":  # the file's tensors know which was meant
+                found = [value for value in found if value in stored] or found[:1]
+            if len(found) > 1:
+                raise ConfigError(f"alpha_pattern gives {module} the values {', '.join(map(str, found))}: the file's "
+                                  "keys are sorted, so that which of them came first, and was trained with, is lost; "
+                                  "there must be one")
+            if found:
+                resolved[module] = found[0]
+    return dataclasses.replace(config, rank_pattern=ranks or None, alpha_pattern=alphas or None)
 
 
-def _fill(path, values, model, made, arrays):
-    """Give every tensor of `made`, dict module name -> update, its array from the file, in the tensor's dtype.
+def _canonical(key):
+    """The name by which a key of the file is compared: without the prefixes that depend on what class was wrapped, and
+    without the adapter's name, which a state dict saved as it is in memory has."""
+    key = re.sub(r"^(?:base_model\.model\.)?(?:transformer\.)?", "", key).replace(".base_layer.", ".")
+    key = re.sub(r"\.(lora_[AB])(?:\.[^.]+)?\.(weight|bias)$", r".\1.\2", key)
+    key = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector)(?:\.[^.]+){0,2}$", r".\1", key)
+    return re.sub(r"\.modules_to_save(?:\.[^.]+)?\.(weight|bias)$", r".\1", key)
+
+
+def _fill(path, values, model, made, tensors):
+    """Give every tensor of `made`, dict whole name -> update, its array from the file, in the tensor's dtype.
 
     Raises FormatError where the file holds less, more, or other shapes.
     """
-    expected = {(module, parameter): tensor
-                for module, update in made.items() for parameter, tensor in update.parameters().items()}
+    expected = {}
+    for module, update in made.items():
+        short = module.removeprefix("transformer.")
+        for parameter, tensor in update.parameters().items():
+            expected[f"{short}.{IN_FILE.get(parameter, parameter)}"] = f"{short}.{parameter}", tensor
     found, unexpected, wrong = {}, [], []
-    for key, array in arrays.items():
-        # A state dict that was saved as it is in memory has the adapter's name before "weight".
-        match = re.fullmatch(r"(?:base_model\.model\.)?(?:transformer\.)?(.+)\.(lora_[AB])(?:\.[^.]+)?\.weight", key)
-        slot = match and match.groups()
-        if slot not in expected or slot in found:
-            unexpected.append(repr(key))
-            continue
-        found[slot] = array
-        shape = expected[slot].shape
-        if array.shape != shape or array.dtype.kind != "f":
-            wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, where {shape} of floats is right")
-    missing = [".".join(slot) for slot in expected if slot not in found]
+    for name, ((key, array), *others) in tensors.items():
+        if name == "lm_head.weight" and isinstance(made.get("lm_head"), LowRank):
+            base = whole_names(model)["lm_head"].weight  # PEFT writes it beside an update of the head
+            if not (array.shape == base.shape and np.array_equal(array.astype(base.dtype), base.data)):
+                wrong.append(f"{key!r} is not this model's head")
+        elif name not in expected:
+            others = [(key, array), *others]
+        else:
+            found[name] = array
+            shape = expected[name][1].shape
+            if array.shape != shape or array.dtype.kind != "f":
+                wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, where {shape} of floats is right")
+        unexpected += [repr(key) for key, _ in others]
+    missing = [called for name, (called, _) in expected.items() if name not in found]
 
     problems = [f"{kind}{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
                 for kind, names in (("", wrong), ("missing ", missing), ("not expected ", unexpected)) if names]
@@ -219,8 +288,9 @@ def _fill(path, values, model, made, arrays):
             f"{path}, an adapter for {base!r}, does not fit this model, {here!r} with n_layer {model.config.n_layer} "
             f"and n_embd {model.config.n_embd}: {'; '.join(problems)}"
         )
-    for (module, parameter), tensor in expected.items():
-        tensor.data = cast(f"{path}: {parameter} of {module}", found[module, parameter], tensor.dtype)
+    for name, (called, tensor) in expected.items():
+        module, _, parameter = called.rpartition(".")
+        tensor.data = cast(f"{path}: {parameter} of {module}", found[name], tensor.dtype)
 
 
 def _warn_of_another_base(place, values, model):

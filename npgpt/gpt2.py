@@ -183,8 +183,8 @@ class GPT2(Module):
         return self.ln_f(x)
 
     def head(self):
-        """The table (V, C) that turns hidden states into logits: the token table itself where it is tied."""
-        return self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        """The table (V, C) that turns hidden states into logits: the token table itself where there is no other."""
+        return getattr(self, "lm_head", self.wte).weight
 
     def loss(self, batch, rng=None):
         """Mean cross-entropy in nats over the batch's targets, a scalar Tensor. Dropout if and only if rng is given."""

@@ -14,7 +14,8 @@ from npgpt.autograd import Tensor
 from npgpt.batch import Batch
 from npgpt.gpt2 import GPT2, GPT2Config
 from npgpt.gradcheck import check_parameters, gradcheck
-from npgpt.lora import LoraConfig, add_lora
+from npgpt.lora import add_lora
+from npgpt.lora_config import LoraConfig
 from npgpt.seeding import generator
 
 
@@ -44,8 +45,8 @@ def reports(seed=0):
 
 def operations():
     """Return the Cases of every operation, primitives first."""
-    return [Case(*case) for group in (_primitives, _linear, _layer_norm, _activations, _attention, _embedding, _dropout,
-                                      _cross_entropy) for case in group(generator(0, group.__name__).standard_normal)]
+    groups = (_primitives, _linear, _dora, _layer_norm, _activations, _attention, _embedding, _dropout, _cross_entropy)
+    return [Case(*case) for group in groups for case in group(generator(0, group.__name__).standard_normal)]
 
 
 def _rng():
@@ -104,6 +105,27 @@ def _linear(normal):
     yield "lora_linear, no bias", lora(0.3), arrays()[:4]
     yield ("lora_linear, strided", lora(0.3),
            [normal((4, 5)).T, normal((3, 4)).T, normal((4, 2)).T, normal((2, 3)).T, normal(6)[::2]])
+
+
+def _dora(normal):
+    def dora(p=0.0):
+        norm = np.abs(normal(3)) + 0.5  # held constant, as in the derivation: the differences must not move it
+
+        def dora_linear(x, weight, lora_A, lora_B, magnitude, bias=None):
+            return ops.dora_linear(x, weight, bias, lora_A, lora_B, magnitude, norm.astype(x.dtype), 0.7, p, _rng())
+        return dora_linear
+
+    def arrays(rows=5, rank=2):
+        return [normal((rows, 4)), normal((4, 3)), normal((rank, 4)), normal((3, rank)), normal(3), normal(3)]
+
+    yield "dora_linear", dora(), arrays()
+    yield "dora_linear, dropout", dora(0.3), arrays()
+    yield "dora_linear, one row", dora(0.3), arrays(rows=1)
+    yield "dora_linear, rank 1", dora(), arrays(rank=1)
+    yield "dora_linear, rank above the width", dora(0.3), arrays(rank=7)
+    yield "dora_linear, no bias", dora(0.3), arrays()[:5]
+    yield ("dora_linear, strided", dora(0.3), [normal((4, 5)).T, normal((3, 4)).T, normal((4, 2)).T, normal((2, 3)).T,
+                                               normal(6)[::2], normal(6)[::2]])
 
 
 def _layer_norm(normal):

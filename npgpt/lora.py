@@ -1,92 +1,29 @@
-"""LoRA: a frozen linear layer learns through a low-rank update (Hu et al. 2021).
+"""LoRA: a frozen layer learns through a low-rank update (Hu et al. 2021).
 
     y = x W + b + s dropout(x) Aᵀ Bᵀ        A (R, in), B (out, R), s = alpha / R
 
 W and b stay as they are; A and B are trained. B starts at zero, so training starts from the base model exactly; A
-starts random, so that B's gradient is not zero. The gradients are derived in `ops.linear.lora_linear`. Names, matching
-rules and the stored orientation are PEFT's.
+starts random, so that B's gradient is not zero. The gradients are derived in `ops.linear.lora_linear`; what an adapter
+does to one layer is in `updates`; names, matching rules and the stored orientation are PEFT's (`lora_config`).
+
+A layer under adapters holds the frozen layer and each adapter's update by name, and stands in the layer's place. Any
+number of adapters is there at once; which are in force is chosen by `set_adapter`.
 """
 
 import contextlib
 import copy
 import dataclasses
-import math
 import re
-import sys
-import warnings
 
 import numpy as np
 
 from npgpt import ops
-from npgpt.autograd import Tensor
+from npgpt.autograd import Tensor, no_grad
 from npgpt.errors import ConfigError
-from npgpt.nn import Linear, Module, parameter
+from npgpt.lora_config import match_targets, modules_to_save, whole_names
+from npgpt.nn import Linear, Module
 from npgpt.seeding import generator
-
-LARGEST_RANK = 65536  # far above any width, where a rank has its use; a file's word alone does not ask for more memory
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """How to adapt a model, in PEFT's words.
-
-    r               rank of the update
-    lora_alpha      the update is scaled by s = lora_alpha / r
-    lora_dropout    probability of dropping an element of the update's input, while training
-    target_modules  list of names, each a whole module name or its end ("c_attn", "attn.c_proj", "h.0.mlp.c_fc"; note
-                    that "c_proj" names both attn.c_proj and mlp.c_proj); or a regular expression over the whole name
-                    ("transformer.h.0.attn.c_attn"); or "all-linear"
-    """
-
-    r: int = 8
-    lora_alpha: float = 16
-    lora_dropout: float = 0.1
-    target_modules: list[str] | tuple[str, ...] | str = ("c_attn",)
-
-    def __post_init__(self):
-        if not isinstance(self.r, int) or isinstance(self.r, bool) or not 1 <= self.r <= LARGEST_RANK:
-            raise ConfigError(f"LoRA rank r = {self.r!r}: it must be a whole number from 1 to {LARGEST_RANK:,}")
-        if not isinstance(self.lora_alpha, int | float) or not 0 < self.lora_alpha <= sys.float_info.max:
-            raise ConfigError(f"lora_alpha = {self.lora_alpha!r}: it must be a positive number")
-        if not isinstance(self.lora_dropout, int | float) or not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"lora_dropout = {self.lora_dropout!r}: it must be a probability in [0, 1)")
-        if not self.target_modules:
-            raise ConfigError("target_modules is empty: name at least one module, for example c_attn")
-
-    @property
-    def scale(self):
-        return self.lora_alpha / self.r
-
-
-class LowRank(Module):
-    """One adapter's update of one linear layer: A, B and the scale. It holds no layer; the layer is passed in."""
-
-    def __init__(self, config, n_in, n_out, dtype):
-        self.config = config
-        self.scale = config.scale
-        self.lora_A = parameter((config.r, n_in), dtype)
-        self.lora_B = parameter((n_out, config.r), dtype)
-
-    def initialise(self, rng):
-        """Draw A; B stays zero. Kaiming uniform with a = sqrt 5: sqrt(6 / ((1 + a^2) in)) = 1 / sqrt(in)."""
-        bound = 1 / math.sqrt(self.lora_A.shape[1])
-        self.lora_A.data[...] = rng.uniform(-bound, bound, self.lora_A.shape)
-
-    def __call__(self, layer, x, rng=None):
-        """What `layer` computes with this update: x (N, in) -> (N, out)."""
-        return ops.lora_linear(x, layer.weight, layer.bias, self.lora_A, self.lora_B, self.scale,
-                               self.config.lora_dropout, rng)
-
-    def update(self, layer, x, rng=None):
-        """What this update adds to the output of `layer`, the low-rank path alone: x (N, in) -> (N, out)."""
-        u = ops.matmul(ops.dropout(x, self.config.lora_dropout, rng), ops.transpose(self.lora_A, (1, 0)))
-        return scaled(ops.matmul(u, ops.transpose(self.lora_B, (1, 0))), self.scale)
-
-    def delta(self, layer):
-        """What this update adds to the parameters of `layer`, dict name -> array: s (B A)ᵀ to its weight (in, out)."""
-        weight = (self.lora_B.data @ self.lora_A.data).T                    # (out, R) @ (R, in) -> (in, out)
-        weight *= self.scale
-        return {"weight": weight}
+from npgpt.updates import LowRank, LowRankEmbedding, LowRankHead, Replacement, output, scaled
 
 
 class LoraLayer(Module):
@@ -95,13 +32,14 @@ class LoraLayer(Module):
     base_layer  the layer, frozen; nothing ever writes to it
     adapters    dict adapter name -> update: what each does to this layer
     active      dict adapter name -> weight: those in force; see `set_adapter`
+    routes      Routes, inside a `mixed_batch`
 
     The parameters of the layer keep their names. Those of the adapter called "default" stand beside them
     (h.0.attn.c_attn.lora_A), those of others with the adapter's name behind (h.0.attn.c_attn.lora_A.poet).
     """
 
     def __init__(self, base_layer):
-        self.base_layer, self.adapters, self.active = base_layer, {}, {}
+        self.base_layer, self.adapters, self.active, self.routes = base_layer, {}, {}, None
 
     def children(self):
         """None: to the rest of the model, this is the layer it wraps."""
@@ -114,14 +52,32 @@ class LoraLayer(Module):
             found.update((key + ending, tensor) for key, tensor in update.parameters().items())
         return found
 
+    @property
+    def weight(self):
+        """The layer's own weight: what a tied head reads."""
+        return self.base_layer.weight
+
     def __call__(self, *inputs):
-        """The layer's output, with the update of the one active adapter, or with the weighted sum of several."""
-        if list(self.active.values()) == [1]:
-            (name,) = self.active
+        """The layer's output under the adapters in force, or, in a `mixed_batch`, under each sequence's own."""
+        if self.routes is None:
+            return self.output(self.active, *inputs)
+        x, *_ = inputs
+        y = None
+        for active, rows in self.routes.rows(len(x.data if isinstance(x, Tensor) else x)):
+            part = self.output(active, Tensor(x.data[rows]) if isinstance(x, Tensor) else x[rows]).data
+            y = np.empty((len(rows), part.shape[1]), part.dtype) if y is None else y
+            y[rows] = part
+        return Tensor(y)
+
+    def output(self, active, *inputs):
+        """The layer's output with the update of one adapter, or with the weighted sum of several."""
+        active = {name: weight for name, weight in active.items() if name in self.adapters}
+        if list(active.values()) == [1]:
+            (name,) = active
             return self.adapters[name](self.base_layer, *inputs)
-        y = self.base_layer(*inputs)
-        for name, weight in self.active.items():
-            y = ops.add(y, scaled(self.adapters[name].update(self.base_layer, *inputs), weight))
+        y = output(self.base_layer, *inputs)
+        for name, weight in active.items():
+            y = ops.add(y, scaled(self.adapters[name].added(self.base_layer, *inputs), weight))
         return y
 
     def merged(self):
@@ -137,24 +93,47 @@ class LoraLayer(Module):
         return merged
 
 
-def scaled(x, factor):
-    """x times a constant."""
-    return ops.mul(x, Tensor(np.array(factor, x.dtype)))
+class LoraHead(LoraLayer):
+    """The head under its adapters. The model reads its weight, the table: here, the one that the adapters make of it.
+    Where the head is tied to the token table, that is the layer it holds, and is no parameter a second time."""
+
+    def __init__(self, base_layer, tied):
+        super().__init__(base_layer)
+        self.tied = tied
+
+    def parameters(self):
+        found = super().parameters()
+        return {name: tensor for name, tensor in found.items() if not (self.tied and name == "weight")}
+
+    @property
+    def weight(self):
+        return self.output(self.active)
 
 
 def add_lora(model, config, seed=0, name="default"):
-    """Freeze `model` and put an adapter called `name` on each target: it alone is in force, and trains. In place;
-    returns the model.
+    """Freeze `model` and put an adapter called `name` on what `config` names: it alone is in force, and trains. In
+    place; returns the model.
 
     seed  int; each layer's A is drawn from its own stream, so the draw does not depend on which others are adapted
 
-    Raises ConfigError where a target names no linear layer, or the model has an adapter of that name.
+    Raises ConfigError where a target is not there or cannot be adapted, or the model has an adapter of that name.
     """
     check_new(model, name)
-    made = make_updates(model, config)
+    made, layers = make_updates(model, config), whole_names(model)
     for target, update in made.items():
-        update.initialise(generator(seed, f"{target}.lora_A"))
+        update.initialise(layers[target], generator(seed, f"{_short(target)}.lora_A"))
     return attach(model, name, made)
+
+
+def loraplus(params, ratio):
+    """Return dict name -> ratio, for AdamW: the B matrices and the vectors (biases, magnitudes) of `params`.
+
+    A and B have different sizes and starts, and B learns best at a rate several times that of A: 16 is usual.
+    Source    Hayou et al. 2024 (LoRA+). What is named is what PEFT's create_loraplus_optimizer names, except for
+              embeddings, which it gives a rate of their own.
+    """
+    return {name: ratio for name, tensor in params.items()
+            if re.search(r"\.lora_B(\.|$)", name) or len(tensor.shape) == 1}
 
 
 def check_new(model, name):
@@ -165,21 +144,32 @@ def check_new(model, name):
 
 
 def make_updates(model, config):
-    """Return dict module name -> update, A and B zero, of the adapter that `config` describes. The model is not
-    changed. Raises ConfigError."""
-    parameters = model.parameters()
-    weights = {target: parameters[f"{target}.weight"] for target in match_targets(model, config.target_modules)}
-    return {target: LowRank(config, *weight.shape, weight.dtype) for target, weight in weights.items()}
+    """Return dict whole name ("transformer.h.0.attn.c_attn") -> update, of zeros, of the adapter that `config`
+    describes. The model is not changed. Raises ConfigError."""
+    layers, made = whole_names(model), {}
+    for name in match_targets(model, config):
+        kind = LowRank if isinstance(layers[name], Linear) else LowRankHead if name == "lm_head" else LowRankEmbedding
+        made[name] = kind(config, name, layers[name])
+    for name in modules_to_save(model, config):
+        made[name] = Replacement(config, layers[name], layers[name].parameters())
+    if config.bias == "all":
+        for name, layer in layers.items():
+            if name not in made and isinstance(getattr(layer, "bias", None), Tensor):
+                made[name] = Replacement(config, layer, ["bias"])
+    return made
 
 
 def attach(model, name, made, trainable=True):
-    """Put `made`, dict module name -> update, onto the model under `name`, in force alone. Returns the model."""
-    layers = adapted_layers(model)
+    """Put `made`, dict whole name -> update, onto the model under `name`, in force alone. Returns the model."""
     for target, update in made.items():
-        layer = layers.get(target) or _replace(model, target, LoraLayer)
-        layer.adapters[name] = update
+        _wrapped(model, _short(target)).adapters[name] = update
     set_adapter(model, name, trainable)
     return model
+
+
+def _short(name):
+    """The model's name of a module, from its whole name: without "transformer."."""
+    return name.removeprefix("transformer.")
 
 
 def adapted_layers(model):
@@ -244,61 +234,91 @@ def delete_adapter(model, name):
         del layer.adapters[name]
         layer.active.pop(name, None)
         if not layer.adapters:
-            _replace(model, module, lambda layer: layer.base_layer)
+            _put(model, module, layer.base_layer)
 
 
 def merge_lora(model):
     """Put a plain layer with weight W + s (B A)ᵀ in the place of every adapted one, for the adapters in force; the
-    model then has no adapter. In place; returns the model."""
-    for target in adapted_layers(model):
-        _replace(model, target, LoraLayer.merged)
+    model then has no adapter. In place; returns the model.
+
+    Where an update of the token table or of the head is in force and the two were one table, they become two, and
+    `model.config` says so: the other use of the table stays as it was.
+    """
+    layers = adapted_layers(model)
+    if model.config.tie_word_embeddings and any(layers[name].active for name in ("wte", "lm_head") if name in layers):
+        model.config = dataclasses.replace(model.config, tie_word_embeddings=False)
+        model.lm_head = layers.get("lm_head") or getattr(model.wte, "base_layer", model.wte)
+    for name, layer in layers.items():
+        _put(model, name, layer.merged())
     return model
 
 
-def match_targets(model, target_modules):
-    """Return the names of the Linear modules that `target_modules` selects, by PEFT's rules, in model order.
+@contextlib.contextmanager
+def mixed_batch(model, names, lengths=None):
+    """Inside this block each sequence of a batch goes through an adapter of its own. For inference: nothing is
+    recorded.
 
-    A list selects a module whose name is an entry or ends in "." + entry. A string is "all-linear" or a regular
-    expression that must match the whole name, which in PEFT begins with "transformer.".
+    names    for each sequence, the name of an adapter, or None for the base
+    lengths  (B,), tokens in each sequence; None: all are equally long, as in model.logits of (B, T)
+
+    Raises ConfigError where the model has no such adapter, or where one of several changes the head, which is used
+    whole.
     """
-    modules = {f"transformer.{name}": getattr(module, "base_layer", module) for name, module in model.named_modules()}
-    linear = [name for name, module in modules.items() if isinstance(module, Linear)]
-    kinds = ", ".join(dict.fromkeys(re.sub(r"^transformer\.h\.\d+\.", "", name) for name in linear))
-    if target_modules == "all-linear":
-        chosen = set(linear)
-    elif isinstance(target_modules, str):
+    for name in filter(None, names):
+        updates(model, name)
+    layers = adapted_layers(model)
+    if "lm_head" in layers and layers["lm_head"].adapters.keys() & set(names) and len(set(names)) > 1:
+        raise ConfigError("a batch cannot mix adapters of which one changes the head (lm_head): run each alone")
+    routes = Routes(names, lengths)
+    with disable_adapter(model), no_grad():
+        for layer in layers.values():
+            layer.routes = routes
+        if "lm_head" in layers:
+            layers["lm_head"].active = {name: 1 for name in set(names) & layers["lm_head"].adapters.keys()}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what may come to mean something else: "[[a]"
-                pattern = re.compile(target_modules)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ConfigError(f"target {target_modules!r} is not a regular expression: {error}") from error
-        chosen = {name for name in modules if pattern.fullmatch(name)}
-        if not chosen:
-            raise ConfigError(f"target {target_modules!r} matches no module as a regular expression over whole names "
-                              f"such as {linear[0]!r}; a list of names, or 'all-linear', is the other way to say it. "
-                              f"Linear modules: {kinds}")
-    else:
-        chosen = set()
-        for target in target_modules:
-            matched = {name for name in modules if name == target or name.endswith(f".{target}")}
-            if not matched:
-                raise ConfigError(f"target {target!r} matches no module of this model; its linear modules are {kinds} "
-                                  f"(in h.0 to h.{model.config.n_layer - 1})")
-            chosen |= matched
-    other = sorted(chosen.difference(linear))
-    if other:
-        raise ConfigError(f"target {other[0]!r} is of class {type(modules[other[0]]).__name__}, not a linear layer; "
-                          f"the linear modules are {kinds}")
-    return [name.removeprefix("transformer.") for name in linear if name in chosen]
+            yield model
+        finally:
+            for layer in layers.values():
+                layer.routes = None
 
 
-def _replace(model, name, make):
-    """Put make(module) in the place of the module called `name`, and return it."""
+@dataclasses.dataclass(frozen=True)
+class Routes:
+    """Which adapter each row goes through. See `mixed_batch`."""
+
+    names: list
+    lengths: list | None
+
+    def rows(self, count):
+        """Yield ({name: 1} or {}, bool array (count,)): the rows of each adapter among `count` rows."""
+        B = len(self.names)
+        lengths = np.full(B, count // max(B, 1)) if self.lengths is None else np.asarray(self.lengths)
+        if len(lengths) != B or lengths.sum() != count:
+            raise ConfigError(f"{B} adapter names for {count} tokens in sequences of {lengths.tolist()}: give one name "
+                              "for each sequence, and the lengths where they differ")
+        sequence = np.repeat(np.arange(B), lengths)
+        for name in dict.fromkeys(self.names):
+            wanted = np.array([each == name for each in self.names])
+            yield {} if name is None else {name: 1}, wanted[sequence]
+
+
+def _wrapped(model, name):
+    """Return the LoraLayer called `name`, made where there is none."""
+    layers = adapted_layers(model)
+    if name not in layers:
+        base = whole_names(model)[name if name == "lm_head" else f"transformer.{name}"]
+        layers[name] = LoraHead(base, model.config.tie_word_embeddings) if name == "lm_head" else LoraLayer(base)
+        _put(model, name, layers[name])
+    return layers[name]
+
+
+def _put(model, name, module):
+    """Put `module` in the place of the one called `name`. A tied head, when it is plain again, has no place."""
     *path, attribute = name.split(".")
     parent = model
     for part in path:
         parent = parent[int(part)] if part.isdigit() else getattr(parent, part)  # "h.0": member 0 of the list h
-    made = make(getattr(parent, attribute))
-    setattr(parent, attribute, made)
-    return made
+    if name == "lm_head" and model.config.tie_word_embeddings and not isinstance(module, LoraLayer):
+        del parent.lm_head
+    else:
+        setattr(parent, attribute, module)

@@ -19,10 +19,11 @@ class AdamW:
 
     params  dict name -> Tensor; read-only data (mapped weights) is copied, once, so that it can be updated
     lr      may be assigned between steps, as schedules do
+    ratios  dict name -> factor of lr for that parameter, where not 1; its decay follows (LoRA+: `lora.loraplus`)
     Source  Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2. Defaults and arithmetic as in PyTorch.
     """
 
-    def __init__(self, params, lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+    def __init__(self, params, lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, ratios=None):
         beta1, beta2 = betas
         if not params:
             raise ConfigError("AdamW got no parameter: nothing is trainable; call add_lora or unfreeze first")
@@ -30,6 +31,9 @@ class AdamW:
             raise ConfigError(f"AdamW(lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}): lr and "
                               "weight_decay must be at least 0, betas in [0, 1), eps positive")
         self.params, self.lr, self.betas, self.eps, self.weight_decay = params, lr, betas, eps, weight_decay
+        self.ratios = ratios or {}
+        if not (self.ratios.keys() <= params.keys() and all(ratio > 0 for ratio in self.ratios.values())):
+            raise ConfigError(f"ratios = {self.ratios}: each must be positive, and for a name in params")
         self.steps = 0
         for tensor in params.values():
             if not tensor.data.flags.writeable:
@@ -41,12 +45,13 @@ class AdamW:
         """Update every parameter that has a gradient in `grads`, dict Tensor -> array, in place."""
         self.steps += 1
         beta1, beta2 = self.betas
-        step_size = self.lr / (1 - beta1**self.steps)
+        debiased = 1 - beta1**self.steps
         root_bias = math.sqrt(1 - beta2**self.steps)
         for name, tensor in self.params.items():
             if tensor not in grads:
                 continue
             g, p, m, v = grads[tensor], tensor.data, self.m[name], self.v[name]
+            lr = self.lr * self.ratios.get(name, 1)
             work = g * (1 - beta1)
             m *= beta1
             m += work
@@ -58,8 +63,8 @@ class AdamW:
             work /= root_bias
             work += self.eps
             np.divide(m, work, out=work)
-            work *= step_size
-            p *= 1 - self.lr * self.weight_decay
+            work *= lr / debiased
+            p *= 1 - lr * self.weight_decay
             p -= work
 
 

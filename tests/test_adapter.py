@@ -367,27 +367,17 @@ def refused(folder, match, error=FormatError, model=None):
 
 UNSUPPORTED = {
     "alora_invocation_tokens": [[1, 2]],
-    "alpha_pattern": [{"c_attn": 4}],
     "arrow_config": [{"top_k": 2}],
-    "bias": ["all", "lora_only"],
-    "exclude_modules": [["mlp.c_proj"], "h.0"],
     "kasa_config": [{"beta": 0.1}],
     "layer_replication": [[[0, 2]]],
-    "layers_pattern": ["h", ["h"]],
-    "layers_to_transform": [0, [1]],
-    "lora_bias": [True],
     "megatron_config": [{"a": 1}],
-    "modules_to_save": [["wte"]],
     "monteclora_config": [{"a": 1}],
-    "rank_pattern": [{"c_attn": 4}],
     "target_parameters": [["h.0.attn.c_attn.weight"]],
     "trainable_token_indices": [[0], {"wte": [0]}],
     "use_bdlora": [{"a": 1}],
-    "use_dora": [True],
     "use_qalora": [True],
-    "use_rslora": [True],
     "velora_config": [{"a": 1}],
-    "init_lora_weights": ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "newer", 3],
+    "init_lora_weights": ["pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "newer", 3],
     "task_type": ["SEQ_CLS"],
 }
 
@@ -399,7 +389,7 @@ def test_fields_that_change_the_result(folder, field, value):
 
 
 def test_the_same_fields_switched_off(folder):
-    off = {field: False for field in UNSUPPORTED if field.startswith("use_") or field == "lora_bias"}
+    off = {field: False for field in ("use_bdlora", "use_dora", "use_qalora", "use_rslora", "lora_bias")}
     off |= {field: [] for field in ("exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save")}
     off |= {"init_lora_weights": "gaussian", "task_type": None, "rank_pattern": None, "eva_config": {"rho": 2.0}}
     edit_config(folder, **off)
@@ -417,12 +407,27 @@ def test_the_same_fields_switched_off(folder):
         ({"lora_alpha": "16"}, "lora_alpha = '16'"),
         ({"lora_dropout": 1.5}, "lora_dropout = 1.5"),
         ({"target_modules": 3}, "target_modules = 3: it must be a list of names or a regular expression"),
+        ({"exclude_modules": 3}, "exclude_modules = 3: it must be a list of names or a regular expression"),
+        ({"exclude_modules": ["c_attn"]}, "leave nothing over to adapt"),
+        ({"exclude_modules": "("}, "is not a regular expression"),
+        ({"layers_to_transform": 2}, "layers_to_transform names layer 2; this model has 0 to 1"),
+        ({"layers_to_transform": ["0"]}, "layers_to_transform = .*: it must be a layer's number"),
+        ({"layers_pattern": "h"}, "layers_pattern = 'h' without layers_to_transform"),
+        ({"modules_to_save": "ln_f"}, "modules_to_save = 'ln_f': it must be a list of names"),
+        ({"modules_to_save": ["score"]}, "'score' in modules_to_save is no module of this model"),
+        ({"bias": "some"}, "bias = 'some': it must be 'none', 'all' or 'lora_only'"),
+        ({"use_dora": 1}, "use_dora = 1: it must be true or false"),
+        ({"use_dora": True, "lora_bias": True}, "lora_bias does not go together with use_dora"),
+        ({"rank_pattern": {"c_attn": 0}}, r"rank_pattern\['c_attn'\] = 0"),
+        ({"rank_pattern": ["c_attn"]}, "rank_pattern = .*: it must be a dict"),
+        ({"alpha_pattern": {"c_attn": -1}}, r"alpha_pattern\['c_attn'\] = -1"),
+        ({"alpha_pattern": {"(": 1}}, "is not a regular expression"),
         ({"target_modules": ["c_attn", 3]}, "it must be a list of names or a regular expression"),
         ({"target_modules": []}, "target_modules is empty"),
         ({"target_modules": ["q_proj", "v_proj"]}, "adapter_config.json: target 'q_proj' matches no module"),
-        ({"target_modules": ["wte"]}, "adapter_config.json: target 'transformer.wte' is of class Embedding"),
+        ({"target_modules": ["ln_f"]}, "adapter_config.json: target 'transformer.ln_f' is of class LayerNorm"),
         ({"target_modules": "c_attn"}, "adapter_config.json: target 'c_attn' matches no module as a regular"),
-        ({"target_modules": "(c_attn"}, "adapter_config.json: target .* is not a regular expression"),
+        ({"target_modules": "(c_attn"}, "adapter_config.json: .* is not a regular expression"),
     ],
 )
 def test_fields_that_cannot_be_used(folder, fields, match):

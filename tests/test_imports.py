@@ -24,8 +24,8 @@ ORDER = """
     data.readers data.templates data.documents data.encoding data.order data.preview data
     autograd
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
-    ops.linear ops
-    nn gpt2 lora
+    ops.linear ops.dora ops
+    nn gpt2 lora_config lora_init updates lora
     checkpoint adapter loralib generate evaluate tasks records
     merge gguf spectrum anatomy
     inside inside_page
@@ -102,15 +102,19 @@ def test_public_names():
     assert sorted(npgpt.__all__) == sorted([
         "AdamW", "Batch", "GPT2", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora",
         "backward", "clip_grad_norm", "delete_adapter", "disable_adapter", "generate", "gradcheck", "load_adapter",
-        "merge_lora", "perplexity", "save_adapter", "set_adapter", "train_step",
+        "merge_lora", "mixed_batch", "perplexity", "save_adapter", "set_adapter", "train_step",
     ])
     assert all(hasattr(npgpt, name) for name in npgpt.__all__)
 
 
 @pytest.mark.parametrize("function, defaults", [
     (npgpt.GPT2, {"seed": 0, "dtype": np.float32}),
-    (npgpt.LoraConfig, {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ("c_attn",)}),
-    (npgpt.AdamW, {"lr": 3e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}),
+    (npgpt.LoraConfig, {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ("c_attn",),
+                        "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None,
+                        "rank_pattern": None, "alpha_pattern": None,
+                        "use_rslora": False, "use_dora": False, "lora_bias": False, "bias": "none",
+                        "modules_to_save": None, "init_lora_weights": True}),
+    (npgpt.AdamW, {"lr": 3e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "ratios": None}),
     (npgpt.train_step, {"max_grad_norm": 1.0, "rng": None, "threads": None, "micro_batches": 1}),
     (TrainConfig, {"epochs": 3, "max_steps": None, "batch_size": 4, "batch_tokens": None, "accumulate": 1,
                    "lr": 3e-4, "warmup": 0, "schedule": "linear", "grad_clip": 1.0, "seed": 0, "threads": None}),

@@ -180,3 +180,26 @@ def test_without_warm_up_the_first_step_has_the_full_rate(name):
 def test_a_schedule_that_is_not_known_is_an_error_at_once():
     with pytest.raises(ConfigError, match="'cosin' is not known"):
         schedule("cosin", 0, 10, warmup_steps=5)
+
+
+def test_ratios_multiply_the_rate_and_with_it_the_decay_of_those_named():
+    """As two optimisers would, each with its own rate."""
+    draw = np.random.default_rng(0)
+    start, grads = draw.standard_normal((2, 3)), draw.standard_normal((4, 2, 3))
+
+    def run(**options):
+        params = {name: Tensor(row.copy(), trainable=True) for name, row in zip("ab", start, strict=True)}
+        opt = AdamW(params, weight_decay=0.1, **options)
+        for step in grads:
+            opt.step({tensor: g for tensor, g in zip(params.values(), step, strict=True)})
+        return {name: tensor.data for name, tensor in params.items()}
+
+    both, slow, fast = run(lr=0.01, ratios={"b": 16}), run(lr=0.01), run(lr=0.16)
+    np.testing.assert_array_equal(both["a"], slow["a"])
+    np.testing.assert_array_equal(both["b"], fast["b"])
+
+
+@pytest.mark.parametrize("ratios", [{"c": 2}, {"a": 0}, {"a": -1}])
+def test_ratios_that_cannot_be_used(ratios):
+    with pytest.raises(ConfigError, match="ratios = "):
+        AdamW({"a": Tensor(np.zeros(1), trainable=True)}, ratios=ratios)

@@ -6,6 +6,7 @@ The fused operations are what the model runs; `primitives` is the small alphabet
 from npgpt.ops.activations import ACTIVATIONS, gelu, gelu_new, relu, silu
 from npgpt.ops.attention import causal_attention
 from npgpt.ops.cross_entropy import cross_entropy
+from npgpt.ops.dora import dora_linear
 from npgpt.ops.dropout import dropout
 from npgpt.ops.embedding import embedding
 from npgpt.ops.layer_norm import layer_norm
@@ -13,7 +14,7 @@ from npgpt.ops.linear import linear, lora_linear
 from npgpt.ops.primitives import add, exp, log, matmul, mul, reshape, sum, take, tanh, transpose
 
 __all__ = [
-    "ACTIVATIONS", "add", "causal_attention", "cross_entropy", "dropout", "embedding", "exp", "gelu", "gelu_new",
-    "layer_norm", "linear", "log", "lora_linear", "matmul", "mul", "relu", "reshape", "silu", "sum", "take", "tanh",
-    "transpose",
+    "ACTIVATIONS", "add", "causal_attention", "cross_entropy", "dora_linear", "dropout", "embedding", "exp", "gelu",
+    "gelu_new", "layer_norm", "linear", "log", "lora_linear", "matmul", "mul", "relu", "reshape", "silu", "sum", "take",
+    "tanh", "transpose",
 ]

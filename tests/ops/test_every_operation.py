@@ -8,7 +8,7 @@ from npgpt.gradcheck import check_parameters, gradcheck
 
 CASES = gradcases.operations()
 MODELS = gradcases.models()
-FUSED = {"linear", "lora_linear", "layer_norm", "cross_entropy"}  # those that read several tensors
+FUSED = {"linear", "lora_linear", "dora_linear", "layer_norm", "cross_entropy"}  # those that read several tensors
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

@@ -176,7 +176,7 @@ def test_a_folder_has_no_revisions(refused):
     ("--targets nope", "target 'nope' matches no module of this model; its linear modules are attn.c_attn"),
     ("--targets c_attn,nope", "target 'nope' matches no module"),
     ("--targets=", "target_modules is empty"),
-    ("--targets wte", "is of class Embedding, not a linear layer"),
+    ("--targets ln_f", "is of class LayerNorm, neither a linear layer nor an embedding"),
     ("--targets h.[", "is not a regular expression"),
     ("--rank 0", "rank r = 0: it must be a whole number from 1 to 65,536"),
     ("--rank -4", "rank r = -4"),
