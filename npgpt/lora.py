@@ -13,6 +13,7 @@ number of adapters is there at once; which are in force is chosen by `set_adapte
 import contextlib
 import copy
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -132,6 +133,8 @@ def loraplus(params, ratio):
     Source    Hayou et al. 2024 (LoRA+). What is named is what PEFT's create_loraplus_optimizer names, except for
               embeddings, which it gives a rate of their own.
     """
+    if not 0 < ratio < math.inf:
+        raise ConfigError(f"the learning rate of B is to be {ratio:g} times that of A: the ratio must be positive")
     return {name: ratio for name, tensor in params.items()
             if re.search(r"\.lora_B(\.|$)", name) or len(tensor.shape) == 1}
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from npgpt.errors import ConfigError
+from npgpt.threads import blas_threads
 
 
 def initial(method, weight, r, scale, rng):
@@ -31,11 +32,13 @@ def initial(method, weight, r, scale, rng):
         raise ConfigError(f"init_lora_weights = {method!r} with rank {r} on a weight of {n_in} x {n_out}: the rank "
                           f"must be at most {min(n_in, n_out)}")
     if method == "pissa":
-        U, S, Vt = np.linalg.svd(weight.T, full_matrices=False)             # (out, in): B comes from U, A from Vᵀ
+        with blas_threads(1):  # of small products, which threads make many times slower
+            U, S, Vt = np.linalg.svd(weight.T, full_matrices=False)         # (out, in): B comes from U, A from Vᵀ
         root = np.sqrt(S[:r] / scale)
         return root[:, None] * Vt[:r], U[:, :r] * root, True
     if method == "olora":
-        Q, R = np.linalg.qr(weight.T)
+        with blas_threads(1):
+            Q, R = np.linalg.qr(weight.T)
         return R[:r], Q[:, :r], True
     if method == "orthogonal":
         if r % 2:

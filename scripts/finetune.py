@@ -49,7 +49,7 @@ def main(given):
             f"by default: {TINY_REASON}")
     sequences, held_out = dataset.encode(documents, settings, model.config, tokenizer, say)
     prepare(model, adapter, settings, say)
-    opt = npgpt.AdamW(model.trainable_parameters(), settings["lr"], weight_decay=settings["weight_decay"])
+    opt = optimizer(model, settings)
     total = config.total_steps(config.order(sequences.lengths))
     if run:
         run.load_state(opt)
@@ -94,7 +94,16 @@ def adapter_config(settings):
     targets = settings["targets"]
     if re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)*", targets):  # anything else is a regular expression, or all-linear
         targets = re.split(r"\s*,\s*", targets)
-    return npgpt.LoraConfig(settings["rank"], settings["alpha"], settings["dropout"], targets)
+    return npgpt.LoraConfig(
+        settings["rank"], settings["alpha"], settings["dropout"], targets, use_rslora=settings["rslora"],
+        use_dora=settings["dora"], init_lora_weights=settings["init"] == "kaiming" or settings["init"])
+
+
+def optimizer(model, settings):
+    """Return the AdamW over what trains."""
+    params = model.trainable_parameters()
+    ratios = None if settings["full"] else lora.loraplus(params, settings["lr_ratio"])
+    return npgpt.AdamW(params, settings["lr"], weight_decay=settings["weight_decay"], ratios=ratios)
 
 
 def prepare(model, config, settings, say):
@@ -108,9 +117,9 @@ def prepare(model, config, settings, say):
             f"dropout {config.lora_dropout:g}")
         kinds = {}
         for name, update in lora.updates(model).items():
-            kinds.setdefault(name.split(".", 2)[2], []).append(update)
+            kinds.setdefault(re.sub(r"^h\.\d+\.", "", name), []).append(update)
         for kind, updates in kinds.items():
-            n_in, n_out = updates[0].lora_A.shape[1], updates[0].lora_B.shape[0]
+            n_in, n_out = updates[0].A.shape[1], updates[0].B.shape[0]
             added = sum(tensor.data.size for update in updates for tensor in update.parameters().values())
             say(f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(updates)} layers: {added:>9,}")
     total = sum(tensor.data.size for tensor in model.parameters().values())

@@ -13,6 +13,7 @@ PROMPTS = ["Overfitting is", "A good model", "The learning rate is", "Gradient d
            "A neural network is"]
 DEFAULTS = {
     **dataset.DEFAULTS, "model": None, "revision": None, "rank": 8, "alpha": 16.0, "dropout": 0.1,
+    "dora": False, "rslora": False, "init": "kaiming", "lr_ratio": 1.0,
     "targets": "c_attn", "epochs": 3, "max_steps": None, "batch_size": 4, "batch_tokens": None, "accumulate": 1,
     "lr": 3e-4, "weight_decay": 0.01, "warmup": 0, "schedule": "linear", "grad_clip": 1.0, "seed": 0, "full": False,
     "samples": 3,
@@ -39,6 +40,10 @@ def parse_arguments(argv, description):
     add("--out", "folder of the run (default runs/<time>)", type=Path)
     add("--rank", "LoRA rank", type=int)
     add("--alpha", "LoRA alpha: the update is scaled by alpha / rank", type=float)
+    add("--rslora", "scale the update by alpha / sqrt(rank) instead", action="store_true")
+    add("--dora", "train direction and magnitude of the weights apart (DoRA)", action="store_true")
+    add("--init", "where A and B start", choices=("kaiming", "gaussian", "orthogonal", "pissa", "olora"))
+    add("--lr-ratio", "learning rate of B, in multiples of --lr (LoRA+; 16 is usual)", type=float)
     add("--dropout", "dropout on the LoRA path; with --full, the model's own dropout", type=float)
     add("--targets", "modules to adapt: names separated by commas, a regular expression, or all-linear")
     add("--epochs", "passes over the texts", type=int)
