@@ -3,6 +3,7 @@
 from npgpt.adapter import load_adapter, save_adapter
 from npgpt.autograd import Tensor, backward
 from npgpt.batch import Batch
+from npgpt.combine import add_weighted_adapter
 from npgpt.errors import NpgptError
 from npgpt.evaluate import perplexity
 from npgpt.generate import generate
@@ -15,7 +16,7 @@ from npgpt.tokenizer import Tokenizer
 from npgpt.train import train_step
 
 __all__ = [
-    "GPT2", "AdamW", "Batch", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora", "backward",
-    "clip_grad_norm", "delete_adapter", "disable_adapter", "generate", "gradcheck", "load_adapter", "merge_lora",
-    "mixed_batch", "perplexity", "save_adapter", "set_adapter", "train_step",
+    "GPT2", "AdamW", "Batch", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora",
+    "add_weighted_adapter", "backward", "clip_grad_norm", "delete_adapter", "disable_adapter", "generate", "gradcheck",
+    "load_adapter", "merge_lora", "mixed_batch", "perplexity", "save_adapter", "set_adapter", "train_step",
 ]

@@ -25,7 +25,7 @@ ORDER = """
     autograd
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops.dora ops
-    nn gpt2 lora_config lora_init updates lora
+    nn gpt2 lora_config lora_init updates lora combine
     checkpoint adapter loralib generate evaluate tasks records
     merge gguf spectrum anatomy
     inside inside_page
@@ -101,8 +101,9 @@ def test_importing_npgpt_imports_neither_hub_nor_tokenizers():
 def test_public_names():
     assert sorted(npgpt.__all__) == sorted([
         "AdamW", "Batch", "GPT2", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora",
-        "backward", "clip_grad_norm", "delete_adapter", "disable_adapter", "generate", "gradcheck", "load_adapter",
-        "merge_lora", "mixed_batch", "perplexity", "save_adapter", "set_adapter", "train_step",
+        "add_weighted_adapter", "backward", "clip_grad_norm", "delete_adapter", "disable_adapter", "generate",
+        "gradcheck", "load_adapter", "merge_lora", "mixed_batch", "perplexity", "save_adapter", "set_adapter",
+        "train_step",
     ])
     assert all(hasattr(npgpt, name) for name in npgpt.__all__)
 
