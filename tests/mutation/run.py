@@ -35,12 +35,16 @@ ALSO_FIRST = {
     "ops/cross_entropy.py": [EVERY_OPERATION], "ops/dropout.py": [EVERY_OPERATION],
     "ops/layer_norm.py": [EVERY_OPERATION], "ops/linear.py": [EVERY_OPERATION], "ops/primitives.py": [EVERY_OPERATION],
     "data/order.py": ["test_training_loop.py"], "train.py": ["test_training_loop.py"],
+    "ops/dora.py": [EVERY_OPERATION], "lora.py": ["test_adapters.py", "test_updates.py", "test_combine.py"],
+    "lora_config.py": ["test_lora.py", "test_updates.py"], "lora_init.py": ["test_updates.py", "test_lora.py"],
+    "adapter.py": ["test_updates.py"],
 }
 
 
 def first_tests(file):
     path = Path(file)
-    return [f"tests/{test}" for test in (path.with_name(f"test_{path.name}"), *ALSO_FIRST.get(file, []))]
+    tests = [path.with_name(f"test_{path.name}"), *ALSO_FIRST.get(file, [])]
+    return [f"tests/{test}" for test in tests if (ROOT / "tests" / test).exists()]
 
 
 def whole_suite():
