@@ -26,7 +26,15 @@ from npgpt.checkpoint import READERS, cast
 from npgpt.errors import ConfigError, FileError, FormatError, one_line
 from npgpt.files import read_json, write_json
 from npgpt.lora import attach, check_new, make_updates, updates
-from npgpt.lora_config import INITIALISATIONS, LoraConfig, match_targets, matches, whole_names
+from npgpt.lora_config import (
+    INITIALISATIONS,
+    LoraConfig,
+    match_targets,
+    matches,
+    short_name,
+    whole_name,
+    whole_names,
+)
 from npgpt.seeding import generator
 from npgpt.updates import LowRank
 
@@ -71,7 +79,7 @@ def save_adapter(model, folder, name="default"):
     Each file is written whole or not at all, the configuration last: a folder that has one has its weights.
     Raises ConfigError where the model has no such adapter, FileError where the folder cannot be written.
     """
-    made = {_whole(module): update for module, update in updates(model, name).items()}
+    made = {whole_name(module): update for module, update in updates(model, name).items()}
     config = next(iter(made.values())).config
     tensors, ranks, alphas = {}, {}, {}
     for module, update in made.items():
@@ -140,11 +148,6 @@ def load_adapter(model, folder, name="default", trainable=True):
     _fill(weights, values, model, made, tensors)
     _warn_of_another_base(place, values, model)
     return attach(model, name, made, trainable)
-
-
-def _whole(module):
-    """The whole name of a module, as PEFT has it, from the model's."""
-    return module if module == "lm_head" else f"transformer.{module}"
 
 
 def _most(values, default):
@@ -229,7 +232,7 @@ def _lora_config(values, model, tensors):
     config = LoraConfig(**fields, **patterns)
     ranks, alphas = {}, {}
     for module in match_targets(model, config):
-        short = module.removeprefix("transformer.")
+        short = short_name(module)
         stored = [array.shape[0] for name in ("lora_A.weight", "lora_embedding_A")
                   for _, array in tensors.get(f"{short}.{name}", ()) if array.ndim]
         for field, resolved in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
@@ -261,7 +264,7 @@ def _fill(path, values, model, made, tensors):
     """
     expected = {}
     for module, update in made.items():
-        short = module.removeprefix("transformer.")
+        short = short_name(module)
         for parameter, tensor in update.parameters().items():
             expected[f"{short}.{IN_FILE.get(parameter, parameter)}"] = f"{short}.{parameter}", tensor
     found, unexpected, wrong = {}, [], []

@@ -10,7 +10,8 @@ import math
 import numpy as np
 
 from npgpt.errors import ConfigError
-from npgpt.lora import attach, check_new, make_updates, updates, whole_names
+from npgpt.lora import attach, check_new, make_updates, updates
+from npgpt.lora_config import whole_name, whole_names
 from npgpt.updates import LowRank
 
 METHODS = ("cat", "linear", "svd", "ties", "dare_linear", "dare_ties")
@@ -61,8 +62,7 @@ def add_weighted_adapter(model, adapters, weights, name, method="svd", rank=None
             if not (isinstance(update, LowRank) and update.is_plain()):
                 raise ConfigError(f"adapter {adapter!r} is more than low-rank updates at {module} (DoRA, a bias, a "
                                   "module that is trained whole): merge it instead of combining it")
-            whole = module if module == "lm_head" else f"transformer.{module}"
-            parts.setdefault(whole, []).append((weight, update))
+            parts.setdefault(whole_name(module), []).append((weight, update))
     made = {module: _combined(each, method, rank, density, rng) for module, each in parts.items()}
     ranks = {module: len(A) for module, (A, _) in made.items()}
     first = next(iter(updates(model, adapters[0]).values())).config

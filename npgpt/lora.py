@@ -21,7 +21,7 @@ import numpy as np
 from npgpt import ops
 from npgpt.autograd import Tensor, no_grad
 from npgpt.errors import ConfigError
-from npgpt.lora_config import match_targets, modules_to_save, whole_names
+from npgpt.lora_config import match_targets, modules_to_save, short_name, whole_name, whole_names
 from npgpt.nn import Linear, Module
 from npgpt.seeding import generator
 from npgpt.updates import LowRank, LowRankEmbedding, LowRankHead, Replacement, output, scaled
@@ -122,7 +122,7 @@ def add_lora(model, config, seed=0, name="default"):
     check_new(model, name)
     made, layers = make_updates(model, config), whole_names(model)
     for target, update in made.items():
-        update.initialise(layers[target], generator(seed, f"{_short(target)}.lora_A"))
+        update.initialise(layers[target], generator(seed, f"{short_name(target)}.lora_A"))
     return attach(model, name, made)
 
 
@@ -165,14 +165,9 @@ def make_updates(model, config):
 def attach(model, name, made, trainable=True):
     """Put `made`, dict whole name -> update, onto the model under `name`, in force alone. Returns the model."""
     for target, update in made.items():
-        _wrapped(model, _short(target)).adapters[name] = update
+        _wrapped(model, short_name(target)).adapters[name] = update
     set_adapter(model, name, trainable)
     return model
-
-
-def _short(name):
-    """The model's name of a module, from its whole name: without "transformer."."""
-    return name.removeprefix("transformer.")
 
 
 def adapted_layers(model):
@@ -309,7 +304,7 @@ def _wrapped(model, name):
     """Return the LoraLayer called `name`, made where there is none."""
     layers = adapted_layers(model)
     if name not in layers:
-        base = whole_names(model)[name if name == "lm_head" else f"transformer.{name}"]
+        base = whole_names(model)[whole_name(name)]
         layers[name] = LoraHead(base, model.config.tie_word_embeddings) if name == "lm_head" else LoraLayer(base)
         _put(model, name, layers[name])
     return layers[name]

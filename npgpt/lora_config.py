@@ -129,11 +129,20 @@ def matches(patterns, module):
     return [value for key, value in (patterns or {}).items() if _compiled(rf"(.*\.)?({key})$").match(module)]
 
 
+def whole_name(name):
+    """The name that PEFT has for a module of a GPT2LMHeadModel, from the model's own."""
+    return name if name == "lm_head" else f"transformer.{name}"
+
+
+def short_name(name):
+    """The model's own name of a module, from its whole name."""
+    return name.removeprefix("transformer.")
+
+
 def whole_names(model):
     """Return dict whole name -> module, without adapters, as PEFT sees a GPT2LMHeadModel: "transformer.h.0", "lm_head".
     The head is there where it is tied, too."""
-    modules = {name if name == "lm_head" else f"transformer.{name}": getattr(module, "base_layer", module)
-               for name, module in model.named_modules()}
+    modules = {whole_name(name): getattr(module, "base_layer", module) for name, module in model.named_modules()}
     return {**modules, "lm_head": modules.get("lm_head", modules["transformer.wte"])}
 
 
