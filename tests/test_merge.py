@@ -16,13 +16,11 @@ IDS = np.random.default_rng(3).integers(0, 23, 700)
 
 
 def adapted(config=CONFIG, names=("default",), **fields):
-    """A model under adapters, all in force, with B other than zero."""
-    model = GPT2(config, seed=1)
+    """A model under adapters, all in force, none of whose numbers are as they started."""
+    model, draw = GPT2(config, seed=1), np.random.default_rng(2)
     for i, name in enumerate(names):
         add_lora(model, LoraConfig(**FIELDS | fields), seed=i, name=name)
-    draw = np.random.default_rng(2)
-    for name, tensor in model.parameters().items():
-        if ".lora_" in name:
+        for tensor in model.trainable_parameters().values():
             tensor.data = tensor.data + draw.normal(0, 0.2, tensor.shape).astype(tensor.dtype)
     set_adapter(model, list(names), trainable=False)
     return model
@@ -48,6 +46,35 @@ def test_the_folder_is_that_of_the_merged_model(tmp_path, names, tied):
     merge_lora(model).save_pretrained(tmp_path / "expected")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("fields", "unties"),
+    [
+        ({"use_dora": True}, False),
+        ({"lora_bias": True, "use_rslora": True}, False),
+        ({"bias": "all"}, False),
+        ({"bias": "lora_only", "target_modules": ["c_attn"]}, False),
+        ({"init_lora_weights": "pissa"}, False),
+        ({"modules_to_save": ["ln_f", "wte"]}, True),
+        ({"modules_to_save": ["lm_head"]}, True),
+        ({"target_modules": ["wte", "c_attn"]}, True),
+        ({"target_modules": ["wte", "lm_head"], "use_dora": True}, True),
+    ],
+    ids=str,
+)
+def test_every_feature_of_an_adapter(tmp_path, assert_close, fields, unties, tied):
+    """Also on the token table and the head: they become two matrices, and the configuration says so."""
+    model = adapted(dataclasses.replace(CONFIG, tie_word_embeddings=tied), **fields)
+    expected = model.logits(IDS[:50])
+    merge.save_merged(model, tmp_path / "ours")
+    merge_lora(model).save_pretrained(tmp_path / "expected")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+    merged = checkpoint.from_pretrained(tmp_path / "ours")
+    assert merged.config.tie_word_embeddings == (tied and not unties)
+    assert_close(merged.logits(IDS[:50]), expected, 1e-5)
 
 
 def test_float16(tmp_path):

@@ -53,6 +53,37 @@ def test_transformers_computes_what_peft_does(tmp_path, caplog, name, dtype, bou
     assert_close(found, expected, bound, "logits")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"targets": ["wte", "c_attn"]},
+        {"targets": ["lm_head", "c_attn"]},
+        {"targets": ["c_attn"], "modules_to_save": ["wte"]},
+        {"targets": ["c_attn"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, of tied weights and of fan_in_fan_out on the head
+def test_tied_embeddings_are_untied(tmp_path, caplog, fields):
+    """Where PEFT's own merging is off by whole units (huggingface/peft#2018): it is held to PEFT's unmerged model."""
+    theirs = with_peft(torch_model("gelu_new"), **fields)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            if weight.requires_grad:
+                weight.add_(0.2 * torch.randn(weight.shape, generator=draw))
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = npgpt.load_adapter(npgpt_model(torch_model("gelu_new")), tmp_path / "adapter")
+    merge.save_merged(ours, tmp_path / "merged")
+    merged = load_quietly(tmp_path / "merged", caplog)
+    assert not merged.config.tie_word_embeddings
+    assert merged.lm_head.weight is not merged.transformer.wte.weight
+    (ids,) = texts(ours.config.vocab_size, [20])
+    with torch.no_grad():
+        expected, found = (model(torch_ids(ids)).logits[0].numpy() for model in (theirs.eval(), merged))
+    assert_close(found, expected, 1e-5, "logits")
+
+
 def test_shards_are_those_of_transformers(tmp_path):
     """The same files with the same bytes, and the same index."""
     theirs = torch_model("deep")
