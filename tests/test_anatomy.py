@@ -1,5 +1,7 @@
 """What is read off an adapter, against the adapter that was written."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -151,6 +153,30 @@ def test_tables_and_other_tensors(folder):
     assert list(found.others.values()) == [(24,), (11, 8)] or list(found.others.values()) == [(11, 8), (24,)]
     assert any("one matrix, of which merging must make two" in hazard for hazard in found.hazards)
     assert any("MB of it are whole matrices" in hazard and "lm_head" in hazard for hazard in found.hazards)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_with_the_base_on_tables_and_under_dora(tmp_path, tied):
+    """What a module's weight becomes, whichever way its matrix lies and whatever else is done to it."""
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
+    model = add_lora(GPT2(config, seed=1), LoraConfig(2, 8, 0.0, ["wte", "lm_head", "c_fc"], use_dora=True))
+    draw = np.random.default_rng(0)
+    for tensor in model.trainable_parameters().values():
+        tensor.data = tensor.data + draw.normal(0, 0.2, tensor.shape).astype("f4")
+    save_adapter(model, tmp_path)
+    base = GPT2(config, seed=1)
+    weights = {name: tensor.data for name, tensor in base.parameters().items()}
+    weights.setdefault("lm_head.weight", weights["wte.weight"])
+    found = dissect(tmp_path, base)
+    merged = merge_lora(model).parameters()
+    assert list(found.parts) == ["wte", "h.0.mlp.c_fc", "h.1.mlp.c_fc", "lm_head"]
+    for module, part in found.parts.items():
+        W = weights[f"{module}.weight"]
+        change = np.linalg.norm(merged[f"{module}.weight"].data - W)
+        assert part.with_dora
+        assert part.relative == pytest.approx(change / np.linalg.norm(W), rel=1e-5), module
+        assert 0 < part.amplification < np.inf
+    assert not found.refused
 
 
 def test_layers_are_in_order_of_their_numbers(tmp_path):
