@@ -16,6 +16,7 @@ from npgpt.checkpoint import READERS
 from npgpt.errors import FormatError, NpgptError
 from npgpt.files import read_json
 from npgpt.lora import adapted_layers, delete_adapter
+from npgpt.lora_config import matches, named, whole_name
 from npgpt.spectrum import Spectrum, amplification, overlap, spectrum
 
 # base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, with or without its prefixes and the adapter's name
@@ -165,7 +166,7 @@ def _against_base(place, model, parts):
 
 def _matching(pattern, module):
     """Return the keys of a rank_pattern or alpha_pattern that match the module, in PEFT's way: the first holds."""
-    return [key for key in pattern or () if re.match(rf"(.*\.)?({key})$", f"transformer.{module}")]
+    return [key for key in pattern or () if matches({key: True}, whole_name(module))]
 
 
 def _of_configuration(fields, factors):
@@ -176,7 +177,7 @@ def _of_configuration(fields, factors):
         yield "rsLoRA: its scale is alpha / sqrt(r); a program that does not know use_rslora takes alpha / r instead"
     targets = fields["target_modules"]
     for target in targets if isinstance(targets, list) else ():
-        if not any(f".transformer.{module}".endswith(f".{target}") for module in factors):
+        if not named([whole_name(module) for module in factors], target):
             yield f"target {target!r} has no tensors in the file: it matched nothing"
     for field in ("rank_pattern", "alpha_pattern"):
         pattern = fields[field] or {}
@@ -186,8 +187,8 @@ def _of_configuration(fields, factors):
         for module in factors:
             keys = _matching(pattern, module)
             if len({pattern[key] for key in keys}) > 1:
-                named = " and ".join(f"{key!r} ({pattern[key]:g})" for key in keys)
-                yield (f"{field}: {named} match {module}; PEFT takes the first of the file, whose order is "
+                several = " and ".join(f"{key!r} ({pattern[key]:g})" for key in keys)
+                yield (f"{field}: {several} match {module}; PEFT takes the first of the file, whose order is "
                        "the alphabet's, whichever came first in training")
                 break
 
