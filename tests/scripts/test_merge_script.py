@@ -84,6 +84,19 @@ def test_several_adapters_in_float16_and_shards(script, tmp_path, model, adapter
     assert 1e-6 < np.abs(found - expected.logits(ids)).max() < 2e-2
 
 
+def test_a_changed_token_table_is_untied(script, tmp_path, model):
+    adapted = npgpt.add_lora(npgpt.GPT2.from_pretrained(model), npgpt.LoraConfig(2, target_modules=["wte"]))
+    for tensor in adapted.trainable_parameters().values():
+        tensor.data = tensor.data + np.float32(0.05)
+    npgpt.save_adapter(adapted, tmp_path / "adapter")
+    stdout = script("merge.py", "--model", model, "--adapter", "adapter", "--out", "merged")
+    assert "these are two matrices now, no longer tied\n" in stdout
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+    ids = np.arange(60) * 7 % 257
+    found = npgpt.GPT2.from_pretrained(tmp_path / "merged").logits(ids)
+    assert np.abs(found - adapted.logits(ids)).max() < 1e-4
+
+
 def test_what_does_not_agree_is_said(run_script, tmp_path, model, adapter):
     """A base so ill-conditioned that float16 makes another model of it."""
     base = npgpt.GPT2.from_pretrained(model)
