@@ -21,7 +21,8 @@ import peers
 from threadpoolctl import threadpool_info
 
 STEPS = {"4x64": [64] * 4, "8x128": [128] * 8, "1x1024": [1024], "short": [12, 16, 17, 18, 19, 20, 23, 27]}
-PROMPT, NEW = 16, 64  # tokens of a decoding run
+DECODES = {"decode": [16], "decode x8": [16] * 8, "decode ragged": [5, 8, 12, 16, 24, 40, 60, 90]}  # prompts
+NEW = 64  # tokens a prompt in a decoding run
 
 
 def parse_arguments(argv):
@@ -40,7 +41,7 @@ def parse_arguments(argv):
 
 
 def case_names():
-    return [*(f"step {name}" for name in STEPS), "full 4x64", "decode", "load"]
+    return [*(f"step {name}" for name in STEPS), "full 4x64", *DECODES, "load"]
 
 
 def main(args):
@@ -50,7 +51,7 @@ def main(args):
     sides = ["npgpt", *(peers.installed() if args.peers else ())]
     if not args.json:
         print(describe_machine(args.threads))
-        print(f"\n{'case':12} {'side':22} {'tokens/s':>9} {'of limit':>9} {'its time / npgpt':>16} {'peak memory':>12}")
+        print(f"\n{'case':13} {'side':22} {'tokens/s':>9} {'of limit':>9} {'its time / npgpt':>16} {'peak memory':>12}")
     for case in args.cases or case_names():
         results = {}
         for side in sides:
@@ -77,7 +78,7 @@ def report(case, side, results, as_json):
     ours = results.get("npgpt") or figures
     ratio = f"{figures['seconds'] / ours['seconds']:.2f}"
     memory = f"{figures['peak_bytes'] / 1e9:.2f} GB"
-    print(f"{case:12} {peers.PEERS.get(side, side):22} {speed:>9} {limit:>9} {ratio:>16} {memory:>12}", flush=True)
+    print(f"{case:13} {peers.PEERS.get(side, side):22} {speed:>9} {limit:>9} {ratio:>16} {memory:>12}", flush=True)
 
 
 def describe_machine(threads):
@@ -100,7 +101,7 @@ def measure(side, case, threads, runs):
     elif kind == "load":
         figures = measure_load()
     elif kind == "decode":
-        figures = measure_decode(runs)
+        figures = measure_decode(DECODES[case], runs)
     else:
         figures = measure_step(STEPS[name], kind == "full", threads, runs)
     if figures:
@@ -219,18 +220,19 @@ def part_products(model, batch):
     return forward + backward
 
 
-def measure_decode(runs):
-    """Greedy decoding of one sequence; the limit is one reading of every weight a token, at the speed of the largest
-    matrix-vector product of the model, the head's."""
+def measure_decode(lengths, runs):
+    """Greedy decoding of prompts of these lengths at once; the limit is one reading of every weight for each token of
+    a prompt, at the speed of the largest matrix-vector product of the model, the head's."""
     import npgpt
 
     model = npgpt.GPT2(npgpt.GPT2Config(), seed=0)
-    (prompt,) = sequences([PROMPT])
-    seconds = median_seconds(lambda: npgpt.generate(model, prompt, NEW, temperature=0), runs, warm_up=1)
+    prompts = sequences(lengths)
+    seconds = median_seconds(lambda: npgpt.generate_batch(model, prompts, NEW, temperature=0), runs, warm_up=1)
     head, h = model.head().data, np.ones(model.config.n_embd, np.float32)
     per_byte = median_seconds(lambda: head @ h, 20) / head.nbytes
     weights = sum(tensor.data.nbytes for name, tensor in model.parameters().items() if name != "wpe.weight")
-    return {"seconds": seconds, "tokens_per_second": NEW / seconds, "seconds_limit": NEW * weights * per_byte}
+    return {"seconds": seconds, "tokens_per_second": NEW * len(prompts) / seconds,
+            "seconds_limit": NEW * weights * per_byte}
 
 
 def measure_load():

@@ -1,17 +1,15 @@
-"""Sampling: the cache changes nothing, the distributions are the ones asked for, and what cannot be done is refused."""
+"""Generation: the cache changes nothing, a batch is its prompts one by one, and what cannot be done is refused."""
 
 import dataclasses
-import importlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import npgpt
 from npgpt.errors import ConfigError, NpgptError
-from npgpt.generate import probabilities, sample
+from npgpt.generate import before_stop, settled, tokens, window
 from npgpt.lora import updates
+from npgpt.sampling import Sampling
 from npgpt.seeding import generator
 
 CONFIG = npgpt.GPT2Config(vocab_size=61, n_positions=24, n_embd=16, n_layer=3, n_head=4, initializer_range=0.3)
@@ -43,22 +41,19 @@ MODELS = {
 
 @pytest.mark.parametrize("prompt", [[3], PROMPT], ids=["one token", "five tokens"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_cache_gives_the_logits_of_the_whole_sequence(monkeypatch, kind, prompt):
+def test_the_cache_gives_the_logits_of_the_whole_sequence(kind, prompt):
     model = npgpt.GPT2(dataclasses.replace(CONFIG, **MODELS[kind]), seed=5, dtype=np.float64)
     if kind == "adapter":
         plain = npgpt.generate(model, prompt, 24 - len(prompt), temperature=0)
         with_adapter(model)
         assert not np.array_equal(plain, npgpt.generate(model, prompt, 24 - len(prompt), temperature=0))
-    seen = []
-
-    def spy(logits, rng, *options):
+    new, seen = [], []
+    for _, token, logits in tokens(model, [prompt], 24 - len(prompt), Sampling(temperature=2.0), seed=1):
+        new.append(token)
         seen.append(logits)
-        return sample(logits, rng, *options)
-
-    monkeypatch.setattr(importlib.import_module("npgpt.generate"), "sample", spy)
-    out = npgpt.generate(model, prompt, 24 - len(prompt), temperature=2.0, seed=1)  # up to the last position
-    assert len(out) == 24
-    assert len(set(out[len(prompt):])) > 8  # a varied text: a position or a key that is mixed up shows
+    out = [*prompt, *new]
+    assert len(out) == 24  # up to the last position
+    assert len(set(new)) > 8  # a varied text: a position or a key that is mixed up shows
     np.testing.assert_allclose(seen, model.logits(out)[len(prompt) - 1:-1], rtol=0, atol=1e-12)
 
 
@@ -135,6 +130,127 @@ def test_generation_records_nothing_and_changes_nothing(monkeypatch):
         assert np.array_equal(tensor.data, before[name])
 
 
+# Many at once
+
+RAGGED = [[3], PROMPT, [9, 9, 9], [60, 1, 2, 3, 4, 5, 6], PROMPT, [1, 2, 3]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", [
+    {"temperature": 0}, {"seed": 5, "logit_bias": {7: 2.0}},
+    {"seed": 2, "temperature": 1.5, "top_k": 20, "top_p": 0.9, "logit_bias": {7: 3.0}},
+    {"seed": 1, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "frequency_penalty": 0.5, "logit_bias": {7: 3.0}},
+], ids=["greedy", "sampled", "top_k and top_p", "penalties"])
+@pytest.mark.parametrize("kind", ["plain", "adapter", "untied head"])
+def test_a_batch_is_its_prompts_one_by_one(kind, options, dtype):
+    model = npgpt.GPT2(dataclasses.replace(CONFIG, **MODELS[kind]), seed=5, dtype=dtype)
+    if kind == "adapter":
+        with_adapter(model)
+    eos_id, ends = 7, set()
+    together = npgpt.generate_batch(model, RAGGED, 17, eos_id=eos_id, **options)
+    for i, (prompt, ids) in enumerate(zip(RAGGED, together, strict=True)):
+        seed = {"seed": options["seed"] + i} if "seed" in options else {}
+        assert ids.tolist() == npgpt.generate(model, prompt, 17, eos_id=eos_id, **{**options, **seed}).tolist()
+        ends.add(len(ids) - len(prompt))
+    assert "seed" not in options or len(ends) > 2  # they left the batch at different times
+
+
+def test_logits_of_a_ragged_batch_are_those_of_each_sequence(model):
+    made = {i: [] for i in range(len(RAGGED))}
+    for i, token, logits in tokens(model, RAGGED, 17, Sampling(), seed=0, eos_id=7):
+        made[i].append((token, logits))
+    for i, prompt in enumerate(RAGGED):
+        ids = [*prompt, *(token for token, _ in made[i])]
+        expected = model.logits(ids)[len(prompt) - 1:-1]
+        np.testing.assert_allclose([logits for _, logits in made[i]], expected, rtol=0, atol=1e-12)
+
+
+def test_no_prompts(model):
+    assert npgpt.generate_batch(model, [], 5) == []
+
+
+# Beyond the context
+
+
+def test_the_context_slides_by_halves(model):
+    """The rule, written out: 24 positions, so tokens 25 to 36 see all but the first 12, 37 to 48 all but 24, ..."""
+    made = list(tokens(model, [PROMPT], 60, Sampling(), seed=0, context="slide"))
+    ids = [*PROMPT, *(token for _, token, _ in made)]
+    for t in range(5, 65):
+        first = 0 if t <= 24 else 12 * ((t - 24 + 11) // 12)
+        assert window(ids[:t], 24) == ids[first:t]
+        np.testing.assert_allclose(made[t - 5][2], model.logits(ids[first:t])[-1], rtol=0, atol=1e-12)
+    assert len(set(ids)) > 20
+
+
+def test_prompts_longer_than_the_context_slide(model):
+    prompts = [list(range(30)), PROMPT, list(range(60))]
+    together = npgpt.generate_batch(model, prompts, 30, seed=3, context="slide")
+    for i, prompt in enumerate(prompts):
+        assert together[i].tolist() == npgpt.generate(model, prompt, 30, seed=3 + i, context="slide").tolist()
+
+
+# Text
+
+
+class Bytes:
+    """A tokenizer of bytes: id 60 ends the text, id i is the byte TABLE[i]."""
+
+    TABLE = "aé€😀b".encode() + bytes([255, 32])
+    eos_id = 60
+
+    def encode(self, text):
+        return np.array([self.TABLE.index(byte) for byte in text.encode()])
+
+    def decode(self, ids):
+        return bytes(self.TABLE[i % len(self.TABLE)] for i in ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("stop", [(), ("ab", "b\U0001f600"), (" ", "\ufffd\ufffd\ufffd\ufffd")])
+def test_pieces_join_to_the_text_and_break_no_character(model, seed, stop):
+    tokenizer = Bytes()
+    options = {"seed": seed, "logit_bias": dict.fromkeys(range(13), 3.0)}
+    pieces = list(npgpt.stream(model, tokenizer, "a", 22, stop_strings=stop, **options))
+    ids = npgpt.generate(model, tokenizer.encode("a"), 22, eos_id=60, stop_strings=stop, tokenizer=tokenizer, **options)
+    text, stopped = before_stop(tokenizer.decode([i for i in ids[1:] if i != 60]), stop)
+    assert "".join(pieces) == text
+    assert stopped == (len(ids) < 23 and ids[-1] != 60)
+    assert all(pieces)
+
+
+def test_pieces_come_as_soon_as_they_are_known():
+    assert settled("abc", ()) == 3
+    assert settled("ab\ufffd", ()) == 2  # may be the beginning of a character
+    assert settled("ab\ufffdc", ()) == 4
+    assert settled("abc", ("cd",)) == 2
+    assert settled("abc", ("bcd", "cd")) == 1
+    assert settled("abc", ("abx",)) == 3
+
+
+def test_each_character_is_whole():
+    """The four bytes of one character, one token each: nothing, nothing, nothing, the character."""
+    tokenizer = Bytes()
+    new, shown = [], []
+    for byte in "\u20ac\U0001f600".encode():
+        new.append(tokenizer.TABLE.index(byte))
+        text = tokenizer.decode(new)
+        shown.append(text[:settled(text, ())])
+    assert shown == ["", "", "\u20ac", "\u20ac", "\u20ac", "\u20ac", "\u20ac\U0001f600"]
+
+
+def test_stop_strings_span_tokens(model):
+    tokenizer = Bytes()
+    whole = npgpt.generate(model, PROMPT, 19, seed=2)
+    text = tokenizer.decode(whole[5:])
+    at = next(i for i in range(4, 15) if text.find(text[i:i + 3]) == i)
+    stop = text[at:at + 3]
+    cut = npgpt.generate(model, PROMPT, 19, seed=2, stop_strings=[stop], tokenizer=tokenizer)
+    assert cut.tolist() == whole[:len(cut)].tolist()
+    assert stop in tokenizer.decode(cut[5:])
+    assert stop not in tokenizer.decode(cut[5:-1])
+
+
 # What is refused
 
 
@@ -164,9 +280,22 @@ def test_unusable_prompts(model, ids, message):
     ({"top_p": 1.1}, "top_p = 1.1"),
     ({"top_p": float("nan")}, "top_p = nan"),
     ({"seed": -1}, "seed = -1: it must be at least 0"),
+    ({"min_p": 1.5}, "min_p = 1.5: it must be above 0 and at most 1"),
+    ({"typical_p": 0}, "typical_p = 0: it must be above 0"),
+    ({"repetition_penalty": 0}, "repetition_penalty = 0: it must be above 0"),
+    ({"frequency_penalty": float("nan")}, "frequency_penalty = nan: it must be a finite number"),
+    ({"no_repeat_ngram_size": 0}, "no_repeat_ngram_size = 0: it must be at least 1"),
+    ({"bad_words_ids": [[3], []]}, "bad_words_ids = .*: it must be sequences of at least one id"),
+    ({"bad_words_ids": [[3, 61]]}, "bad_words_ids names token id 61, outside this model's vocabulary of 61"),
+    ({"logit_bias": {-1: 2.0}}, "logit_bias names token id -1"),
+    ({"min_new_tokens": -1}, "min_new_tokens = -1: it must be at least 0"),
+    ({"stop_strings": ["a"]}, "come with the tokenizer"),
+    ({"stop_strings": "ab", "tokenizer": 1}, "must be a list of strings"),
+    ({"context": "slides"}, "context = 'slides': it must be 'whole' or 'slide'"),
+    ({"logit_bias": dict.fromkeys(range(61), -np.inf)}, "no token can come next"),
 ])
 def test_unusable_options(model, options, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(NpgptError, match=message):
         npgpt.generate(model, PROMPT, **{"max_new_tokens": 1, **options})
 
 
@@ -176,100 +305,3 @@ def test_weights_that_diverged_are_named():
     for temperature in (0, 1):
         with pytest.raises(NpgptError, match=r"the model's logits are not numbers: its weights.* hold NaN"):
             npgpt.generate(model, PROMPT, 2, temperature)
-
-
-# The distributions, on logits made by hand
-
-FOUR = np.log([0.1, 0.4, 0.2, 0.3])
-
-
-@pytest.mark.parametrize("options, expected", [
-    ({}, [0.1, 0.4, 0.2, 0.3]),
-    ({"temperature": 0.5}, np.array([0.01, 0.16, 0.04, 0.09]) / 0.3),
-    ({"top_k": 1}, [0, 1, 0, 0]),
-    ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
-    ({"top_k": 4}, [0.1, 0.4, 0.2, 0.3]),
-    ({"top_k": 99}, [0.1, 0.4, 0.2, 0.3]),
-    ({"top_p": 1.0}, [0.1, 0.4, 0.2, 0.3]),
-    ({"top_p": 0.91}, [0.1, 0.4, 0.2, 0.3]),
-    ({"top_p": 0.89}, [0, 4 / 9, 2 / 9, 3 / 9]),
-    ({"top_p": 0.69}, [0, 4 / 7, 0, 3 / 7]),
-    ({"top_p": 0.39}, [0, 1, 0, 0]),
-    ({"top_p": 1e-12}, [0, 1, 0, 0]),
-    # of the two that top_k leaves, 4/7 and 3/7, the first alone reaches 0.55
-    ({"top_k": 2, "top_p": 0.55}, [0, 1, 0, 0]),
-    ({"top_k": 2, "top_p": 0.6}, [0, 4 / 7, 0, 3 / 7]),
-    # the temperature comes first: 16/30 reaches 0.5, where 0.4 would not
-    ({"temperature": 0.5, "top_p": 0.5}, [0, 1, 0, 0]),
-])
-def test_distributions(options, expected):
-    before = FOUR.copy()
-    p = probabilities(FOUR, **options)
-    np.testing.assert_allclose(p, expected, rtol=0, atol=1e-12)
-    assert np.array_equal(p == 0, np.equal(expected, 0))  # what is cut is cut entirely
-    assert p.dtype == np.float64
-    assert np.array_equal(FOUR, before)
-
-
-def test_ties():
-    tied = np.array([2.0, 5.0, 2.0, 2.0, -1.0])
-    assert (probabilities(tied, top_k=2) > 0).tolist() == [True, True, True, True, False]  # all that tie with the 2nd
-    equal = np.zeros(5, np.float32)
-    assert probabilities(equal, top_k=3).tolist() == [0.2] * 5
-    assert probabilities(equal, top_p=0.5).tolist() == [1 / 3, 1 / 3, 1 / 3, 0, 0]  # no more than reach 0.5
-    assert probabilities(equal, top_p=1e-9).tolist() == [1, 0, 0, 0, 0]
-    assert probabilities(np.zeros(4), top_p=0.5).tolist() == [0.5, 0.5, 0, 0]  # two reach 0.5 exactly
-
-
-def test_extreme_logits_do_not_overflow():
-    assert probabilities(np.array([3e38, -3e38, 0], np.float32)).tolist() == [1, 0, 0]
-    assert probabilities(np.array([1000.0, 1000.0, 0])).tolist() == [0.5, 0.5, 0]
-    assert probabilities(np.array([3.0, 2.0]), temperature=1e-300).tolist() == [1, 0]
-    np.testing.assert_allclose(probabilities(np.array([30.0, -30.0]), temperature=1e300), [0.5, 0.5])
-
-
-@given(
-    st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30),
-    st.floats(0.1, 5), st.none() | st.integers(1, 40), st.none() | st.floats(0, 1, exclude_min=True),
-)
-def test_what_is_kept_is_the_likeliest_and_no_more_than_needed(logits, temperature, top_k, top_p):
-    logits = np.array(logits, np.float32)
-    whole = probabilities(logits, temperature)
-    assert whole.sum() == pytest.approx(1)
-    p = probabilities(logits, temperature, top_k, top_p)
-    assert p.sum() == pytest.approx(1)
-    kept = p > 0
-    np.testing.assert_allclose(p[kept], whole[kept] / whole[kept].sum(), rtol=1e-9)
-    if not kept.all():
-        assert whole[kept].min() >= whole[~kept].max()
-    if top_k is not None:
-        kth = np.sort(whole)[::-1][min(top_k, len(whole)) - 1]
-        assert whole[kept].min() >= kth
-        assert top_p is not None or kept.sum() == (whole >= kth).sum()
-    if top_p is not None:
-        allowed = probabilities(logits, temperature, top_k)
-        assert allowed[kept].sum() >= top_p - 1e-9
-        if kept.sum() > 1:
-            assert allowed[kept].sum() - allowed[kept].min() < top_p + 1e-9  # without the last it would not reach p
-
-
-def test_tokens_are_drawn_as_often_as_they_are_likely():
-    rng = generator(0, "test")
-    for options in ({}, {"top_k": 3}, {"temperature": 1.5, "top_p": 0.8}):
-        p = probabilities(FOUR, **options)
-        drawn = np.bincount([sample(FOUR, rng, **options) for _ in range(10_000)], minlength=4) / 10_000
-        assert (drawn[p == 0] == 0).all()
-        assert (abs(drawn - p) <= 5 * np.sqrt(p * (1 - p) / 10_000)).all()
-
-
-def test_what_is_cut_is_never_drawn():
-    class Lowest:
-        def random(self):
-            return 0.0
-
-    class Highest:
-        def random(self):
-            return np.nextafter(1.0, 0.0)
-
-    assert sample(FOUR, Lowest(), top_k=2) == 1
-    assert sample(FOUR[::-1], Highest(), top_k=2) == 2

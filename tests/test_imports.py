@@ -26,7 +26,7 @@ ORDER = """
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops.dora ops
     nn gpt2 lora_config lora_init updates lora combine
-    checkpoint adapter loralib generate evaluate tasks records
+    checkpoint adapter loralib warpers sampling decoding generate beam evaluate tasks records
     merge gguf spectrum anatomy
     inside inside_page
     gradcheck gradcases
@@ -101,9 +101,9 @@ def test_importing_npgpt_imports_neither_hub_nor_tokenizers():
 def test_public_names():
     assert sorted(npgpt.__all__) == sorted([
         "AdamW", "Batch", "GPT2", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora",
-        "add_weighted_adapter", "backward", "clip_grad_norm", "delete_adapter", "disable_adapter", "generate",
-        "gradcheck", "load_adapter", "merge_lora", "mixed_batch", "perplexity", "save_adapter", "set_adapter",
-        "train_step",
+        "add_weighted_adapter", "backward", "beam_search", "clip_grad_norm", "delete_adapter", "disable_adapter",
+        "generate", "generate_batch", "gradcheck", "load_adapter", "merge_lora", "mixed_batch", "perplexity",
+        "save_adapter", "set_adapter", "stream", "train_step",
     ])
     assert all(hasattr(npgpt, name) for name in npgpt.__all__)
 
@@ -120,7 +120,7 @@ def test_public_names():
     (TrainConfig, {"epochs": 3, "max_steps": None, "batch_size": 4, "batch_tokens": None, "accumulate": 1,
                    "lr": 3e-4, "warmup": 0, "schedule": "linear", "grad_clip": 1.0, "seed": 0, "threads": None}),
     (npgpt.generate, {"max_new_tokens": 50, "temperature": 1.0, "top_k": None, "top_p": None, "seed": None,
-                      "eos_id": None}),
+                      "eos_id": None, "stop_strings": (), "tokenizer": None, "context": "whole"}),
     (npgpt.perplexity, {"context": 1024, "stride": None}),
     (npgpt.load_adapter, {"name": "default", "trainable": True}),
     (npgpt.set_adapter, {"trainable": True}),

@@ -34,6 +34,8 @@ ALSO_FIRST = {
     "autograd.py": [EVERY_OPERATION], "ops/activations.py": [EVERY_OPERATION], "ops/attention.py": [EVERY_OPERATION],
     "ops/cross_entropy.py": [EVERY_OPERATION], "ops/dropout.py": [EVERY_OPERATION],
     "ops/layer_norm.py": [EVERY_OPERATION], "ops/linear.py": [EVERY_OPERATION], "ops/primitives.py": [EVERY_OPERATION],
+    "decoding.py": ["test_generate.py"], "sampling.py": ["test_generate.py", "test_warpers.py"],
+    "warpers.py": ["test_sampling.py", "test_generate.py"],
     "data/order.py": ["test_training_loop.py"], "train.py": ["test_training_loop.py"],
     "ops/dora.py": [EVERY_OPERATION], "lora.py": ["test_adapters.py", "test_updates.py", "test_combine.py"],
     "lora_config.py": ["test_lora.py", "test_updates.py"], "lora_init.py": ["test_updates.py", "test_lora.py"],

@@ -77,10 +77,11 @@ def contents():
 
 @pytest.fixture(scope="session")
 def run_script():
-    """run_script(cwd, "name.py", *arguments, **environment) -> CompletedProcess with stdout and stderr as text."""
-    def run(cwd, name, *arguments, **changes):
+    """run_script(cwd, "name.py", *arguments, typed=text for stdin, **environment) -> CompletedProcess with stdout and
+    stderr as text."""
+    def run(cwd, name, *arguments, typed="", **changes):
         result = subprocess.run([sys.executable, ROOT / "scripts" / name, *map(str, arguments)], cwd=cwd, timeout=60,
-                                capture_output=True, env=environment_with(cwd / ".hf", **changes))
+                                capture_output=True, env=environment_with(cwd / ".hf", **changes), input=typed.encode())
         result.stdout, result.stderr = result.stdout.decode(), result.stderr.decode()  # "\r" is left as it is
         return result
 

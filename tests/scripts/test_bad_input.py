@@ -218,6 +218,12 @@ def test_options_of_finetune(refused, options, message):
     (["--top-p", 0], "top_p = 0.0"),
     (["--seed", -1], "seed = -1"),
     (["--num-samples", 0], "--num-samples 0: it must be at least 1"),
+    (["--min-p", 2], "min_p = 2.0: it must be above 0 and at most 1"),
+    (["--bad-word", ""], "bad_words_ids = "),
+    (["--stop", ""], "stop_strings = ['']"),
+    (["--prompt-file", "text.txt"], "--prompt, --prompt-file and --interactive exclude each other"),
+    (["--prompt", "-"], "the prompt from standard input is empty"),
+    (["--max-new-tokens", 100], "shorten the prompt, ask for fewer tokens, or let the context slide"),
     (["--adapter", "none"], "cannot read none/adapter_config.json"),
     (["--adapter", "run"], "cannot read run/adapter_config.json"),
 ])
@@ -237,7 +243,7 @@ def test_options_of_evaluate(refused, options, message):
 
 
 @pytest.mark.parametrize("command, missing", [
-    (["generate.py", "--model", "model"], "--prompt"), (["evaluate.py", "--model", "model"], "--data"),
+    (["evaluate.py", "--model", "model"], "--data"),
     (["merge.py", "--model", "model", "--out", "out"], "--adapter"),
     (["merge.py", "--model", "model", "--adapter", "adapter"], "--out"),
 ])
