@@ -39,7 +39,7 @@ ALSO_FIRST = {
     "data/order.py": ["test_training_loop.py"], "train.py": ["test_training_loop.py"],
     "ops/dora.py": [EVERY_OPERATION], "lora.py": ["test_adapters.py", "test_updates.py", "test_combine.py"],
     "lora_config.py": ["test_lora.py", "test_updates.py"], "lora_init.py": ["test_updates.py", "test_lora.py"],
-    "adapter.py": ["test_updates.py"],
+    "adapter.py": ["test_updates.py"], "updates.py": ["test_adapters.py"],
 }
 
 

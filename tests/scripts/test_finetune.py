@@ -16,9 +16,9 @@ from npgpt import data, evaluate, safetensors
 from npgpt.data import encode_texts, read_texts
 
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
-         "--out --rank --alpha --dropout --targets --epochs --max-steps --batch-size --batch-tokens --accumulate "
-         "--max-length --lr --weight-decay --warmup --schedule --grad-clip --seed --threads --checkpoint --resume "
-         "--preview --full --samples --quiet").split()
+         "--out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --epochs --max-steps --batch-size "
+         "--batch-tokens --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed "
+         "--threads --checkpoint --resume --preview --full --samples --quiet").split()
 
 
 def metrics(run):
