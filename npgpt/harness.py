@@ -12,9 +12,8 @@ from lm_eval.api.registry import register_model
 
 from npgpt import evaluate
 from npgpt.adapter import load_adapter
-from npgpt.generate import generate
 from npgpt.gpt2 import GPT2
-from npgpt.questions import cut, encode_pair
+from npgpt.questions import answers, encode_pair
 from npgpt.tokenizer import Tokenizer
 
 
@@ -73,15 +72,14 @@ class NpgptLM(LM):
 
         Of a context that leaves no room for so many tokens, the end is read. Sampled texts are of the seed 0.
         """
-        texts = []
+        context, texts = self.model.config.n_positions, []
         for request in requests:
-            context, options = request.args
-            new = options.get("max_gen_toks", 256)
-            ids = self.tokenizer.encode(context)[-max(1, self.model.config.n_positions - new):]
-            temperature = options.get("temperature", 1.0) if options.get("do_sample", False) else 0
-            out = generate(self.model, ids, min(new, self.model.config.n_positions - len(ids)), temperature,
-                           options.get("top_k"), options.get("top_p"), seed=0, eos_id=self.tokenizer.eos_id)
+            options = request.args[1]
             until = options.get("until") or []
-            texts.append(cut(self.tokenizer, out[len(ids):], [until] if isinstance(until, str) else until))
+            sampling = {name: options[name] for name in ("top_k", "top_p") if name in options}
+            temperature = options.get("temperature", 1.0) if options.get("do_sample", False) else 0
+            texts += answers(self.model, self.tokenizer, [self.tokenizer.encode(request.args[0])],
+                             min(options.get("max_gen_toks", 256), context - 1),
+                             [until] if isinstance(until, str) else until, temperature=temperature, seed=0, **sampling)
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         return texts

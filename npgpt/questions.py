@@ -11,9 +11,12 @@ import numpy as np
 from npgpt import evaluate
 from npgpt.data import END
 from npgpt.errors import ConfigError, FormatError
-from npgpt.generate import generate
+from npgpt.generate import before_stop, generate_batch
 from npgpt.metrics import mean_score
 from npgpt.tasks import LikelihoodTask, Measure
+
+TOGETHER = 32  # prompts answered at a time
+
 
 # Answered by likelihood
 
@@ -154,7 +157,8 @@ class Answers:
     """
 
     def __init__(self, tokenizer, items, measures, max_new_tokens=64, stop=None):
-        self.items, self._tokenizer, self._new, self._stop = items, tokenizer, max_new_tokens, stop
+        self.items, self._tokenizer, self._new = items, tokenizer, max_new_tokens
+        self._stops = [stop] if stop else []
         self.measures = {name: Measure(lambda records, rows=rows: self._rows(records, rows), score)
                          for name, (rows, score) in measures.items()}
 
@@ -162,27 +166,34 @@ class Answers:
         return rows([record["output"] for record in records], [prompt.references for prompt in self.items])
 
     def key(self, i):
-        asked = json.dumps([self.items[i].text, self._new, self._stop])
+        asked = json.dumps([self.items[i].text, self._new, self._stops])
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
     def results(self, model, indices):
-        """Yield (i, record) of each of `indices`. Of a prompt that leaves no room for the answer, the end is read."""
-        room = model.config.n_positions - self._new
-        if room < 1:
-            raise ConfigError(f"max_new_tokens = {self._new} leaves no room for a prompt in this model's context of "
-                              f"{model.config.n_positions}")
-        for i in indices:
-            ids = np.concatenate([[self._tokenizer.eos_id] if text is END else self._tokenizer.encode(text)
-                                  for text in self.items[i].text]).astype(np.int64)[-room:]
-            answer = generate(model, ids, self._new, temperature=0, eos_id=self._tokenizer.eos_id)[len(ids):]
-            text = cut(self._tokenizer, answer, [self._stop] if self._stop else [])
-            yield i, {"output": text.strip(), "references": self.items[i].references}
+        """Yield (i, record) of each of `indices`, the shortest prompts first, many at a time."""
+        tokenizer = self._tokenizer
+        prompts = {i: np.concatenate([[tokenizer.eos_id] if text is END else tokenizer.encode(text)
+                                      for text in self.items[i].text]).astype(np.int64) for i in indices}
+        order = sorted(indices, key=lambda i: len(prompts[i]))
+        for at in range(0, len(order), TOGETHER):
+            group = order[at:at + TOGETHER]
+            texts = answers(model, tokenizer, [prompts[i] for i in group], self._new, self._stops, temperature=0)
+            for i, text in zip(group, texts, strict=True):
+                yield i, {"output": text.strip(), "references": self.items[i].references}
 
 
-def cut(tokenizer, ids, stops):
-    """Return the text of `ids` up to an end of text and to the first of the texts `stops`."""
-    text = tokenizer.decode(ids[ids != tokenizer.eos_id])
-    return text[:min((at for at in map(text.find, stops) if at >= 0), default=len(text))]
+def answers(model, tokenizer, prompts, max_new_tokens, stops=(), **sampling):
+    """Return what the model writes after each of `prompts`, lists of ids: str, up to an end of text and to the first of
+    the texts `stops`. Of a prompt that leaves no room for so many tokens, the end is read."""
+    room = model.config.n_positions - max_new_tokens
+    if room < 1:
+        raise ConfigError(f"max_new_tokens = {max_new_tokens} leaves no room for a prompt in this model's context of "
+                          f"{model.config.n_positions}")
+    prompts = [prompt[-room:] for prompt in prompts]
+    out = generate_batch(model, prompts, max_new_tokens, eos_id=tokenizer.eos_id, stop_strings=list(stops),
+                         tokenizer=tokenizer, **sampling)
+    new = [ids[len(prompt):] for ids, prompt in zip(out, prompts, strict=True)]
+    return [before_stop(tokenizer.decode(ids[ids != tokenizer.eos_id]), stops)[0] for ids in new]
 
 
 # Files
