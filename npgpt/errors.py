@@ -39,5 +39,9 @@ class FileError(NpgptError, OSError):
     """A file or folder that is missing, unreadable or cannot be written."""
 
 
+class DivergedError(NpgptError, ArithmeticError):
+    """A loss or a gradient that is no longer a finite number."""
+
+
 class HubError(NpgptError, OSError):
     """The hub, or the network on the way to it, did not give what was asked for."""

@@ -35,8 +35,9 @@ def replacing(path):
 def new_folder(path):
     """Give a temporary folder beside `path`; rename it to `path` when the block ends well, remove it when not.
 
-    A reader therefore sees the whole folder or none. Missing parent folders are made. Raises FileError where `path` is
-    there already, other than as an empty folder, and where nothing can be written.
+    A reader therefore sees the whole folder or none, also where the power failed: everything is on the disk before the
+    rename. Missing parent folders are made. Raises FileError where `path` is there already, other than as an empty
+    folder, and where nothing can be written.
     """
     path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
@@ -45,15 +46,46 @@ def new_folder(path):
             raise FileError(f"cannot write {path}: it is there already, and is not an empty folder; name a new one")
         temporary.mkdir(parents=True)
         yield temporary
+        for written in [*temporary.rglob("*"), temporary]:
+            _flush(written)
         if path.exists():
             path.rmdir()
         temporary.rename(path)
+        _flush(path.parent)
+    except FileError as error:  # the place a user knows is the one it was to be at
+        raise FileError(str(error).replace(str(temporary), str(path))) from error
     except NpgptError:
         raise
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path):
+    """Remove a folder with all its files, from the first moment on under another name: never half of it is seen."""
+    path = Path(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    os.rename(path, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder):
+    """Remove below `folder` what a process that was killed while it wrote has left there."""
+    for path in Path(folder).rglob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _flush(path):
+    """Have the system write a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_text(path):

@@ -10,9 +10,9 @@ import threading
 import time
 from typing import NamedTuple
 
-from npgpt.autograd import backward
+from npgpt.autograd import backward, no_grad
 from npgpt.data import Order, Sequences
-from npgpt.errors import ConfigError, NpgptError
+from npgpt.errors import ConfigError, DivergedError
 from npgpt.optim import clip_grad_norm, schedule
 from npgpt.seeding import generator
 from npgpt.threads import blas_threads, plan
@@ -37,15 +37,15 @@ def train_step(model, batch, opt, max_grad_norm=1.0, rng=None, threads=None, mic
     micro_batches  the batch is worked through in this many pieces, one after another, to hold less in memory
 
     Returns a StepResult. The same arguments and thread count give the same bits. Ctrl-C (KeyboardInterrupt) finds the
-    weights as they were before the step or as they are after it. Raises NpgptError, before the update, where loss or
+    weights as they were before the step or as they are after it. Raises DivergedError, before the update, where loss or
     gradient are no longer finite numbers.
     """
     loss, grads = loss_and_gradients(model, batch, rng, threads, micro_batches)
     with _uninterrupted():
         norm = clip_grad_norm(grads, max_grad_norm or math.inf)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NpgptError(f"step {opt.steps + 1} has loss {loss:g} and gradient norm {norm:g}: the training has "
-                             "diverged; start again with a smaller learning rate")
+            raise DivergedError(f"step {opt.steps + 1} has loss {loss:g} and gradient norm {norm:g}: the training has "
+                                "diverged; start again with a smaller learning rate")
         opt.step(grads)
     return StepResult(loss, norm, len(batch.ids))
 
@@ -186,6 +186,20 @@ def train(model, sequences, opt, config):
         batch = sequences.batch(order[index])
         opt.lr = config.lr * schedule(config.schedule, index, total, config.warmup)
         rng = generator(config.seed, "dropout", index)
-        result = train_step(model, batch, opt, config.grad_clip, rng, config.threads, config.micro_batches(batch))
+        try:
+            result = train_step(model, batch, opt, config.grad_clip, rng, config.threads, config.micro_batches(batch))
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {_blame(model, sequences, order[index])}") from error
         yield Step(index + 1, index // order.steps_per_epoch + 1, result.loss, opt.lr, result.grad_norm, result.tokens,
                    time.perf_counter() - started)
+
+
+def _blame(model, sequences, indices):
+    """Say which sequences a batch has, and which of them alone, without dropout, have a loss that is not finite."""
+    def names(chosen):
+        return ("sequence " if len(chosen) == 1 else "sequences ") + ", ".join(str(i + 1) for i in chosen)
+
+    with no_grad():
+        wrong = [i for i in indices if not math.isfinite(model.loss(sequences.batch([i])).data)]
+    alone = f", of which {names(wrong)} alone has such a loss" if 0 < len(wrong) < len(indices) else ""
+    return f"its batch is {names(indices)} of the data{alone}"

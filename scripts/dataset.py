@@ -46,7 +46,7 @@ def read(settings):
 
 
 def encode(places_and_documents, settings, config, tokenizer, say):
-    """Return the Sequences to train on and those to measure on (None where there are none), and say what they are.
+    """Return the Encoded to train on and that to measure on (None where there is none), and say what they are.
 
     config  GPT2Config of the model they are for
     """
@@ -66,7 +66,7 @@ def encode(places_and_documents, settings, config, tokenizer, say):
                 raise npgpt.NpgptError(f"{place}: token id {e.highest} is outside this model's vocabulary of "
                                        f"{config.vocab_size}; the tokenizer is that of another model")
             say(f"{('data', 'held out')[len(encoded)]:10} {place}: {summary(e, max_length)}")
-            encoded.append(e.sequences)
+            encoded.append(e)
     return encoded if len(encoded) == 2 else (encoded[0], None)
 
 

@@ -5,24 +5,26 @@ show loss, perplexity and samples before and after, and save the adapter.
 """
 
 import dataclasses
-import platform
 import re
-import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import cli
 import dataset
-import numpy as np
+import watch
 from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, new_settings, parse_arguments, resumed_settings
-from tqdm import tqdm
 
 import npgpt
-from npgpt import evaluate, lora
+from npgpt import NpgptError, evaluate, lora, machine
+from npgpt.errors import DivergedError, FileError
+from npgpt.fit import FitConfig, best_step, fit
+from npgpt.fit import save as save_checkpoint
 from npgpt.memory import keep_freed_memory
-from npgpt.run import Run
-from npgpt.train import TrainConfig, train
+from npgpt.run import Run, difference, fingerprint
+from npgpt.threads import blas_threads
+from npgpt.train import TrainConfig
 
 SAMPLE_TOKENS = 40
 SAMPLE_TEMPERATURE = 0.3
@@ -34,51 +36,143 @@ def main(given):
     say = (lambda *_: None) if given.get("quiet") else print
     run = Run.open(given["resume"]) if "resume" in given else None
     settings = resumed_settings(run, given) if run else new_settings(given)
-    config = TrainConfig(threads=given.get("threads"), **{
-        field.name: settings[field.name] for field in dataclasses.fields(TrainConfig) if field.name in settings})
+    config, keeping = (of_class(**{field.name: settings[field.name] for field in dataclasses.fields(of_class)})
+                       for of_class in (TrainConfig, FitConfig))
 
     if "preview" in given:
         return dataset.preview(settings, given["preview"])
     documents, adapter = dataset.read(settings), adapter_config(settings)  # before the model, which may be fetched
+    if len(documents) == 1 and not settings["val_fraction"]:
+        check_nothing_is_measured(settings)
     model, tokenizer = cli.load(settings["model"], settings["revision"])
-    model.gradient_checkpointing = given.get("checkpoint", False)
+    model.gradient_checkpointing = settings["checkpoint"]
     say(f"model      {settings['model']}: {model.config.n_layer} layers, {model.config.n_head} heads, width "
         f"{model.config.n_embd}, vocabulary {model.config.vocab_size:,}, context {model.config.n_positions}")
     if settings["model"] == cli.FALLBACK:
         say(f"           for this model {', '.join(f'{n} {v}' for n, v in TINY_DEFAULTS.items() if n not in given)} "
             f"by default: {TINY_REASON}")
-    sequences, held_out = dataset.encode(documents, settings, model.config, tokenizer, say)
+    training, held_out = dataset.encode(documents, settings, model.config, tokenizer, say)
+    about = description(settings, model, training, held_out)
     prepare(model, adapter, settings, say)
     opt = optimizer(model, settings)
-    total = config.total_steps(config.order(sequences.lengths))
+    total = config.total_steps(config.order(training.sequences.lengths))
     if run:
-        run.load_state(opt)
+        check_nothing_changed(run, about)
+        run.resume(opt)
         say(f"resumed    {run.folder} after step {opt.steps} of {total}")
     else:
         run = Run.create(given.get("out") or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
-        run.write_config({"settings": settings, "python": platform.python_version(), "numpy": np.__version__})
+        run.write_config(about)
     tokens = config.batch_tokens and config.batch_tokens * config.accumulate
     step_size = f"about {tokens} tokens" if tokens else f"{config.batch_size * config.accumulate} texts"
     say(f"training   {total:,} steps of {step_size}, {config.epochs} epochs; AdamW, "
         f"learning rate {config.lr:g} ({config.schedule}), weight decay {settings['weight_decay']:g}")
 
-    try:
-        before = evaluate.mean_nll(model, held_out, held_out.loss_masks) if held_out else None
-        samples_before = sample(model, tokenizer, settings)
-        losses = fit(run, model, sequences, held_out, opt, config, given.get("quiet", False))
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressing again does not cut the saving short
-        place = save(run, model, opt, tokenizer)
-        print(f"stopped    after step {opt.steps} of {total}: saved in {place}; go on with --resume {run.folder}")
-        return 130
-    place = save(run, model, opt, tokenizer)
+    def measure():
+        return evaluate.mean_nll(model, held_out.sequences, held_out.sequences.loss_masks).nll
 
-    if held_out:
-        after = evaluate.mean_nll(model, held_out, held_out.loss_masks)
-        print(f"held out   loss {before.nll:.3f} -> {after.nll:.3f}, perplexity {before.ppl:.1f} -> {after.ppl:.1f}")
-    elif losses:
+    def look():
+        """What is compared before and after."""
+        return {"val_loss": measure() if held_out else None, "samples": sample(model, tokenizer, settings)}
+
+    with blas_threads(run.read_config()["machine"]["threads"]):  # those it began with: they decide the last bits
+        try:
+            if "before" not in run.results():
+                run.record("before", look())
+            steps = fit(run, model, training.sequences, opt, config, keeping, measure if held_out else None)
+            with watch.Stop() as stop:
+                for _ in watch.watched(steps, opt.steps, total, given.get("quiet", False)):
+                    if stop.asked:
+                        break
+            stopped = stop.asked and opt.steps < total
+        except KeyboardInterrupt:
+            stopped = True
+            if len(run.metrics()) < opt.steps:  # in the midst of a step, of which there is no account
+                return cut_off(run)
+        except FileError as error:
+            raise FileError(f"{error}; {way_on(run)}") from error
+        except DivergedError as error:
+            kept = [run.checkpoint(step) for step in run.steps()[-1:]]
+            raise NpgptError(f"{error}; the last checkpoint before it is {kept[0]}" if kept else str(error)) from error
+        with watch.uninterrupted():
+            place = save(run, model, opt, keeping, tokenizer, stopped)
+        if stopped:
+            print(f"stopped    after step {opt.steps} of {total}: saved in {place}; go on with --resume {run.folder}")
+            return 130
+        run.record("after", look())
+    return conclude(run, place, settings, say, started)
+
+
+def description(settings, model, training, held_out):
+    """Return what a run writes down of itself, and what must be the same where it goes on."""
+    return {
+        "settings": settings,
+        "data": {name: e and {"texts": e.texts, "tokens": e.tokens, "learned": e.targets, "fingerprint": e.fingerprint}
+                 for name, e in (("training", training), ("held_out", held_out))},
+        "model": {"fingerprint": fingerprint(tensor.data for tensor in model.parameters().values())},
+        "versions": machine.versions(),
+        "machine": machine.machine(),
+    }
+
+
+def check_nothing_is_measured(settings):
+    """Raise NpgptError where a setting needs a held-out loss, of which there is none."""
+    for name in ("eval_every", "keep_best", "patience"):
+        if settings[name]:
+            raise NpgptError(f"--{name.replace('_', '-')} needs texts to measure on: give --val-data or --val-fraction")
+
+
+def check_nothing_changed(run, now):
+    """Raise NpgptError where data or model are not those the run began with, and warn of other versions."""
+    before = run.read_config()
+    for what in ("data", "model"):
+        changed = difference(before.get(what), now[what], f"{what}.")
+        if changed:
+            raise NpgptError(f"{run.folder} began with other {what}: {changed}; a resumed run goes on as it began")
+    changed = difference(before.get("versions"), now["versions"])
+    if changed:
+        warnings.warn(f"{run.folder} began with other versions: {changed}; the result may differ in its last digits",
+                      stacklevel=2)
+
+
+def save(run, model, opt, keeping, tokenizer, stopped):
+    """Save the run, and from it what is used: where the best is kept and the run has ended, that of the best step, and
+    where a whole model was trained, with its tokenizer. Returns the folder of the adapter or the model."""
+    save_checkpoint(run, model, opt, keeping)
+    best = best_step(run.evaluations())
+    if keeping.keep_best and best and not stopped:
+        run.load_checkpoint(best, opt)
+    place = run.save(model)
+    if place == run.model:
+        tokenizer.save(place)
+    return place
+
+
+def way_on(run):
+    """Return what can be done after something went wrong."""
+    steps = run.steps()
+    if not steps:
+        return f"there was no checkpoint yet: --resume {run.folder} begins again"
+    return f"the checkpoint of step {steps[-1]} is whole, and --resume {run.folder} goes on from it"
+
+
+def cut_off(run):
+    print(f"stopped    within a step; {way_on(run)}")
+    return 130
+
+
+def conclude(run, place, settings, say, started):
+    """Print what came out, and how to use it."""
+    before, after = run.results()["before"], run.results()["after"]
+    if after["val_loss"] is not None:
+        old, new = before["val_loss"], after["val_loss"]
+        best = f" at step {best_step(run.evaluations())}, the lowest" if settings["keep_best"] else ""
+        ppl = [evaluate.Perplexity(loss, 1).ppl for loss in (old, new)]
+        print(f"held out   loss {old:.3f} -> {new:.3f}{best}, perplexity {ppl[0]:.1f} -> {ppl[1]:.1f}")
+    else:
+        losses = [values["loss"] for values in run.metrics()]
         print(f"training   loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
-    for prompt, old, new in zip(PROMPTS, samples_before, sample(model, tokenizer, settings), strict=False):
+    for prompt, old, new in zip(PROMPTS, before["samples"], after["samples"], strict=False):
         say(f"\n{prompt}\n  before   {old}\n  after    {new}")
     say()
     print(f"saved      {place} ({size(place)}) after {time.perf_counter() - started:.1f} s")
@@ -125,34 +219,6 @@ def prepare(model, config, settings, say):
     total = sum(tensor.data.size for tensor in model.parameters().values())
     trained = sum(tensor.data.size for tensor in model.trainable_parameters().values())
     say(f"           {trained:,} of {total:,} parameters train ({100 * trained / total:.2f} %)")
-
-
-def fit(run, model, sequences, held_out, opt, config, quiet):
-    """Train to the end, with a progress bar, and log every step. Returns the losses of the steps."""
-    order = config.order(sequences.lengths)
-    total, per_epoch = config.total_steps(order), order.steps_per_epoch
-    losses, tokens, seconds = [], 0, 0.0
-    with tqdm(total=total, initial=opt.steps, unit="step", disable=quiet) as bar:
-        for step in train(model, sequences, opt, config):
-            measured = {}
-            try:
-                if held_out and (step.step % per_epoch == 0 or step.step == total):
-                    measured["val_loss"] = evaluate.mean_nll(model, held_out, held_out.loss_masks).nll
-            finally:
-                run.log(step, **measured)  # after Ctrl-C too: the step is done
-            losses.append(step.loss)
-            tokens, seconds = tokens + step.tokens, seconds + step.seconds
-            bar.set_postfix_str(f"loss {step.loss:.3f}, {tokens / seconds:,.0f} tokens/s", refresh=False)
-            bar.update()
-    return losses
-
-
-def save(run, model, opt, tokenizer):
-    """Save the run, a whole model with its tokenizer. Returns the folder of the adapter or the model."""
-    place = run.save(model, opt)
-    if place == run.model:
-        tokenizer.save(place)
-    return place
 
 
 def sample(model, tokenizer, settings):

@@ -16,7 +16,8 @@ DEFAULTS = {
     "dora": False, "rslora": False, "init": "kaiming", "lr_ratio": 1.0,
     "targets": "c_attn", "epochs": 3, "max_steps": None, "batch_size": 4, "batch_tokens": None, "accumulate": 1,
     "lr": 3e-4, "weight_decay": 0.01, "warmup": 0, "schedule": "linear", "grad_clip": 1.0, "seed": 0, "full": False,
-    "samples": 3,
+    "samples": 3, "threads": None, "checkpoint": False, "save_every": 100, "keep": 1, "eval_every": None,
+    "keep_best": False, "patience": None,
 }
 TINY_DEFAULTS = {"lr": 2e-3, "targets": "all-linear", "epochs": 5}
 TINY_REASON = "a model of 2.4 M parameters needs larger steps, and more of them, than gpt2"
@@ -60,7 +61,13 @@ def parse_arguments(argv, description):
     add("--threads", "CPU threads (default: all that BLAS may use)", type=int)
     add("--checkpoint", "keep only the input of each block and compute the block again in the backward pass: less "
         "memory, a third more time, the same result", action="store_true")
-    add("--resume", "go on with the run in this folder, stopped by Ctrl-C, with its settings", type=Path, metavar="RUN")
+    add("--save-every", "steps between checkpoints; 0: only at the end", type=int)
+    add("--keep", "checkpoints to keep, the newest ones", type=int)
+    add("--eval-every", "steps between measurements of the held-out loss (default: an epoch)", type=int)
+    add("--keep-best", "keep the checkpoint of the lowest held-out loss, and end with its adapter", action="store_true")
+    add("--patience", "end after this many measurements without a new lowest loss", type=int)
+    add("--resume", "go on with the run in this folder, however it ended, from its last checkpoint", type=Path,
+        metavar="RUN")
     add("--full", "train all weights instead of an adapter", action="store_true")
     add("--samples", "how many sample texts to show before and after", type=int, choices=range(len(PROMPTS) + 1))
     add("--preview", "show the first N sequences, token by token with what is learned in brackets, and do nothing else",

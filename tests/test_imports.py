@@ -20,7 +20,7 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 ORDER = """
     errors files seeding html metrics
     bootstrap wikitext
-    optim batch threads memory hub safetensors torchfile tokenizer
+    optim batch threads machine memory hub safetensors torchfile tokenizer
     data.readers data.templates data.documents data.encoding data.order data.preview data
     autograd
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
@@ -31,7 +31,7 @@ ORDER = """
     inside inside_page
     gradcheck gradcases
     questions harness
-    run train
+    run train fit
     __init__
 """.split()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.errors import ConfigError, NpgptError
+from npgpt.errors import ConfigError, DivergedError
 from npgpt.run import Run
 from npgpt.seeding import generator
 from npgpt.threads import available
@@ -181,10 +181,13 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, stop):
     first = [next(steps) for _ in range(stop)]
     steps.close()
     run = Run.create(tmp_path)
-    run.save(stopped, stopped_opt)
+    run.write_config({})
+    for step in first:
+        run.log(step)
+    run.save_checkpoint(stopped, stopped_opt)
 
     resumed, resumed_opt = start(dropout=0.3, lora_seed=99)  # nothing of where it starts may matter
-    run.load_state(resumed_opt)
+    run.resume(resumed_opt)
     rest = list(train(resumed, SEQUENCES, resumed_opt, config))
     assert figures(first + rest) == figures(whole)
     assert_equal(weights(resumed), weights(model))
@@ -278,8 +281,8 @@ def test_a_training_that_diverged_ends_before_it_spoils_the_weights():
     next(steps)
     model.ln_f.weight.data[0] = np.nan
     before, moments = weights(model), {name: m.copy() for name, m in opt.m.items()}
-    with pytest.raises(NpgptError, match="step 2 has loss nan and gradient norm nan: the training has diverged; start "
-                                         "again with a smaller learning rate"):
+    with pytest.raises(DivergedError, match="step 2 has loss nan and gradient norm nan: the training has diverged; "
+                                            "start again with a smaller learning rate"):
         next(steps)
     assert opt.steps == 1
     assert_equal(opt.m, moments)

@@ -294,14 +294,15 @@ def test_folders_that_hold_something(refused):
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda run: shutil.rmtree(run), "cannot resume run: it has no config.json"),
-    (lambda run: (run / "state.safetensors").unlink(), "cannot resume run: it has no state.safetensors"),
-    (lambda run: truncate(run / "state.safetensors"), "state.safetensors: tensor"),
+    (lambda run: shutil.rmtree(run), "run holds no run: it has no config.json"),
+    (lambda run: (run / "metrics.jsonl").write_text(""), "metrics.jsonl lacks step 1"),
+    (lambda run: truncate(next(run.rglob("state.safetensors"))), "state.safetensors: tensor"),
     (lambda run: (run / "config.json").write_text("{"), "config.json is not valid JSON"),
     (lambda run: (run / "config.json").write_text("{}"), "config.json does not hold the settings of a run"),
     (lambda run: (run / "config.json").write_text('{"settings": {"rank": 3}}'), "does not hold the settings of a run"),
     (lambda run: respell(run, "epochs", "three"), "epochs = three"),
-    (lambda run: respell(run, "rank", 4), "state.safetensors is not of this run"),
+    (lambda run: respell(run, "rank", 4), "settings.rank was 8 and is 4; a resumed run goes on as it began"),
+    (lambda run: respell(run, "seed", 4), "settings.seed was 0 and is 4"),
     (lambda run: respell(run, "data", "gone.txt"), "cannot read gone.txt"),
     (lambda run: respell(run, "model", "./gone"), "there is no folder ./gone"),
 ])
@@ -318,7 +319,7 @@ def respell(run, name, value):
 
 
 def test_a_model_folder_is_no_run(refused):
-    assert "cannot resume model: it has no state.safetensors" in refused("finetune.py", "--resume", "model")
+    assert "model/config.json does not hold the settings of a run" in refused("finetune.py", "--resume", "model")
 
 
 # Training that cannot go well

@@ -18,7 +18,8 @@ from npgpt.data import encode_texts, read_texts
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
          "--out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --epochs --max-steps --batch-size "
          "--batch-tokens --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed "
-         "--threads --checkpoint --resume --preview --full --samples --quiet").split()
+         "--threads --checkpoint --save-every --keep --eval-every --keep-best --patience --resume --preview "
+         "--full --samples --quiet").split()
 
 
 def metrics(run):
@@ -41,8 +42,10 @@ def finished(tmp_path_factory, run_script, session_folder, model, texts, held_ou
 def test_a_run_writes_what_is_promised_and_nothing_else(finished, contents):
     run, _, _ = finished
     assert [path for path, data in contents(run).items() if data is not None] == [
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.json", "metrics.jsonl",
-        "state.safetensors"]
+        "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+        "checkpoints/step-15/adapter/adapter_config.json", "checkpoints/step-15/adapter/adapter_model.safetensors",
+        "checkpoints/step-15/config.json", "checkpoints/step-15/state.safetensors",
+        "config.json", "metrics.jsonl", "results.json"]
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
@@ -91,7 +94,7 @@ def test_the_loss_falls_and_is_that_of_the_saved_adapter(finished, model, held_o
 def test_the_settings_are_all_written_down(finished):
     run, _, _ = finished
     settings = json.loads((run / "config.json").read_text())["settings"]
-    of_the_call = {"out", "threads", "checkpoint", "resume", "quiet", "preview"}
+    of_the_call = {"out", "resume", "quiet", "preview"}
     assert settings.keys() == {flag[2:].replace("-", "_") for flag in FLAGS} - of_the_call
     assert (settings["rank"], settings["seed"], settings["batch_size"], settings["epochs"]) == (4, 3, 4, 5)
 
@@ -110,7 +113,7 @@ def test_what_is_printed(finished):
     assert [prompt for prompt, _, _ in samples] == ["Overfitting is", "A good model"]
     for _, old, new in samples:
         assert old != new
-    assert re.search(r"15/15 .*step/s, loss \d\.\d+, [\d,]+ tokens/s", stderr)
+    assert re.search(r"15/15 .*step/s, loss \d\.\d+, mean \d\.\d+, held out \d\.\d+, [\d,]+ tokens/s", stderr)
 
 
 def test_the_printed_command_works(finished, run_script):
@@ -209,6 +212,10 @@ def popen(command, cwd, environment):
         signal.signal(signal.SIGINT, before)
 
 
+def figures(run):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics(run)]
+
+
 def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, environment, root):
     options = ("--model", model, "--data", texts, "--val-data", held_out, *LONG)
     script("finetune.py", *options, "--out", "whole")
@@ -221,54 +228,148 @@ def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, e
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
+    assert "stopping after this step" in stderr
     line = stdout.splitlines()[-1]
     stopped = re.fullmatch(r"stopped    after step (\d+) of 300: saved in (\S+); go on with --resume run", line)
     assert 10 <= int(stopped[1]) < 300
     npgpt.load_adapter(npgpt.GPT2.from_pretrained(model), tmp_path / stopped[2])
-    assert int(safetensors.read(tmp_path / "run" / "state.safetensors")["steps"]) == int(stopped[1])
+    assert (tmp_path / "run" / "checkpoints" / f"step-{stopped[1]}").is_dir()
+    assert len(metrics(tmp_path / "run")) == int(stopped[1])
 
     assert f"after step {stopped[1]} of 300" in script("finetune.py", "--resume", "run")
     resumed, whole = contents(tmp_path / "run"), contents(tmp_path / "whole")
     assert resumed.keys() == whole.keys()
     for path in resumed.keys() - {"metrics.jsonl"}:
         assert resumed[path] == whole[path], path
-    figures = [[{k: v for k, v in line.items() if k != "seconds"} for line in metrics(tmp_path / run)]
-               for run in ("run", "whole")]
-    # Ctrl-C may fall on the moment between the update and its line, or on the measuring of val_loss.
-    at = int(stopped[1]) - 1
-    assert figures[0][:at] == figures[1][:at]
-    assert figures[0][at - 299:] == figures[1][at - 299:]
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("n, steps", [(1, 0), (2, 3)], ids=["before the first step", "after an epoch"])
-def test_ctrl_c_while_measuring(script, tmp_path, model, texts, held_out, environment, root, n, steps):
-    """The n-th time that the held-out loss is measured; and once more while the run is saved."""
-    (tmp_path / "press.py").write_text(f"""
+PRESS = """
 import signal, sys
-sys.path.insert(0, {str(root / "scripts")!r})
+sys.path.insert(0, {scripts!r})
 import finetune
 measure, calls = finetune.evaluate.mean_nll, []
 def pressing(*args):
     calls.append(args)
     if len(calls) == {n}:
-        signal.raise_signal(signal.SIGINT)
+        for _ in range({times}):
+            signal.raise_signal(signal.SIGINT)
     return measure(*args)
 finetune.evaluate.mean_nll = pressing
-save = finetune.Run.save
-def saving(*args):
+save = finetune.Run.save_checkpoint
+def saving(*args, **kwargs):
     signal.raise_signal(signal.SIGINT)
-    return save(*args)
-finetune.Run.save = saving
+    return save(*args, **kwargs)
+finetune.Run.save_checkpoint = saving
 sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
-""")
+"""
+
+
+@pytest.mark.parametrize("n, times, said", [
+    (1, 1, "after step 0 of 9: saved in run"),
+    (2, 1, "after step 3 of 9: saved in run"),
+    (2, 2, "within a step; there was no checkpoint yet: --resume run begins again"),
+], ids=["before the first step", "after an epoch", "twice after an epoch"])
+def test_ctrl_c_while_measuring(script, tmp_path, model, texts, held_out, environment, root, n, times, said):
+    """The n-th time that the held-out loss is measured; and once more while the run is saved."""
+    (tmp_path / "press.py").write_text(PRESS.format(scripts=str(root / "scripts"), n=n, times=times))
     options = ["--model", model, "--data", texts, "--val-data", held_out, "--out", "run", "--samples", "0"]
     process = popen([sys.executable, "press.py", *map(str, options)], tmp_path, environment)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert f"stopped    after step {steps} of 9: saved in run" in stdout
-    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, steps + 1))
-    assert f"after step {steps} of 9" in script("finetune.py", "--resume", "run")
-    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 10))
+    assert f"stopped    {said}" in stdout
+    script("finetune.py", "--resume", "run")
+    script("finetune.py", *options[:-4], "--out", "whole", "--samples", "0")
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
+# Watching
+
+
+def test_the_held_out_loss_is_measured_every_few_steps(script, tmp_path, model, texts, held_out):
+    script("finetune.py", "--model", model, "--data", texts, "--val-data", held_out, "--out", "run", "--samples", 0,
+           "--max-steps", 8, "--epochs", 9, "--eval-every", 3)
+    assert [line["step"] for line in metrics(tmp_path / "run") if "val_loss" in line] == [3, 6, 8]
+
+
+def test_the_best_is_kept_and_patience_ends_the_run(script, tmp_path, model, texts, contents):
+    """At this rate the loss soon rises on texts unlike those that are learned."""
+    (tmp_path / "other.txt").write_text("0123456789\n9876543210\n")
+    options = ("--model", model, "--data", texts, "--val-data", "other.txt", "--samples", 0, "--epochs", 40, "--lr",
+               0.01, "--eval-every", 2, "--threads", 1, "--schedule", "constant")
+    stdout = script("finetune.py", *options, "--out", "run", "--keep-best", "--patience", 4)
+    losses = {line["step"]: line["val_loss"] for line in metrics(tmp_path / "run") if "val_loss" in line}
+    best = min(losses, key=losses.get)
+    assert 2 <= best < 40
+    assert max(losses) == len(metrics(tmp_path / "run")) == best + 4 * 2
+    assert re.search(rf"held out   loss \S+ -> {losses[best]:.3f} at step {best}, the lowest", stdout)
+    files = contents(tmp_path / "run")
+    assert {path.split("/")[1] for path in files if path.startswith("checkpoints/")} == {
+        f"step-{best}", f"step-{best + 8}"}
+    name = "adapter/adapter_model.safetensors"
+    assert files[name] == files[f"checkpoints/step-{best}/{name}"] != files[f"checkpoints/step-{best + 8}/{name}"]
+    script("finetune.py", *options, "--out", "short", "--max-steps", best)
+    assert contents(tmp_path / "short")[name] == files[name]
+    script("finetune.py", "--resume", "run")  # it has ended
+    assert contents(tmp_path / "run") == files
+
+
+def test_the_batch_that_diverges_is_named(run_script, tmp_path, model, texts):
+    """One letter's embedding is infinite, and it stands in the seventh text; the checkpoint before it stays."""
+    shutil.copytree(model, tmp_path / "model")
+    spoilt = npgpt.GPT2(npgpt.GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=2, n_head=2,
+                                         tie_word_embeddings=False, bos_token_id=0, eos_token_id=0))
+    spoilt.wte.weight.data[npgpt.Tokenizer.from_pretrained(model).encode("#")] = np.inf
+    spoilt.save_pretrained(tmp_path / "model")
+    lines = texts.read_text().splitlines()
+    lines[6] = "#"
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    result = run_script(tmp_path, "finetune.py", "--model", "model", "--data", "texts.txt", "--out", "run", "--samples",
+                        0, "--batch-size", 2, "--save-every", 1, "--quiet", "--seed", 1)
+    assert result.returncode == 2
+    step = len(metrics(tmp_path / "run"))
+    assert 1 <= step < 5
+    assert re.search(rf"^error: step {step + 1} has loss nan .*; its batch is sequences (7, \d+|\d+, 7) of the data, "
+                     r"of which sequence 7 alone has such a loss; the last checkpoint before it is "
+                     rf"run/checkpoints/step-{step}$", result.stderr, re.M)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{step}"
+
+
+# Going wrong
+
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {scripts!r})
+import finetune
+save, calls = finetune.save_checkpoint, []
+def saving(*args):
+    calls.append(args)
+    if len(calls) == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+    return save(*args)
+import npgpt.fit
+npgpt.fit.save = saving
+sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
+"""
+
+
+def test_a_file_that_cannot_be_written_leaves_a_run_that_can_go_on(script, tmp_path, model, texts, environment, root,
+                                                                  contents):
+    (tmp_path / "full.py").write_text(FULL.format(scripts=str(root / "scripts")))
+    options = ["--model", model, "--data", texts, "--save-every", "3", "--samples", "0", "--quiet"]
+    process = popen([sys.executable, "full.py", *map(str, options), "--out", "run"], tmp_path, environment)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert stdout == ""
+    assert re.fullmatch(r"error: cannot write run/checkpoints/step-9/.*: File too large; the checkpoint of step 6 is "
+                        r"whole, and --resume run goes on from it\n", stderr)
+    script("finetune.py", "--resume", "run", "--quiet")
+    script("finetune.py", *options, "--out", "whole")
+    resumed, whole = contents(tmp_path / "run"), contents(tmp_path / "whole")
+    assert resumed.keys() == whole.keys()
+    assert all(resumed[path] == whole[path] for path in whole if path != "metrics.jsonl")
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(finished, script, tmp_path, contents):

@@ -1,0 +1,52 @@
+"""Watching a run: a progress bar, and Ctrl-C that waits for the end of a step."""
+
+import contextlib
+import os
+import signal
+
+from tqdm import tqdm
+
+from npgpt.fit import smoothed
+
+
+class Stop:
+    """While this context is entered, the first Ctrl-C only sets `asked`; the next one interrupts as ever."""
+
+    def __enter__(self):
+        self.asked, self._before = False, signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def _press(self, number, frame):
+        if self.asked:
+            signal.default_int_handler(number, frame)
+        self.asked = True
+        os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")  # no print inside a signal handler
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGINT, self._before)
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Ctrl-C has no effect inside this block."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def watched(steps, done, total, quiet):
+    """Yield what `fit` yields, and show it in a progress bar: loss, its running mean, speed and, by tqdm, time left."""
+    losses, tokens, seconds, val_loss = [], 0, 0.0, None
+    with tqdm(total=total, initial=done, unit="step", disable=quiet) as bar:
+        for step, measured in steps:
+            losses.append(step.loss)
+            tokens, seconds = tokens + step.tokens, seconds + step.seconds
+            val_loss = val_loss if measured is None else measured
+            held_out = "" if val_loss is None else f", held out {val_loss:.3f}"
+            *_, mean = smoothed(losses[-200:])
+            bar.set_postfix_str(f"loss {step.loss:.3f}, mean {mean:.3f}{held_out}, {tokens / seconds:,.0f} tokens/s",
+                                refresh=False)
+            bar.update()
+            yield step, measured
