@@ -14,11 +14,12 @@ from pathlib import Path
 import cli
 import dataset
 import watch
-from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, new_settings, parse_arguments, resumed_settings
+from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, new_settings, parse_arguments, read_settings, resumed_settings
 
 import npgpt
 from npgpt import NpgptError, evaluate, lora, machine
 from npgpt.errors import DivergedError, FileError
+from npgpt.files import read_json
 from npgpt.fit import FitConfig, best_step, fit
 from npgpt.fit import save as save_checkpoint
 from npgpt.memory import keep_freed_memory
@@ -33,6 +34,8 @@ SAMPLE_TEMPERATURE = 0.3
 def main(given):
     started = time.perf_counter()
     keep_freed_memory()
+    if "config" in given and "resume" not in given:
+        given = read_settings(given["config"]) | given
     say = (lambda *_: None) if given.get("quiet") else print
     run = Run.open(given["resume"]) if "resume" in given else None
     settings = resumed_settings(run, given) if run else new_settings(given)
@@ -53,6 +56,8 @@ def main(given):
             f"by default: {TINY_REASON}")
     training, held_out = dataset.encode(documents, settings, model.config, tokenizer, say)
     about = description(settings, model, training, held_out)
+    if "config" in given:
+        repeat(given["config"], about)
     prepare(model, adapter, settings, say)
     opt = optimizer(model, settings)
     total = config.total_steps(config.order(training.sequences.lengths))
@@ -113,6 +118,17 @@ def description(settings, model, training, held_out):
         "versions": machine.versions(),
         "machine": machine.machine(),
     }
+
+
+def repeat(path, about):
+    """Where the settings are those of another run, take its number of threads, and warn of what else differs."""
+    before = read_json(path) if path.suffix.lower() != ".toml" else {}
+    if before.get("settings") == about["settings"]:
+        about["machine"]["threads"] = before["machine"]["threads"]
+        for what in ("data", "model", "versions"):
+            changed = difference(before.get(what), about[what], f"{what}.")
+            if changed:
+                warnings.warn(f"this is not quite the run of {path}: {changed}", stacklevel=2)
 
 
 def check_nothing_is_measured(settings):

@@ -1,13 +1,21 @@
-"""The settings of finetune.py: its flags, their defaults, and what a resumed run may be told."""
+"""The settings of finetune.py: its flags, their defaults, files of settings, and what a resumed run may be told."""
 
 import argparse
+import difflib
+import sys
 from pathlib import Path
 
 import cli
 import dataset
 
 import npgpt
-from npgpt.errors import FormatError
+from npgpt.errors import FileError, FormatError
+from npgpt.files import read_json
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PROMPTS = ["Overfitting is", "A good model", "The learning rate is", "Gradient descent is", "Attention lets a model",
            "A neural network is"]
@@ -23,10 +31,65 @@ TINY_DEFAULTS = {"lr": 2e-3, "targets": "all-linear", "epochs": 5}
 TINY_REASON = "a model of 2.4 M parameters needs larger steps, and more of them, than gpt2"
 
 
+class Parser(cli.Parser):
+    """Says where what is wrong stands: on the command line, or in the file at `path`."""
+
+    def __init__(self, **options):
+        super().__init__(argument_default=argparse.SUPPRESS, **options)
+        self.path = None
+
+    def error(self, message):
+        if self.path:
+            raise FormatError(f"{self.path}: {message}")
+        super().error(message)
+
+
 def parse_arguments(argv, description):
     """Return what was given on the command line, and nothing that was not: dict."""
-    parser = cli.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                        argument_default=argparse.SUPPRESS)
+    return vars(make_parser(description).parse_args(argv))
+
+
+def read_settings(path):
+    """Return the settings in a TOML file, or in the config.json of a run, as the command line would give them: dict.
+
+    Names are those of the flags, with "-" or "_". Raises FileError (unreadable), FormatError (a name or a value that is
+    no setting, with the nearest that is).
+    """
+    values = read_toml(path) if path.suffix.lower() == ".toml" else read_json(path)
+    if path.suffix.lower() != ".toml" and isinstance(values.get("settings"), dict):
+        values = values["settings"]
+    parser = make_parser()
+    flags = {action.dest: action for action in parser._actions if action.dest not in ("help", "config", "resume")}
+    argv = []
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in flags:
+            (nearest,) = difflib.get_close_matches(name, flags, n=1, cutoff=0)
+            raise FormatError(f"{path}: {key} is no setting; {nearest} is the nearest that is one")
+        flag = f"--{name.replace('_', '-')}"
+        if flags[name].nargs == 0:
+            if not isinstance(value, bool):
+                raise FormatError(f"{path}: {key} = {value!r}: it must be true or false")
+            argv += [flag] * value
+        elif isinstance(value, bool | dict):
+            raise FormatError(f"{path}: {key} = {value!r}: it must be a number or a string")
+        elif value is not None:  # as of JSON: it was not given
+            argv.append(f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    parser.path = path
+    return vars(parser.parse_args(argv))
+
+
+def read_toml(path):
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise FormatError(f"{path} is not valid TOML: {error}") from error
+
+
+def make_parser(description=None):
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_model_arguments(parser)
     tiny = "; {} for tiny".format
 
@@ -73,7 +136,9 @@ def parse_arguments(argv, description):
     add("--preview", "show the first N sequences, token by token with what is learned in brackets, and do nothing else",
         type=int, metavar="N")
     add("--quiet", "print only the result", action="store_true")
-    return vars(parser.parse_args(argv))
+    add("--config", "take the settings from this TOML file, or from the config.json of a run; flags given beside it go "
+        "before", type=Path, metavar="FILE")
+    return parser
 
 
 def new_settings(given):
@@ -88,6 +153,8 @@ def new_settings(given):
 def resumed_settings(run, given):
     """Return the settings of the run that is gone on with, which nothing given may contradict."""
     settings = run.read_config().get("settings")
+    if "config" in given:
+        raise npgpt.NpgptError(f"--config {given['config']}: {run.folder} has its settings; leave the flag out")
     if not isinstance(settings, dict) or settings.keys() != DEFAULTS.keys():
         raise FormatError(f"{run.folder}/config.json does not hold the settings of a run: "
                           f"expected {', '.join(DEFAULTS)}")

@@ -18,7 +18,7 @@ from npgpt.data import encode_texts, read_texts
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
          "--out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --epochs --max-steps --batch-size "
          "--batch-tokens --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed "
-         "--threads --checkpoint --save-every --keep --eval-every --keep-best --patience --resume --preview "
+         "--threads --checkpoint --save-every --keep --eval-every --keep-best --patience --resume --config --preview "
          "--full --samples --quiet").split()
 
 
@@ -94,7 +94,7 @@ def test_the_loss_falls_and_is_that_of_the_saved_adapter(finished, model, held_o
 def test_the_settings_are_all_written_down(finished):
     run, _, _ = finished
     settings = json.loads((run / "config.json").read_text())["settings"]
-    of_the_call = {"out", "resume", "quiet", "preview"}
+    of_the_call = {"out", "resume", "config", "quiet", "preview"}
     assert settings.keys() == {flag[2:].replace("-", "_") for flag in FLAGS} - of_the_call
     assert (settings["rank"], settings["seed"], settings["batch_size"], settings["epochs"]) == (4, 3, 4, 5)
 

@@ -1,0 +1,113 @@
+"""Settings from files: a run again to the byte, TOML, and names and values that are none."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path, model, texts, held_out):
+    shutil.copytree(model, tmp_path / "model")
+    shutil.copy(texts, tmp_path / "texts.txt")
+    shutil.copy(held_out, tmp_path / "held-out.txt")
+    return tmp_path
+
+
+TOML = """
+model = "model"
+data = "texts.txt"
+val-data = "held-out.txt"
+rank = 3
+targets = ["c_attn", "mlp.c_fc"]
+lr = 1e-2
+max_steps = 5        # flags spell this --max-steps
+samples = 0
+keep-best = true
+full = false
+"""
+FLAGS = ("--model model --data texts.txt --val-data held-out.txt --rank 3 --targets c_attn,mlp.c_fc --lr 0.01 "
+         "--max-steps 5 --samples 0 --keep-best").split()
+
+
+def test_three_ways_to_the_same_bytes(script, folder, contents):
+    (folder / "settings.toml").write_text(TOML)
+    script("finetune.py", *FLAGS, "--out", "flags")
+    script("finetune.py", "--config", "settings.toml", "--out", "toml")
+    script("finetune.py", "--config", "flags/config.json", "--out", "again")
+    runs = [contents(folder / name) for name in ("flags", "toml", "again")]
+    for files in runs[1:]:
+        assert files.keys() == runs[0].keys()
+        for path in files.keys() - {"metrics.jsonl", "report.html"}:
+            assert files[path] == runs[0][path], path
+
+
+def test_flags_go_before_the_file(script, folder):
+    (folder / "settings.toml").write_text(TOML)
+    script("finetune.py", "--config", "settings.toml", "--rank", 5, "--out", "run")
+    settings = json.loads((folder / "run" / "config.json").read_text())["settings"]
+    assert (settings["rank"], settings["lr"], settings["max_steps"], settings["keep_best"]) == (5, 0.01, 5, True)
+
+
+def test_the_threads_are_those_of_the_run(script, folder, contents, run_script):
+    script("finetune.py", *FLAGS, "--out", "run")
+    result = run_script(folder, "finetune.py", "--config", "run/config.json", "--out", "again", "--quiet",
+                        OPENBLAS_NUM_THREADS="2", OMP_NUM_THREADS="2")
+    assert (result.returncode, result.stderr) == (0, "")
+    configs = [json.loads((folder / name / "config.json").read_text()) for name in ("run", "again")]
+    assert configs[0]["machine"]["threads"] == configs[1]["machine"]["threads"] == 1
+
+
+def test_other_data_under_the_same_settings_are_said(script, run_script, folder):
+    script("finetune.py", *FLAGS, "--out", "run")
+    with (folder / "texts.txt").open("a") as file:
+        file.write("one text more\n")
+    result = run_script(folder, "finetune.py", "--config", "run/config.json", "--out", "again", "--quiet")
+    assert result.returncode == 0
+    assert result.stderr == ("warning: this is not quite the run of run/config.json: data.training.texts was 10 and is "
+                             "11\n")
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("s.toml", "ranks = 3", "s.toml: ranks is no setting; rank is the nearest that is one"),
+    ("s.toml", "learning-rate = 0.1", "s.toml: learning-rate is no setting; "),
+    ("s.json", '{"settings": {"max_step": 3}}', "s.json: max_step is no setting; max_steps is the nearest"),
+    ("s.toml", 'resume = "run"', "s.toml: resume is no setting; "),
+    ("s.toml", 'rank = "two"', "s.toml: argument --rank: invalid int value: 'two'"),
+    ("s.toml", "rank = 2.5", "s.toml: argument --rank: invalid int value: '2.5'"),
+    ("s.toml", "rank = true", "s.toml: rank = True: it must be a number or a string"),
+    ("s.toml", "full = 1", "s.toml: full = 1: it must be true or false"),
+    ("s.toml", '[lora]\nrank = 1', "s.toml: lora is no setting; "),
+    ("s.toml", 'schedule = "slow"', "s.toml: argument --schedule: invalid choice: 'slow'"),
+    ("s.toml", "rank = ", "s.toml is not valid TOML: Invalid value (at "),
+    ("s.toml", 'rank = 0\nmodel = "model"', "LoRA rank r = 0: it must be a whole number of at least 1"),
+    ("s.json", "[1]", "s.json holds a JSON list, not an object"),
+    ("s.toml", None, "cannot read s.toml: No such file or directory"),
+])
+def test_what_is_no_setting_is_named(refused, folder, name, text, message):
+    if text is not None:
+        (folder / name).write_text(text)
+    assert f"error: {message}" in refused("finetune.py", "--config", name)
+
+
+def test_changed_data_and_models_are_refused_on_resume(script, refused, folder):
+    script("finetune.py", *FLAGS, "--out", "run")
+    texts = (folder / "texts.txt").read_text()
+    (folder / "texts.txt").write_text(texts.replace("stitch", "stich"))
+    assert re.search("run began with other data: data.training.tokens was 260 and is 259; a resumed run goes on as it "
+                     "began", refused("finetune.py", "--resume", "run"))
+    (folder / "texts.txt").write_text(texts.replace("stitch", "stitsh"))
+    assert "other data: data.training.fingerprint was " in refused("finetune.py", "--resume", "run")
+    (folder / "texts.txt").write_text(texts)
+    weights = bytearray((folder / "model" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model" / "model.safetensors").write_bytes(weights)
+    assert "other model: model.fingerprint was " in refused("finetune.py", "--resume", "run")
+    assert "--config s.toml: run has its settings" in refused("finetune.py", "--resume", "run", "--config", "s.toml")
+
+
+def test_what_needs_held_out_texts_says_so(refused, folder):
+    for option in (["--keep-best"], ["--patience", "2"], ["--eval-every", "5"]):
+        assert f"error: {option[0]} needs texts to measure on: give --val-data or --val-fraction" in refused(
+            "finetune.py", "--model", "model", "--data", "texts.txt", *option)
