@@ -5,6 +5,7 @@
     results.json      held-out loss and samples, before and after
     checkpoints/      step-N/, each whole: the trained parameters, AdamW's moments and the number of steps
                       (state.safetensors), the configuration, and the adapter in PEFT's format
+    report.html       all of it on a page, when the run has ended
     adapter/          the adapter of a run that was stopped or has ended; model/ where all weights were trained
 
 A process may be killed at any moment. Every file but metrics.jsonl appears whole or not at all; metrics.jsonl is
@@ -33,7 +34,6 @@ class Run:
         self.folder = Path(folder)
         self.adapter = self.folder / "adapter"
         self.model = self.folder / "model"
-        self.report = self.folder / "report.html"
         self._checkpoints = self.folder / "checkpoints"
         self._config = self.folder / "config.json"
         self._metrics = self.folder / "metrics.jsonl"

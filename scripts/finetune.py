@@ -23,6 +23,7 @@ from npgpt.files import read_json
 from npgpt.fit import FitConfig, best_step, fit
 from npgpt.fit import save as save_checkpoint
 from npgpt.memory import keep_freed_memory
+from npgpt.report import write_report
 from npgpt.run import Run, difference, fingerprint
 from npgpt.threads import blas_threads
 from npgpt.train import TrainConfig
@@ -78,7 +79,8 @@ def main(given):
 
     def look():
         """What is compared before and after."""
-        return {"val_loss": measure() if held_out else None, "samples": sample(model, tokenizer, settings)}
+        samples = list(zip(PROMPTS, sample(model, tokenizer, settings), strict=False))
+        return {"val_loss": measure() if held_out else None, "samples": samples}
 
     with blas_threads(run.read_config()["machine"]["threads"]):  # those it began with: they decide the last bits
         try:
@@ -105,7 +107,7 @@ def main(given):
             print(f"stopped    after step {opt.steps} of {total}: saved in {place}; go on with --resume {run.folder}")
             return 130
         run.record("after", look())
-    return conclude(run, place, settings, say, started)
+    return conclude(run, model, place, settings, say, started)
 
 
 def description(settings, model, training, held_out):
@@ -177,7 +179,7 @@ def cut_off(run):
     return 130
 
 
-def conclude(run, place, settings, say, started):
+def conclude(run, model, place, settings, say, started):
     """Print what came out, and how to use it."""
     before, after = run.results()["before"], run.results()["after"]
     if after["val_loss"] is not None:
@@ -188,9 +190,11 @@ def conclude(run, place, settings, say, started):
     else:
         losses = [values["loss"] for values in run.metrics()]
         print(f"training   loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
-    for prompt, old, new in zip(PROMPTS, before["samples"], after["samples"], strict=False):
+    for (prompt, old), (_, new) in zip(before["samples"], after["samples"], strict=True):
         say(f"\n{prompt}\n  before   {old}\n  after    {new}")
     say()
+    report = write_report(run, model)
+    say(f"report     {report}")
     print(f"saved      {place} ({size(place)}) after {time.perf_counter() - started:.1f} s")
     use = f"--model {place}" if settings["full"] else f"--model {settings['model']} --adapter {place}"
     say(f"use it     python scripts/generate.py {use} --prompt \"{PROMPTS[0]}\"")

@@ -45,7 +45,7 @@ def test_a_run_writes_what_is_promised_and_nothing_else(finished, contents):
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
         "checkpoints/step-15/adapter/adapter_config.json", "checkpoints/step-15/adapter/adapter_model.safetensors",
         "checkpoints/step-15/config.json", "checkpoints/step-15/state.safetensors",
-        "config.json", "metrics.jsonl", "results.json"]
+        "config.json", "metrics.jsonl", "report.html", "results.json"]
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
@@ -239,7 +239,7 @@ def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, e
     assert f"after step {stopped[1]} of 300" in script("finetune.py", "--resume", "run")
     resumed, whole = contents(tmp_path / "run"), contents(tmp_path / "whole")
     assert resumed.keys() == whole.keys()
-    for path in resumed.keys() - {"metrics.jsonl"}:
+    for path in resumed.keys() - {"metrics.jsonl", "report.html"}:
         assert resumed[path] == whole[path], path
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
 
@@ -311,7 +311,8 @@ def test_the_best_is_kept_and_patience_ends_the_run(script, tmp_path, model, tex
     script("finetune.py", *options, "--out", "short", "--max-steps", best)
     assert contents(tmp_path / "short")[name] == files[name]
     script("finetune.py", "--resume", "run")  # it has ended
-    assert contents(tmp_path / "run") == files
+    assert contents(tmp_path / "run").keys() == files.keys()
+    assert all(contents(tmp_path / "run")[path] == files[path] for path in files if path != "report.html")
 
 
 def test_the_batch_that_diverges_is_named(run_script, tmp_path, model, texts):
@@ -369,14 +370,16 @@ def test_a_file_that_cannot_be_written_leaves_a_run_that_can_go_on(script, tmp_p
     script("finetune.py", *options, "--out", "whole")
     resumed, whole = contents(tmp_path / "run"), contents(tmp_path / "whole")
     assert resumed.keys() == whole.keys()
-    assert all(resumed[path] == whole[path] for path in whole if path != "metrics.jsonl")
+    assert all(resumed[path] == whole[path] for path in whole if path not in ("metrics.jsonl", "report.html"))
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(finished, script, tmp_path, contents):
     run, _, _ = finished
     shutil.copytree(run, tmp_path / "run")
     assert "after step 15 of 15" in script("finetune.py", "--resume", "run")
-    assert contents(tmp_path / "run") == contents(run)
+    now, before = contents(tmp_path / "run"), contents(run)
+    assert now.keys() == before.keys()
+    assert all(now[path] == before[path] for path in now if path != "report.html")
 
 
 def test_a_resumed_run_goes_on_as_it_began(finished, refused, script, tmp_path):
