@@ -9,8 +9,8 @@ import cli
 import dataset
 
 import npgpt
-from npgpt.errors import FileError, FormatError
-from npgpt.files import read_json
+from npgpt.errors import FormatError
+from npgpt.files import read_json, read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -81,10 +81,8 @@ def read_settings(path):
 
 def read_toml(path):
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # not UTF-8, or not TOML
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise FormatError(f"{path} is not valid TOML: {error}") from error
 
 
