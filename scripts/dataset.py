@@ -99,7 +99,7 @@ def preview(settings, n):
     documents = read(settings)
     tokenizer = npgpt.Tokenizer.from_pretrained(settings["model"], settings["revision"])
     config = checkpoint.read_config(settings["model"], settings["revision"])
-    sequences, _ = encode(documents, settings, config, tokenizer, print)
+    sequences = encode(documents, settings, config, tokenizer, print)[0].sequences
     width, colour = shutil.get_terminal_size((100, 1)).columns, sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for i in range(min(n, len(sequences))):
         mask = sequences.loss_masks[i]

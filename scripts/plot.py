@@ -1,0 +1,67 @@
+"""Compare runs: the running mean of their training losses and their held-out losses, in one picture.
+
+    python scripts/plot.py runs/first runs/second --out comparison.png
+
+Each run is named by its folder and by the settings in which it differs from the others. Needs matplotlib:
+pip install '.[plot]'.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cli
+
+from npgpt.errors import NpgptError
+from npgpt.fit import smoothed
+from npgpt.run import Run
+
+
+def parse_arguments(argv):
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, at its end or not")
+    parser.add_argument("--out", type=Path, default=Path("comparison.png"),
+                        help="picture to write: .png, .svg or .pdf (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise NpgptError("plot.py needs matplotlib: pip install '.[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    runs = [Run.open(folder) for folder in args.runs]
+    figure, (training, held_out) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained", sharey=True)
+    for run, name in zip(runs, names(runs), strict=True):
+        lines = run.metrics()
+        steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+        (line,) = training.plot(steps, list(smoothed(losses)), label=name)
+        training.plot(steps, losses, color=line.get_color(), alpha=0.2, linewidth=0.7)
+        if run.evaluations():
+            held_out.plot(*zip(*run.evaluations(), strict=True), color=line.get_color(), marker=".", label=name)
+    for axes, title in ((training, "training, running mean"), (held_out, "held out")):
+        axes.set(title=title, xlabel="step", ylabel="nats a token")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="small")
+    try:
+        figure.savefig(args.out, dpi=150)
+    except (OSError, ValueError) as error:  # ValueError: an ending it has no format for
+        raise NpgptError(f"cannot write {args.out}: {error}") from error
+    print(f"saved      {args.out}")
+
+
+def names(runs):
+    """Return a name for each run: its folder, and the settings that are not the same in all of them."""
+    settings = [run.read_config()["settings"] for run in runs]
+    differing = [name for name in settings[0] if len({str(each.get(name)) for each in settings}) > 1]
+    return [", ".join([run.folder.name, *(f"{name} {each[name]}" for name in differing)])
+            for run, each in zip(runs, settings, strict=True)]
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments(None)
+    sys.exit(cli.run(lambda: main(arguments)))

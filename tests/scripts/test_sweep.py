@@ -1,0 +1,82 @@
+"""sweep.py: every combination once, going on, the table; plot.py where matplotlib is missing."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from npgpt.run import Run
+
+
+@pytest.fixture
+def flags(model, texts, held_out):
+    return ["--model", model, "--data", texts, "--val-data", held_out, "--samples", 0, "--max-steps", 4,
+            "--eval-every", 2, "--quiet"]
+
+
+def test_a_sweep(script, refused, tmp_path, contents, flags):
+    command = ["sweep.py", "--out", "sweep", "--rank", 2, 3, "--lr", 0.01, 0.05]
+    stdout = script(*command, "--", *flags)
+    runs = {path.parent.name: Run(path.parent) for path in tmp_path.glob("sweep/*/config.json")}
+    assert set(runs) == {"rank=2,lr=0.01", "rank=2,lr=0.05", "rank=3,lr=0.01", "rank=3,lr=0.05"}
+    for name, run in runs.items():
+        settings = run.read_config()["settings"]
+        assert name == f"rank={settings['rank']},lr={settings['lr']}"
+    table = [line.split() for line in stdout.split("\n\n")[1].splitlines()]
+    assert table[0] == ["rank", "lr", "lowest", "at", "step", "at", "the", "end"]
+    lowest = []
+    for rank, lr, loss, step, last in table[1:]:
+        evaluations = dict(runs[f"rank={rank},lr={lr}"].evaluations())
+        assert float(loss) == pytest.approx(min(evaluations.values()), abs=1e-3)
+        assert evaluations[int(step)] == min(evaluations.values())
+        assert float(last) == pytest.approx(evaluations[4], abs=1e-3)
+        lowest.append(min(evaluations.values()))
+    assert lowest == sorted(lowest)
+    page = (tmp_path / "sweep" / "sweep.html").read_text()
+    assert page.count('class="line ') == 4 * 2
+    assert "rank 3, lr 0.05" in page
+
+    before = contents(tmp_path / "sweep")
+    assert script(*command, "--", *flags) == stdout  # nothing is left to do
+    assert contents(tmp_path / "sweep") == before
+    assert "sweep holds a sweep with -- --model " in refused(*command, "--", "--model", "tiny")
+
+
+def test_a_sweep_goes_on(script, tmp_path, contents, flags):
+    script("sweep.py", "--out", "whole", "--rank", 2, 3, "--", *flags)
+    script("finetune.py", "--out", "sweep/rank=2", "--rank", 2, *flags)
+    (tmp_path / "sweep" / "rank=2" / "results.json").unlink()  # as of a run that was killed
+    script("sweep.py", "--out", "sweep", "--rank", 2, 3, "--", *flags)
+    name = "adapter/adapter_model.safetensors"
+    for run in ("rank=2", "rank=3"):
+        assert contents(tmp_path / "sweep" / run)[name] == contents(tmp_path / "whole" / run)[name]
+
+
+def test_sweeps_that_cannot_go_well(run_script, refused, tmp_path, model, texts, flags):
+    assert "nothing to compare: give values to at least one of --rank, --alpha, --lr, --targets" in refused(
+        "sweep.py", "--out", "sweep", "--", *flags)
+    result = run_script(tmp_path, "sweep.py", "--out", "sweep", "--targets", "nope", "--", *flags)
+    assert result.returncode == 2
+    assert re.search(r"error: target 'nope' matches no module.*\nerror: the run in sweep/targets=nope ended with exit "
+                     "status 2", result.stderr)
+    result = run_script(tmp_path, "sweep.py", "--out", "other", "--rank", 2, "--", "--model", model, "--data", texts,
+                        "--quiet", "--samples", 0, "--max-steps", 1)
+    assert "error: a sweep compares held-out losses, and nothing is held out" in result.stderr
+
+
+def test_plotting_needs_matplotlib_and_says_so(root, environment, tmp_path, model):
+    code = (f"import sys; sys.path.insert(0, {str(root / 'scripts')!r}); sys.modules['matplotlib'] = None; "
+            "import plot; sys.exit(plot.cli.run(lambda: plot.main(plot.parse_arguments(['run']))))")
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (2, "error: plot.py needs matplotlib: pip install '.[plot]'\n")
+
+
+def test_runs_are_named_by_what_differs(tmp_path):
+    import plot
+    runs = []
+    for name, rank in (("one", 4), ("two", 8)):
+        runs.append(Run.create(tmp_path / name))
+        runs[-1].write_config({"settings": {"rank": rank, "lr": 0.1, "data": None}})
+    assert plot.names(runs) == ["one, rank 4", "two, rank 8"]
+    assert plot.names(runs[:1]) == ["one"]
