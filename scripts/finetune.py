@@ -5,6 +5,7 @@ show loss, perplexity and samples before and after, and save the adapter.
 """
 
 import dataclasses
+import math
 import re
 import sys
 import time
@@ -17,12 +18,12 @@ import watch
 from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, new_settings, parse_arguments, read_settings, resumed_settings
 
 import npgpt
-from npgpt import NpgptError, evaluate, lora, machine
+from npgpt import NpgptError, estimate, evaluate, lora, machine
 from npgpt.errors import DivergedError, FileError
 from npgpt.files import read_json
 from npgpt.fit import FitConfig, best_step, fit
 from npgpt.fit import save as save_checkpoint
-from npgpt.memory import keep_freed_memory
+from npgpt.memory import keep_freed_memory, resident
 from npgpt.report import write_report
 from npgpt.run import Run, difference, fingerprint
 from npgpt.threads import blas_threads
@@ -55,12 +56,16 @@ def main(given):
     if settings["model"] == cli.FALLBACK:
         say(f"           for this model {', '.join(f'{n} {v}' for n, v in TINY_DEFAULTS.items() if n not in given)} "
             f"by default: {TINY_REASON}")
+    weights = fingerprint(tensor.data for tensor in model.parameters().values())
     training, held_out = dataset.encode(documents, settings, model.config, tokenizer, say)
-    about = description(settings, model, training, held_out)
-    if "config" in given:
-        repeat(given["config"], about)
     prepare(model, adapter, settings, say)
     opt = optimizer(model, settings)
+    held = resident()
+    if "max_memory" in given and not run:
+        config = fit_into(given["max_memory"], held, settings, model, training, config, say)
+    about = description(settings, weights, training, held_out)
+    if "config" in given:
+        repeat(given["config"], about)
     total = config.total_steps(config.order(training.sequences.lengths))
     if run:
         check_nothing_changed(run, about)
@@ -73,6 +78,8 @@ def main(given):
     step_size = f"about {tokens} tokens" if tokens else f"{config.batch_size * config.accumulate} texts"
     say(f"training   {total:,} steps of {step_size}, {config.epochs} epochs; AdamW, "
         f"learning rate {config.lr:g} ({config.schedule}), weight decay {settings['weight_decay']:g}")
+    if not given.get("quiet"):
+        say(f"estimate   {forecast(model, training.sequences, config, total - opt.steps, held)}")
 
     def measure():
         return evaluate.mean_nll(model, held_out.sequences, held_out.sequences.loss_masks).nll
@@ -110,13 +117,46 @@ def main(given):
     return conclude(run, model, place, settings, say, started)
 
 
-def description(settings, model, training, held_out):
+def forecast(model, sequences, config, steps, held):
+    """Return what training will take, in a line."""
+    batch = estimate.largest_micro_batch(sequences, config)
+    takes = estimate.memory(model, batch, config.threads, held)
+    order = config.order(sequences.lengths)
+    tokens = steps * sequences.lengths.sum() / order.steps_per_epoch
+    seconds = tokens * estimate.seconds_a_token(model, len(batch.ids), config.threads)
+    return (f"{estimate.spelled(takes.total)} of memory at the most, {estimate.spelled(takes.saved)} of it saved for "
+            f"the backward pass of {len(batch.ids):,} tokens; about {estimate.duration(seconds)}")
+
+
+def fit_into(most, held, settings, model, training, config, say):
+    """Choose micro-batches and checkpointing, in `settings` and `model`, so that training takes at most `most` bytes,
+    of which the process holds `held` already. Returns the TrainConfig. Raises NpgptError where nothing fits."""
+    least = None
+    for batch_size, batch_tokens, accumulate, checkpointing in estimate.ways(config):
+        if checkpointing < settings["checkpoint"] or (batch_tokens or math.inf) < training.sequences.lengths.max():
+            continue
+        model.gradient_checkpointing = checkpointing
+        tried = dataclasses.replace(config, batch_size=batch_size, batch_tokens=batch_tokens, accumulate=accumulate)
+        batch = estimate.largest_micro_batch(training.sequences, tried)
+        takes = estimate.memory(model, batch, config.threads, held).total
+        if takes <= most:
+            settings |= {"batch_size": batch_size, "batch_tokens": batch_tokens, "accumulate": accumulate,
+                         "checkpoint": checkpointing}
+            say(f"memory     {estimate.spelled(takes)} by micro-batches of {len(batch.lengths)} texts, {accumulate} a "
+                "step" + ", with --checkpoint" * checkpointing)
+            return tried
+        least = min(takes, least or takes)
+    raise NpgptError(f"--max-memory {estimate.spelled(most)}: the least that this training takes is "
+                     f"{estimate.spelled(least)}; a shorter --max-length or a smaller model takes less")
+
+
+def description(settings, weights, training, held_out):
     """Return what a run writes down of itself, and what must be the same where it goes on."""
     return {
         "settings": settings,
         "data": {name: e and {"texts": e.texts, "tokens": e.tokens, "learned": e.targets, "fingerprint": e.fingerprint}
                  for name, e in (("training", training), ("held_out", held_out))},
-        "model": {"fingerprint": fingerprint(tensor.data for tensor in model.parameters().values())},
+        "model": {"fingerprint": weights},
         "versions": machine.versions(),
         "machine": machine.machine(),
     }

@@ -31,7 +31,7 @@ ORDER = """
     inside inside_page
     gradcheck gradcases
     questions harness
-    run train fit report
+    run train fit estimate report
     __init__
 """.split()
 

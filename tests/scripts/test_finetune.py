@@ -18,8 +18,8 @@ from npgpt.data import encode_texts, read_texts
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
          "--out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --epochs --max-steps --batch-size "
          "--batch-tokens --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed "
-         "--threads --checkpoint --save-every --keep --eval-every --keep-best --patience --resume --config --preview "
-         "--full --samples --quiet").split()
+         "--threads --checkpoint --save-every --keep --eval-every --keep-best --patience --resume --config "
+         "--max-memory --preview --full --samples --quiet").split()
 
 
 def metrics(run):
@@ -94,7 +94,7 @@ def test_the_loss_falls_and_is_that_of_the_saved_adapter(finished, model, held_o
 def test_the_settings_are_all_written_down(finished):
     run, _, _ = finished
     settings = json.loads((run / "config.json").read_text())["settings"]
-    of_the_call = {"out", "resume", "config", "quiet", "preview"}
+    of_the_call = {"out", "resume", "config", "max_memory", "quiet", "preview"}
     assert settings.keys() == {flag[2:].replace("-", "_") for flag in FLAGS} - of_the_call
     assert (settings["rank"], settings["seed"], settings["batch_size"], settings["epochs"]) == (4, 3, 4, 5)
 
@@ -107,7 +107,9 @@ def test_what_is_printed(finished):
                  r"template +\[{text}<end of text>\]  \(in brackets: learned\)",
                  r"data +\S+texts.txt: 10 texts, 260 tokens, 250 learned, end of text learned in 10 of 10",
                  r"held out +\S+held-out.txt: 2 texts, 50 tokens, 48 learned, end of text learned in 2 of 2",
-                 r"training +15 steps of 4 texts, 5 epochs.*", r"saved +run.adapter \(\d+ kB\) after \d+.\d s"):
+                 r"training +15 steps of 4 texts, 5 epochs.*",
+                 r"estimate +\d+.\d MB of memory at the most, .* backward pass of \d+ tokens; about \d s",
+                 r"saved +run.adapter \(\d+ kB\) after \d+.\d s"):
         assert len(re.findall(f"^{line}$", stdout, re.M)) == 1, line
     samples = re.findall(r"^(.+)\n  before   (.+)\n  after    (.+)$", stdout, re.M)
     assert [prompt for prompt, _, _ in samples] == ["Overfitting is", "A good model"]
