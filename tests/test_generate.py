@@ -239,6 +239,18 @@ def test_each_character_is_whole():
     assert shown == ["", "", "\u20ac", "\u20ac", "\u20ac", "\u20ac", "\u20ac\U0001f600"]
 
 
+def test_of_several_stop_strings_the_first_in_the_text_ends_it():
+    assert before_stop("one two three", ["three", "two"]) == ("one ", True)
+    assert before_stop("one two three", ["four"]) == ("one two three", False)
+
+
+def test_a_stop_string_in_the_prompt_stops_nothing(model):
+    tokenizer = Bytes()
+    whole = npgpt.generate(model, PROMPT, 4, seed=2)
+    stop = tokenizer.decode(PROMPT)
+    assert npgpt.generate(model, PROMPT, 4, seed=2, stop_strings=[stop], tokenizer=tokenizer).tolist() == whole.tolist()
+
+
 def test_stop_strings_span_tokens(model):
     tokenizer = Bytes()
     whole = npgpt.generate(model, PROMPT, 19, seed=2)
