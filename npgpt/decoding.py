@@ -7,7 +7,7 @@ import numpy as np
 
 from npgpt import ops
 from npgpt.autograd import Tensor, no_grad
-from npgpt.threads import available, blas_threads, for_products, spread
+from npgpt.threads import blas_threads, for_products
 
 SMALL = 1_000_000  # multiplications: OpenBLAS (for AVX-512) makes a product of no more without copying its arguments
 
@@ -106,7 +106,8 @@ def head_logits(hidden, weight):
 
     One row is a matrix-vector product, which runs at the speed of memory. For two to a dozen, a product of matrices
     takes three times as long, since BLAS copies the whole table into another order first. Products with a few rows of
-    the table at a time, small enough to be made without, take half of that, and threads share them.
+    the table at a time, small enough to be made without, are faster on one thread than that is on two; more threads
+    would be in the way of BLAS's own, which wait for the next layer's products.
     """
     (M, C), V = hidden.shape, len(weight)
     size = SMALL // (M * C)  # of a block of the table
@@ -116,11 +117,6 @@ def head_logits(hidden, weight):
     whole = V // size * size
     blocks = weight[:whole].reshape(-1, size, C).swapaxes(1, 2)
     out = logits[:, :whole].reshape(M, -1, size).swapaxes(0, 1)             # (blocks, M, size), a view
-
-    def work(part):
-        np.matmul(hidden, blocks[part], out=out[part])
-
-    cuts = np.linspace(0, len(blocks), available() + 1).astype(int).tolist()
-    spread(work, [slice(*cut) for cut in itertools.pairwise(cuts)])
+    np.matmul(hidden, blocks, out=out)
     np.matmul(hidden, weight[whole:].T, out=logits[:, whole:])
     return logits

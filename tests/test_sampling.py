@@ -108,4 +108,5 @@ def test_what_is_cut_is_never_drawn():
             return np.nextafter(1.0, 0.0)
 
     assert sample(FOUR, Lowest(), top_k=2) == 1
+    assert sample(np.array([-2000.0, 0.0]), Lowest()) == 1  # nothing is cut, but the first has probability 0
     assert sample(FOUR[::-1], Highest(), top_k=2) == 2
