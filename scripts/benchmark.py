@@ -1,4 +1,4 @@
-"""Speed and memory of npgpt on GPT-2 124M's shapes, beside the limit that its own matrix products set.
+"""Speed and memory of npgpt on the shapes of gpt2 (and gpt2-medium), beside the limit that its own matrix products set.
 
 Every figure is a median over several runs after warm-up, in a process of its own. The limit of a training step is the
 time its matrix products take alone, on arrays of the same shapes, through the same BLAS and on the same threads; that
@@ -41,7 +41,7 @@ def parse_arguments(argv):
 
 
 def case_names():
-    return [*(f"step {name}" for name in STEPS), "full 4x64", *DECODES, "load"]
+    return [*(f"step {name}" for name in STEPS), "full 4x64", "medium 8x128", "checkpoint 8x128", *DECODES, "load"]
 
 
 def main(args):
@@ -59,7 +59,8 @@ def main(args):
             command += ["--threads", str(args.threads)] if args.threads else []
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                print(f"{case:13} {side:24} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                print(f"{case:13} {side:24} failed: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}",
+                      file=sys.stderr)
                 continue
             results[side] = json.loads(done.stdout.splitlines()[-1])
             report(case, side, results, args.json)
@@ -103,7 +104,7 @@ def measure(side, case, threads, runs):
     elif kind == "decode":
         figures = measure_decode(DECODES[case], runs)
     else:
-        figures = measure_step(STEPS[name], kind == "full", threads, runs)
+        figures = measure_step(STEPS[name], kind, threads, runs)
     if figures:
         figures.setdefault("peak_bytes", peak_bytes())
     return figures
@@ -128,14 +129,17 @@ def sequences(lengths):
     return [rng.integers(0, 50257, length) for length in lengths]
 
 
-def measure_step(lengths, full, threads, runs):
-    """One optimiser step: LoRA r = 8 on c_attn with dropout 0.1 and no other dropout, or all weights."""
+def measure_step(lengths, kind, threads, runs):
+    """One optimiser step. LoRA r = 8 on c_attn with dropout 0.1 and no other dropout; of kind "full", all weights; of
+    kind "medium", on gpt2-medium's shapes; of kind "checkpoint", on those with gradient checkpointing."""
     import npgpt
     from npgpt.memory import keep_freed_memory
 
     keep_freed_memory()  # as finetune.py does
-    model = npgpt.GPT2(npgpt.GPT2Config(embd_pdrop=0, resid_pdrop=0, attn_pdrop=0), seed=0)
-    if not full:
+    shape = {"n_layer": 24, "n_head": 16, "n_embd": 1024} if kind in ("medium", "checkpoint") else {}
+    model = npgpt.GPT2(npgpt.GPT2Config(embd_pdrop=0, resid_pdrop=0, attn_pdrop=0, **shape), seed=0)
+    model.gradient_checkpointing = kind == "checkpoint"
+    if kind != "full":
         npgpt.add_lora(model, npgpt.LoraConfig())
     optimizer = npgpt.AdamW(model.trainable_parameters())
     batch = npgpt.Batch.from_sequences(sequences(lengths))
