@@ -1,10 +1,13 @@
 """AdamW, clipping by global norm, and learning-rate schedules."""
 
+import functools
 import math
 
 import numpy as np
 
 from npgpt.errors import ConfigError
+from npgpt.ops.rows import row_blocks
+from npgpt.threads import spread
 
 
 class AdamW:
@@ -44,28 +47,32 @@ class AdamW:
     def step(self, grads):
         """Update every parameter that has a gradient in `grads`, dict Tensor -> array, in place."""
         self.steps += 1
+        for name, tensor in self.params.items():
+            if tensor in grads:
+                arrays = grads[tensor], tensor.data, self.m[name], self.v[name]
+                blocks = row_blocks(tensor.data) if tensor.data.ndim == 2 else [...]
+                spread(functools.partial(self._update, arrays, self.lr * self.ratios.get(name, 1)), blocks)
+
+    def _update(self, arrays, lr, rows):
+        """Update some rows of one parameter: few enough for all passes but the first to find them in the cache."""
+        g, p, m, v = (array[rows] for array in arrays)
         beta1, beta2 = self.betas
         debiased = 1 - beta1**self.steps
         root_bias = math.sqrt(1 - beta2**self.steps)
-        for name, tensor in self.params.items():
-            if tensor not in grads:
-                continue
-            g, p, m, v = grads[tensor], tensor.data, self.m[name], self.v[name]
-            lr = self.lr * self.ratios.get(name, 1)
-            work = g * (1 - beta1)
-            m *= beta1
-            m += work
-            np.multiply(g, g, out=work)
-            work *= 1 - beta2
-            v *= beta2
-            v += work
-            np.sqrt(v, out=work)                # sqrt(vhat) = sqrt(v) / sqrt(1 - beta2^t)
-            work /= root_bias
-            work += self.eps
-            np.divide(m, work, out=work)
-            work *= lr / debiased
-            p *= 1 - lr * self.weight_decay
-            p -= work
+        work = g * (1 - beta1)
+        m *= beta1
+        m += work
+        np.multiply(g, g, out=work)
+        work *= 1 - beta2
+        v *= beta2
+        v += work
+        np.sqrt(v, out=work)                    # sqrt(vhat) = sqrt(v) / sqrt(1 - beta2^t)
+        work /= root_bias
+        work += self.eps
+        np.divide(m, work, out=work)
+        work *= lr / debiased
+        p *= 1 - lr * self.weight_decay
+        p -= work
 
 
 def clip_grad_norm(grads, max_norm):

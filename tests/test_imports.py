@@ -20,12 +20,12 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 ORDER = """
     errors files seeding html metrics
     bootstrap wikitext
-    optim batch threads machine memory hub safetensors torchfile tokenizer
+    batch threads machine memory hub safetensors torchfile tokenizer
     data.readers data.templates data.documents data.encoding data.order data.preview data
     autograd
     ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops.dora ops
-    nn gpt2 lora_config lora_init updates lora combine
+    optim nn gpt2 lora_config lora_init updates lora combine
     checkpoint adapter loralib warpers sampling decoding generate beam evaluate tasks records
     merge gguf spectrum anatomy
     inside inside_page

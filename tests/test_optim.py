@@ -203,3 +203,15 @@ def test_ratios_multiply_the_rate_and_with_it_the_decay_of_those_named():
 def test_ratios_that_cannot_be_used(ratios):
     with pytest.raises(ConfigError, match="ratios = "):
         AdamW({"a": Tensor(np.zeros(1), trainable=True)}, ratios=ratios)
+
+def test_a_parameter_larger_than_the_cache_is_updated_like_its_parts():
+    draws = np.random.default_rng(0)
+    start, gradients = draws.standard_normal((700, 500)), draws.standard_normal((3, 700, 500))
+    whole = Tensor(start.copy(), trainable=True)
+    parts = {f"{row}": Tensor(start[row : row + 100].copy(), trainable=True) for row in range(0, 700, 100)}
+    one, many = AdamW({"whole": whole}), AdamW(parts)
+    for g in gradients:
+        one.step({whole: g})
+        many.step({part: g[int(row) : int(row) + 100] for row, part in parts.items()})
+    assert np.array_equal(whole.data, np.concatenate([part.data for part in parts.values()]))
+    assert not np.any(whole.data == start)
