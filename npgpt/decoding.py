@@ -7,6 +7,7 @@ import numpy as np
 
 from npgpt import ops
 from npgpt.autograd import Tensor, no_grad
+from npgpt.lora import check_not_mixed
 from npgpt.threads import blas_threads, for_products
 
 SMALL = 1_000_000  # multiplications: OpenBLAS (for AVX-512) makes a product of no more without copying its arguments
@@ -28,21 +29,20 @@ class Decoder:
     """
 
     def __init__(self, model, batch, capacity):
+        check_not_mixed(model)
         config = model.config
         self.model = model
         shape = (config.n_layer, batch, config.n_head, capacity, config.n_embd // config.n_head)
         self.k, self.v = np.zeros(shape, model.wte.weight.dtype), np.zeros(shape, model.wte.weight.dtype)
         self.lengths = np.zeros(batch, np.int64)
 
-    def read(self, sequences, rows=None):
-        """Begin sequences anew: return the logits (len(sequences), V) of what follows each.
+    def read(self, sequences):
+        """Begin anew with rows 0, 1, ...: return the logits (len(sequences), V) of what follows each sequence.
 
         sequences  list of integer arrays (T,), T >= 1; equal ones are worked through once
-        rows       which row each is, default 0, 1, ...
         """
-        rows = range(len(sequences)) if rows is None else rows
         members = {}  # equal sequences -> their rows
-        for row, sequence in zip(rows, sequences, strict=True):
+        for row, sequence in enumerate(sequences):
             members.setdefault(tuple(map(int, sequence)), []).append(row)
             self.lengths[row] = len(sequence)
         lengths = np.array([len(sequence) for sequence in members])
@@ -58,7 +58,7 @@ class Decoder:
         positions = np.concatenate([np.arange(T) for T in lengths])
         logits = self._logits(np.concatenate([np.array(sequence) for sequence in members]), positions, attend, ends - 1)
         which = {row: i for i, same in enumerate(members.values()) for row in same}
-        return logits[[which[row] for row in rows]]
+        return logits[[which[row] for row in range(len(sequences))]]
 
     def step(self, tokens):
         """Add one token to every sequence, tokens (B,): return the logits (B, V) of what follows."""

@@ -27,6 +27,7 @@ import numpy as np
 from npgpt.autograd import no_grad
 from npgpt.batch import NO_TARGET, Batch
 from npgpt.errors import ConfigError
+from npgpt.lora import check_not_mixed
 from npgpt.threads import blas_threads, for_products
 
 ROWS = 256  # of logits at a time
@@ -80,6 +81,7 @@ def window_losses(model, windows, batch_tokens=BATCH_TOKENS):
     Windows are laid end to end, about `batch_tokens` tokens at a time; there is no padding, and how they are grouped
     changes nothing beyond rounding.
     """
+    check_not_mixed(model)
     for group in grouped([len(window.ids) for window in windows], batch_tokens):
         ids, targets = (np.concatenate(arrays) for arrays in zip(*(windows[i] for i in group), strict=True))
         with blas_threads(for_products(model)):
@@ -144,6 +146,7 @@ def perplexity(model, ids, context=1024, stride=None):
 
 def mean_nll(model, sequences, loss_masks=None, batch_tokens=BATCH_TOKENS):
     """Mean loss over all targets of all sequences, each by itself: a Perplexity. See `Batch.from_sequences`."""
+    check_not_mixed(model)
     masks = loss_masks or [np.ones(len(sequence)) for sequence in sequences]
     rows = []
     for group in grouped([len(sequence) for sequence in sequences], batch_tokens):

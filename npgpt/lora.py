@@ -253,8 +253,8 @@ def merge_lora(model):
 
 @contextlib.contextmanager
 def mixed_batch(model, names, lengths=None):
-    """Inside this block each sequence of a batch goes through an adapter of its own. For inference: nothing is
-    recorded.
+    """Inside this block each sequence of a batch goes through an adapter of its own. For model.logits and
+    model.hidden_states: nothing is recorded, and what orders sequences by itself (generation, evaluation) refuses.
 
     names    for each sequence, the name of an adapter, or None for the base
     lengths  (B,), tokens in each sequence; None: all are equally long, as in model.logits of (B, T)
@@ -278,6 +278,13 @@ def mixed_batch(model, names, lengths=None):
         finally:
             for layer in layers.values():
                 layer.routes = None
+
+
+def check_not_mixed(model):
+    """Raise ConfigError inside a `mixed_batch`: for what puts sequences into an order of its own."""
+    if any(layer.routes for layer in adapted_layers(model).values()):
+        raise ConfigError("in a mixed_batch each sequence has its adapter by its place, which model.logits and "
+                          "model.hidden_states keep and generation and evaluation do not: run the adapters one by one")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,21 @@
 import numpy as np
 import pytest
 
-from npgpt import Batch, LoraConfig, add_lora, add_weighted_adapter, load_adapter, merge_lora, mixed_batch, save_adapter
+from npgpt import (
+    Batch,
+    LoraConfig,
+    add_lora,
+    add_weighted_adapter,
+    generate_batch,
+    load_adapter,
+    merge_lora,
+    mixed_batch,
+    perplexity,
+    save_adapter,
+)
 from npgpt.combine import METHODS, _added
 from npgpt.errors import ConfigError
+from npgpt.evaluate import mean_nll
 from npgpt.gradcases import randomise, small_model
 from npgpt.lora import adapter_names, set_adapter, updates
 
@@ -199,3 +211,15 @@ def test_names_and_sequences_that_do_not_fit():
         pass
     with pytest.raises(ConfigError, match="2 adapter names for 5 tokens"), mixed_batch(model, ["a", None]):
         model.logits(IDS)
+
+
+@pytest.mark.parametrize("work", [
+    lambda model: generate_batch(model, [[1, 2, 3, 4, 5], [1, 2, 3]], 2, temperature=0),
+    lambda model: mean_nll(model, [np.arange(5), np.arange(3)]),
+    lambda model: perplexity(model, np.arange(12), context=4),
+])
+def test_what_puts_sequences_into_an_order_of_its_own_refuses_a_mixed_batch(work):
+    model = without_head("a", "b")
+    with mixed_batch(model, ["a", "b"]), pytest.raises(ConfigError, match="run the adapters one by one"):
+        work(model)
+    work(model)
