@@ -5,7 +5,6 @@ show loss, perplexity and samples before and after, and save the adapter.
 """
 
 import dataclasses
-import math
 import re
 import sys
 import time
@@ -133,7 +132,7 @@ def fit_into(most, held, settings, model, training, config, say):
     of which the process holds `held` already. Returns the TrainConfig. Raises NpgptError where nothing fits."""
     least = None
     for batch_size, batch_tokens, accumulate, checkpointing in estimate.ways(config):
-        if checkpointing < settings["checkpoint"] or (batch_tokens or math.inf) < training.sequences.lengths.max():
+        if checkpointing < settings["checkpoint"]:
             continue
         model.gradient_checkpointing = checkpointing
         tried = dataclasses.replace(config, batch_size=batch_size, batch_tokens=batch_tokens, accumulate=accumulate)

@@ -162,8 +162,10 @@ def new_settings(given):
 def resumed_settings(run, given):
     """Return the settings of the run that is gone on with, which nothing given may contradict."""
     settings = run.read_config().get("settings")
-    if "config" in given:
-        raise npgpt.NpgptError(f"--config {given['config']}: {run.folder} has its settings; leave the flag out")
+    for name in ("config", "max_memory"):
+        if name in given:
+            flag = f"--{name.replace('_', '-')} {given[name]}"
+            raise npgpt.NpgptError(f"{flag}: {run.folder} has its settings; leave the flag out")
     if not isinstance(settings, dict) or settings.keys() != DEFAULTS.keys():
         raise FormatError(f"{run.folder}/config.json does not hold the settings of a run: "
                           f"expected {', '.join(DEFAULTS)}")

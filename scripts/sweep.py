@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import cli
+import watch
 
 from npgpt import html
 from npgpt.errors import NpgptError
@@ -74,10 +75,13 @@ def fine_tune(run, chosen, flags):
     """
     if "after" in run.results():
         return
-    place = "--resume" if (run.folder / "config.json").exists() else "--out"
-    settings = [f"--{name}={value}" for name, value in chosen.items()]
-    command = [sys.executable, str(Path(__file__).with_name("finetune.py")), place, str(run.folder), *settings, *flags]
-    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    command = [sys.executable, str(Path(__file__).with_name("finetune.py"))]
+    if (run.folder / "config.json").exists():  # which has all the settings
+        command += ["--resume", str(run.folder)]
+    else:
+        command += ["--out", str(run.folder), *(f"--{name}={value}" for name, value in chosen.items()), *flags]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child, watch.uninterrupted():
+        status = child.wait()  # Ctrl-C reaches the child as well, which saves and ends
     if status == 130:
         raise KeyboardInterrupt
     if status:
