@@ -7,7 +7,7 @@ whose keys are module names as PEFT sees them:
     base_model.model.transformer.h.0.attn.c_attn.lora_B.weight      (out, R)
 
 Reading is strict. PEFT runs an adapter that does not fit its base with a warning at most, and the result looks like a
-working model: here every tensor of the file is used and every adapted module is given both of its tensors, or the
+working model: here every tensor of the file is used and every adapted module is given all of its tensors, or the
 adapter is refused. The same holds for a field of the configuration that changes what the adapter computes.
 
 Source: files written by PEFT 0.21.2, and its LoraConfig.
@@ -117,7 +117,7 @@ def load_adapter(model, folder, name="default", trainable=True):
 
     folder     PEFT's two files; or, for a name other than "default", a folder that has them in folder/name
     name       what the adapter is called from here on
-    trainable  whether its A and B are trainable
+    trainable  whether its parameters are trainable
 
     Tensors of any float dtype are taken to the model's. The model is changed only once everything has been checked.
     Raises FileError where a file cannot be read, FormatError where the adapter cannot be used or does not fit the

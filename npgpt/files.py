@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -63,16 +64,22 @@ def new_folder(path):
 
 
 def remove_folder(path):
-    """Remove a folder with all its files, from the first moment on under another name: never half of it is seen."""
+    """Remove a folder with all its files, from the first moment on under another name: never half of it is seen.
+    Raises FileError."""
     path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    os.rename(path, temporary)
+    try:
+        os.rename(path, temporary)
+    except OSError as error:
+        raise FileError(f"cannot remove {path}: {error.strerror or error}") from error
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(folder):
     """Remove below `folder` what a process that was killed while it wrote has left there."""
     for path in Path(folder).rglob(".*.tmp"):
+        if not re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            continue  # somebody else's
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

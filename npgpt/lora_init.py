@@ -25,7 +25,7 @@ def initial(method, weight, r, scale, rng):
     "olora"       of Wᵀ = Q R, the first r columns of Q and rows of R; the base keeps Wᵀ - s Q R (Büyükakyüz 2024)
 
     The last two change the base. Here the base is never written to: the update takes s B A of the start off instead,
-    which is the same function, and an adapter is saved as plain LoRA of rank 2r (see `lora.LowRank`).
+    which is the same function, and an adapter is saved as plain LoRA of rank 2r (see `updates.LowRank`).
     """
     n_in, n_out = weight.shape
     if method in ("pissa", "olora") and r > min(n_in, n_out):

@@ -255,6 +255,9 @@ def read_labelled(records, template="{text}\nLabel:", labels=None):
     for where, _, label in found:
         if label not in labels:
             raise FormatError(f"{where}: its label is {label!r}; expected one of {', '.join(labels)}")
+    fields = set(re.findall(r"\{(\w+)\}", template))
+    if fields != {"text"}:
+        raise ConfigError(f"template {template!r} has the fields {sorted(fields)}: it must have {{text}} and no other")
     return [Question(template.replace("{text}", text), [f" {word}" for word in labels], labels.index(label))
             for _, text, label in found]
 

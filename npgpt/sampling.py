@@ -60,8 +60,11 @@ class Sampling:
         prompt_length  how many of them are the prompt's
         eos_id         the end of text, which min_new_tokens puts off
 
-        Raises NpgptError where the rules leave no token.
+        Raises NpgptError where the logits are not numbers, and where the rules leave no token.
         """
+        if np.isnan(logits).any():
+            raise NpgptError("the model's logits are not numbers: its weights, or those of its adapter, hold NaN, as "
+                             "after a training that diverged; train again with a smaller learning rate")
         z, new = logits.astype(np.float64), ids[prompt_length:]
         if self.logit_bias:
             z = warpers.logit_bias(z, self.logit_bias)
@@ -90,13 +93,7 @@ class Sampling:
         return warpers.softmax(self.scores(logits, *context))
 
     def draw(self, logits, rng, *context):
-        """Choose the next token: int. The arguments are those of `scores`, and a random generator.
-
-        Raises NpgptError where the logits are not numbers.
-        """
-        if np.isnan(logits).any():
-            raise NpgptError("the model's logits are not numbers: its weights, or those of its adapter, hold NaN, as "
-                             "after a training that diverged; train again with a smaller learning rate")
+        """Choose the next token: int. The arguments are those of `scores`, and a random generator."""
         z = self.scores(logits, *context)
         if self.temperature == 0:
             return int(z.argmax())

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import functools
+import threading
 
 import threadpoolctl
 
@@ -31,9 +32,10 @@ def blas_threads(count):
 
 
 def spread(work, items, threads=None):
-    """Call work(item) for each of `items`, on as many threads as BLAS would use now, with one BLAS thread each."""
+    """Call work(item) for each of `items`, on as many threads as BLAS would use now, with one BLAS thread each. From
+    another thread than the main one, on that alone: BLAS has one setting for all, and two would undo each other's."""
     threads = min(len(items), available() if threads is None else threads)
-    if threads <= 1:
+    if threads <= 1 or threading.current_thread() is not threading.main_thread():
         for item in items:
             work(item)
         return

@@ -217,6 +217,8 @@ def part_products(model, batch):
                 backward.append(product(x.T, dy))
         forward += attention(False)
         backward += attention(True)
+    if model.gradient_checkpointing:
+        forward *= 2
     for start in range(0, batch.n_targets, ROWS):
         m = min(ROWS, batch.n_targets - start)
         h, Z, head = array(m, C), array(m, config.vocab_size), model.head().data

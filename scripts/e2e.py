@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import npgpt
 from npgpt import bootstrap, data, evaluate, metrics, questions
+from npgpt.errors import DivergedError
 from npgpt.files import write_json
 from npgpt.memory import keep_freed_memory
 from npgpt.train import TrainConfig, train
@@ -105,7 +106,7 @@ def main(args):
     def held_out_loss(method, rate):
         try:
             model = fit(fresh(method), part.sequences, rate, args, f"{method} at {rate:g}", args.short_steps)
-        except npgpt.NpgptError:  # it diverged
+        except DivergedError:
             return math.inf
         return loss(model, held_out.sequences)
 

@@ -8,6 +8,7 @@ import cli
 from tqdm import tqdm
 
 from npgpt import bootstrap, data, metrics, questions, tasks
+from npgpt.errors import NpgptError
 from npgpt.evaluate import exponential, mean_of_rows
 from npgpt.files import read_text
 from npgpt.records import Records, complete, fingerprint
@@ -133,6 +134,8 @@ def main(args):
         model, tokenizer = cli.load(name, args.revision, adapter)
         if adapter is None:
             task, about, in_words = TASKS[args.task](args, tokenizer, model)
+            if not task.items:
+                raise NpgptError(f"{args.data} holds no item for --task {args.task}")
         quiet = args.json or not sys.stderr.isatty()
         with tqdm(total=len(task.items), disable=quiet, leave=False, desc=adapter or "base") as bar:
             answers = complete(records, fingerprint(model, adapter), task, model,

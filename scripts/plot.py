@@ -13,6 +13,7 @@ from pathlib import Path
 import cli
 
 from npgpt.errors import NpgptError
+from npgpt.files import replacing
 from npgpt.fit import smoothed
 from npgpt.run import Run
 
@@ -48,8 +49,9 @@ def main(args):
         if axes.lines:
             axes.legend(fontsize="small")
     try:
-        figure.savefig(args.out, dpi=150)
-    except (OSError, ValueError) as error:  # ValueError: an ending it has no format for
+        with replacing(args.out) as temporary:
+            figure.savefig(temporary, format=Path(args.out).suffix[1:].lower() or None, dpi=150)
+    except ValueError as error:  # an ending it has no format for
         raise NpgptError(f"cannot write {args.out}: {error}") from error
     print(f"saved      {args.out}")
 
@@ -57,8 +59,9 @@ def main(args):
 def names(runs):
     """Return a name for each run: its folder, and the settings that are not the same in all of them."""
     settings = [run.read_config()["settings"] for run in runs]
-    differing = [name for name in settings[0] if len({str(each.get(name)) for each in settings}) > 1]
-    return [", ".join([run.folder.name, *(f"{name} {each[name]}" for name in differing)])
+    every = dict.fromkeys(name for each in settings for name in each)
+    differing = [name for name in every if len({str(each.get(name)) for each in settings}) > 1]
+    return [", ".join([run.folder.name, *(f"{name} {each.get(name)}" for name in differing)])
             for run, each in zip(runs, settings, strict=True)]
 
 

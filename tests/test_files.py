@@ -93,3 +93,16 @@ def test_read_json_says_what_is_wrong(tmp_path, content, message):
 def test_read_json_of_a_missing_file(tmp_path):
     with pytest.raises(FileError, match=r"cannot read .*none.json: No such file or directory"):
         files.read_json(tmp_path / "none.json")
+
+
+def test_what_others_left_stays(tmp_path):
+    ours, theirs = tmp_path / ".state.123.tmp", tmp_path / ".editor.tmp"
+    for path in (ours, theirs):
+        path.touch()
+    files.remove_leftovers(tmp_path)
+    assert theirs.exists() and not ours.exists()
+
+
+def test_a_folder_that_cannot_be_removed(tmp_path):
+    with pytest.raises(FileError, match="cannot remove"):
+        files.remove_folder(tmp_path / "missing")

@@ -218,3 +218,9 @@ def test_long_questions_are_cut_on_the_left(model):
     ids = TOKENIZER.encode(context + "end")[-49:]
     [(_, losses, _)] = evaluate.window_losses(model, [evaluate.window(ids, 0, len(ids))])
     assert record["nll"] == pytest.approx(losses[-3:].sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("template", ["Which?", "{text} {premise}", "{premise}"])
+def test_a_template_for_labels_has_the_text_and_no_other_field(template):
+    with pytest.raises(ConfigError, match=r"it must have \{text\} and no other"):
+        questions.read_labelled(records({"text": "x", "label": "no"}), template, ["yes", "no"])

@@ -91,3 +91,12 @@ def test_an_error_in_spread_work_comes_out():
 
     with threads.blas_threads(2), pytest.raises(ArithmeticError, match="0"):
         threads.spread(work, [0, 1])
+
+
+def test_work_from_another_thread_stays_on_it(monkeypatch):
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    seen = []
+    caller = threading.Thread(target=lambda: threads.spread(lambda _: seen.append(threading.current_thread()), [0, 1]))
+    caller.start()
+    caller.join()
+    assert seen == [caller, caller]
