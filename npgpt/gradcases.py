@@ -14,7 +14,7 @@ from npgpt.autograd import Tensor
 from npgpt.batch import Batch
 from npgpt.gpt2 import GPT2, GPT2Config
 from npgpt.gradcheck import check_parameters, gradcheck
-from npgpt.lora import add_lora
+from npgpt.lora import add_lora, set_adapter
 from npgpt.lora_config import LoraConfig
 from npgpt.seeding import generator
 
@@ -216,14 +216,30 @@ def models():
     full = small_model()
     other = small_model(activation_function="gelu", n_inner=12, scale_attn_by_inverse_layer_idx=True,
                         tie_word_embeddings=False)
-    lora = add_lora(small_model(), LoraConfig(r=3, lora_alpha=4, target_modules="all-linear"))
-    randomise(lora.trainable_parameters(), seed=1)
+
+    def adapted(model=None, **fields):
+        model = add_lora(model or small_model(), LoraConfig(r=3, lora_alpha=4, **fields))
+        randomise(model.trainable_parameters(), seed=1)
+        return model
+
+    lora = adapted(target_modules="all-linear")
+    biased = adapted(target_modules=["attn.c_proj", "c_fc"], use_rslora=True, lora_bias=True, bias="all")
+    tables = adapted(small_model(tie_word_embeddings=False), target_modules=["wte", "wpe", "lm_head", "c_attn"],
+                     modules_to_save=["ln_f"])
+    pissa = adapted(target_modules=["c_attn"], init_lora_weights="pissa")
+    stacked = add_lora(adapted(target_modules=["c_attn", "wte"]), LoraConfig(r=2, lora_alpha=2), name="b")
+    set_adapter(stacked, {"default": 0.5, "b": -0.75})
+    randomise(stacked.trainable_parameters(), seed=2)
     return [ModelCase(name, loss, model.trainable_parameters()) for name, model, loss in [
         ("GPT-2", full, lambda: full.loss(batch)),
         ("GPT-2, dropout", full, lambda: full.loss(batch, _rng())),
         ("GPT-2, untied, gelu, scaled by layer", other, lambda: other.loss(batch)),
         ("LoRA, all linears", lora, lambda: lora.loss(batch)),
         ("LoRA, all linears, dropout", lora, lambda: lora.loss(batch, _rng())),
+        ("LoRA, scaled by root r, biases", biased, lambda: biased.loss(batch)),
+        ("LoRA, tables, head, a saved norm", tables, lambda: tables.loss(batch, _rng())),
+        ("LoRA, PiSSA", pissa, lambda: pissa.loss(batch)),
+        ("LoRA, two adapters, weighted", stacked, lambda: stacked.loss(batch)),
     ]]
 
 
