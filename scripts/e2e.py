@@ -80,7 +80,12 @@ def parse_arguments(argv):
                         help="steps of a run that tries a learning rate (default %(default)s)")
     parser.add_argument("--limit", type=int, help="put only this many meanings into words (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of LoRA, the order of the texts and dropout")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("epochs", "batch_size", "short_steps", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    return args
 
 
 def main(args):

@@ -52,9 +52,9 @@ def main(given):
     model.gradient_checkpointing = settings["checkpoint"]
     say(f"model      {settings['model']}: {model.config.n_layer} layers, {model.config.n_head} heads, width "
         f"{model.config.n_embd}, vocabulary {model.config.vocab_size:,}, context {model.config.n_positions}")
-    if settings["model"] == cli.FALLBACK:
-        say(f"           for this model {', '.join(f'{n} {v}' for n, v in TINY_DEFAULTS.items() if n not in given)} "
-            f"by default: {TINY_REASON}")
+    chosen = [f"{name} {value}" for name, value in TINY_DEFAULTS.items() if name not in given]
+    if settings["model"] == cli.FALLBACK and chosen and not run:
+        say(f"           for this model {', '.join(chosen)} by default: {TINY_REASON}")
     weights = fingerprint(tensor.data for tensor in model.parameters().values())
     training, held_out = dataset.encode(documents, settings, model.config, tokenizer, say)
     prepare(model, adapter, settings, say)
@@ -88,7 +88,7 @@ def main(given):
         samples = list(zip(PROMPTS, sample(model, tokenizer, settings), strict=False))
         return {"val_loss": measure() if held_out else None, "samples": samples}
 
-    with blas_threads(run.read_config()["machine"]["threads"]):  # those it began with: they decide the last bits
+    with blas_threads(threads_of(run.read_config(), run.folder)):  # those it began with: they decide the last bits
         try:
             if "before" not in run.results():
                 run.record("before", look())
@@ -165,11 +165,20 @@ def repeat(path, about):
     """Where the settings are those of another run, take its number of threads, and warn of what else differs."""
     before = read_json(path) if path.suffix.lower() != ".toml" else {}
     if before.get("settings") == about["settings"]:
-        about["machine"]["threads"] = before["machine"]["threads"]
+        about["machine"]["threads"] = threads_of(before, path)
         for what in ("data", "model", "versions"):
             changed = difference(before.get(what), about[what], f"{what}.")
             if changed:
                 warnings.warn(f"this is not quite the run of {path}: {changed}", stacklevel=2)
+
+
+def threads_of(about, place):
+    """Return the BLAS threads that a run's config.json holds. Raises NpgptError."""
+    machine = about.get("machine")
+    threads = machine.get("threads") if isinstance(machine, dict) else None
+    if type(threads) is not int or threads < 1:
+        raise NpgptError(f"{place}: machine.threads = {threads!r}: it must be a whole number of at least 1")
+    return threads
 
 
 def check_nothing_is_measured(settings):

@@ -58,7 +58,10 @@ def main(args):
 
 def names(runs):
     """Return a name for each run: its folder, and the settings that are not the same in all of them."""
-    settings = [run.read_config()["settings"] for run in runs]
+    settings = [run.read_config().get("settings") for run in runs]
+    for run, each in zip(runs, settings, strict=True):
+        if not isinstance(each, dict):
+            raise NpgptError(f"{run.folder}/config.json does not hold the settings of a run")
     every = dict.fromkeys(name for each in settings for name in each)
     differing = [name for name in every if len({str(each.get(name)) for each in settings}) > 1]
     return [", ".join([run.folder.name, *(f"{name} {each.get(name)}" for name in differing)])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cli
 import watch
+from settings import parse_arguments as parse_finetune_arguments
 
 from npgpt import html
 from npgpt.errors import NpgptError
@@ -31,7 +32,11 @@ def parse_arguments(argv):
     for name, kind in AXES.items():
         parser.add_argument(f"--{name}", type=kind, nargs="+", help=f"values of finetune.py's --{name}")
     parser.add_argument("finetune", nargs="*", metavar="-- FLAGS", help="what else finetune.py is given")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    of_its_own = {"out", "resume", "config", *(name for name in AXES if getattr(args, name))}
+    for name in of_its_own & parse_finetune_arguments(args.finetune, None).keys():
+        parser.error(f"--{name} behind --: the sweep gives each run its own; leave it out")
+    return args
 
 
 def main(args):
@@ -62,11 +67,11 @@ def main(args):
 
 def note_down(path, flags):
     """Write down what every run of the sweep is given. Raises NpgptError where the sweep began with something else."""
-    if path.exists():
+    if path.exists() and any(path.parent.glob("*/config.json")):  # else no run has begun
         before = read_json(path).get("finetune")
         if before != flags:
-            raise NpgptError(f"{path.parent} holds a sweep with -- {' '.join(before)}: give the same, or name another "
-                             "--out")
+            flags = " ".join(map(str, before or []))
+            raise NpgptError(f"{path.parent} holds a sweep with -- {flags}: give the same, or name another --out")
     write_json(path, {"finetune": flags})
 
 

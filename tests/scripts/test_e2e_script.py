@@ -110,7 +110,9 @@ def test_rates_are_1_2_5():
     (["--test", "plain.txt"], "plain.txt:1: no '||' in it"),
     (["--start", "3"], "argument --start: invalid choice"),
     (["--methods", "lora", "magic"], "argument --methods: invalid choice: 'magic'"),
-    (["--epochs", "0"], "epochs = 0: it must be a whole number of at least 1"),
+    (["--epochs", "0"], "--epochs 0: it must be at least 1"),
+    (["--short-steps", "0"], "--short-steps 0: it must be at least 1"),
+    (["--limit", "-1"], "--limit -1: it must be at least 1"),
 ])
 def test_what_is_refused(refused, model, tmp_path, flags, message):
     (tmp_path / "plain.txt").write_text("no separator here\n")

@@ -111,3 +111,11 @@ def test_what_needs_held_out_texts_says_so(refused, folder):
     for option in (["--keep-best"], ["--patience", "2"], ["--eval-every", "5"]):
         assert f"error: {option[0]} needs texts to measure on: give --val-data or --val-fraction" in refused(
             "finetune.py", "--model", "model", "--data", "texts.txt", *option)
+
+
+@pytest.mark.parametrize("machine", [{}, {"threads": "x"}, {"threads": 0}, None])
+def test_a_run_without_its_threads_is_not_made_again(refused, script, folder, machine):
+    script("finetune.py", *FLAGS, "--out", "first")
+    path = folder / "first" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"machine": machine}))
+    assert "machine.threads = " in refused("finetune.py", "--config", path, "--out", "second")

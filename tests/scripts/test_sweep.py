@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from npgpt.errors import NpgptError
 from npgpt.run import Run
 
 
@@ -80,3 +81,22 @@ def test_runs_are_named_by_what_differs(tmp_path):
         runs[-1].write_config({"settings": {"rank": rank, "lr": 0.1, "data": None}})
     assert plot.names(runs) == ["one, rank 4", "two, rank 8"]
     assert plot.names(runs[:1]) == ["one"]
+
+
+@pytest.mark.parametrize("flag", ["--lr", "--out", "--resume"])
+def test_a_flag_that_the_sweep_sets_itself_is_refused(refused, flag):
+    assert f"error: {flag} behind --: " in refused("sweep.py", "--out", "sweep", "--lr", 1e-3, "--", flag, "1")
+
+
+def test_flags_that_no_run_began_with_can_be_corrected(run_script, script, tmp_path, flags):
+    wrong = [*flags[2:], "--model", "nowhere"]
+    assert run_script(tmp_path, "sweep.py", "--out", "sweep", "--rank", 2, "--", *wrong).returncode == 2
+    assert not list(tmp_path.glob("sweep/*/config.json"))
+    script("sweep.py", "--out", "sweep", "--rank", 2, "--", *flags)
+
+
+def test_runs_without_settings_are_refused(tmp_path):
+    import plot
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(NpgptError, match="does not hold the settings of a run"):
+        plot.names([Run(tmp_path)])
