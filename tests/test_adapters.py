@@ -169,3 +169,18 @@ def test_a_name_that_is_not_there_is_an_error_and_changes_nothing(model, call):
         call(model)
     np.testing.assert_array_equal(model.logits(IDS), before)
     assert model.trainable_parameters().keys() == trained
+
+
+def test_of_a_stack_what_stays_is_in_force_and_merges_without_what_was_taken_off(assert_close):
+    model = add_lora(small_model(), LoraConfig(r=2, target_modules=["c_attn"]), name="a")
+    add_lora(model, LoraConfig(r=2, target_modules=["c_attn"]), name="b")
+    for name in ("a", "b"):
+        set_adapter(model, name)
+        randomise(model.trainable_parameters(), seed=1)
+    ids = np.arange(6)
+    set_adapter(model, {"a": 0.5})
+    expected = model.logits(ids)
+    set_adapter(model, {"a": 0.5, "b": 2.0})
+    delete_adapter(model, "b")
+    assert_close(model.logits(ids), expected)
+    assert_close(merge_lora(model).logits(ids), expected)
