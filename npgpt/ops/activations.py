@@ -12,7 +12,6 @@ import numpy as np
 
 from npgpt.autograd import needs_grad, record
 from npgpt.ops.rows import row_blocks
-from npgpt.threads import spread
 
 
 def _elementwise(name, x, formula):
@@ -20,7 +19,8 @@ def _elementwise(name, x, formula):
     (saving,) = needs_grad(x)
     y = np.empty_like(x.data, order="C")
     slope = np.empty_like(y) if saving else None
-    spread(lambda rows: formula(x.data[rows], y[rows], slope[rows] if saving else None), row_blocks(y))
+    for rows in row_blocks(y):
+        formula(x.data[rows], y[rows], slope[rows] if saving else None)
     return record(name, y, (x,), lambda dy: (dy * slope,))
 
 

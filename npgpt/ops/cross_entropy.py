@@ -1,13 +1,10 @@
 """The loss: the output head and the softmax cross-entropy, together and in blocks of rows."""
 
-import functools
-
 import numpy as np
 
 from npgpt.autograd import needs_grad, record
 from npgpt.errors import ConfigError
 from npgpt.ops.rows import row_blocks
-from npgpt.threads import spread
 
 ROWS = 256  # of logits at a time
 
@@ -44,7 +41,8 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS):
         h = hidden.data[rows]
         Z = np.matmul(h, W.T, out=logits[:len(rows)])                       # (rows, C) -> (rows, V)
         losses = np.empty(len(rows), Z.dtype)
-        spread(functools.partial(_softmax_minus_onehot, Z, targets[rows], M, losses), row_blocks(Z))
+        for block in row_blocks(Z):
+            losses[block] = _softmax_minus_onehot(Z[block], targets[rows[block]], M)
         total += float(losses.sum(dtype=np.float64))
         if need_hidden:
             dhidden[rows] = Z @ W                                           # (rows, V) -> (rows, C)
@@ -58,13 +56,13 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS):
     return record("cross_entropy", np.asarray(total / M, hidden.dtype), (hidden, weight), rule)
 
 
-def _softmax_minus_onehot(Z, targets, M, losses, rows):
-    """Write the losses of some rows of the logits, and turn those rows of Z into dZ = (softmax(Z) - onehot) / M."""
-    z, t = Z[rows], (np.arange(rows.stop - rows.start), targets[rows])
-    z -= z.max(axis=1, keepdims=True)
-    at_target = z[t]
-    np.exp(z, out=z)
-    sums = z.sum(axis=1)
-    losses[rows] = np.log(sums) - at_target
-    z *= (1 / (sums * M))[:, None]
-    z[t] -= 1 / M
+def _softmax_minus_onehot(Z, targets, M):
+    """Return the losses of some rows of the logits, and turn Z into dZ = (softmax(Z) - onehot) / M."""
+    at = np.arange(len(Z)), targets
+    Z -= Z.max(axis=1, keepdims=True)
+    at_target = Z[at]
+    np.exp(Z, out=Z)
+    sums = Z.sum(axis=1)
+    Z *= (1 / (sums * M))[:, None]
+    Z[at] -= 1 / M
+    return np.log(sums) - at_target

@@ -4,7 +4,6 @@ import numpy as np
 
 from npgpt.autograd import needs_grad, record
 from npgpt.ops.rows import row_blocks
-from npgpt.threads import spread
 
 
 def layer_norm(x, weight, bias, eps):
@@ -35,7 +34,7 @@ def layer_norm(x, weight, bias, eps):
     rstd = np.empty((len(y), 1), y.dtype)
     averaging = np.full(C, 1 / C, y.dtype)
 
-    def forward(rows):
+    for rows in row_blocks(y):
         centred = np.subtract(x.data[rows], np.vecdot(x.data[rows], averaging)[:, None], out=xhat[rows])
         variance = np.vecdot(centred, centred)[:, None] / C
         rstd[rows] = 1 / np.sqrt(variance + eps)
@@ -46,18 +45,15 @@ def layer_norm(x, weight, bias, eps):
     def rule(dy):
         dbias = dy.sum(axis=0) if need_bias else None
         dweight = np.einsum("nc,nc->c", dy, xhat) if need_weight else None
-        dx = np.empty_like(xhat) if need_x else None
-
-        def backward(rows):
-            h, normal = np.multiply(dy[rows], w, out=dx[rows]), xhat[rows]
-            along_normal = np.vecdot(h, normal)[:, None] / C
-            h -= np.vecdot(h, averaging)[:, None]
-            h -= normal * along_normal
-            h *= rstd[rows]
-
+        dx = None
         if need_x:
-            spread(backward, row_blocks(dx))
+            dx = np.empty_like(xhat)
+            for rows in row_blocks(dx):
+                h, normal = np.multiply(dy[rows], w, out=dx[rows]), xhat[rows]
+                along_normal = np.vecdot(h, normal)[:, None] / C
+                h -= np.vecdot(h, averaging)[:, None]
+                h -= normal * along_normal
+                h *= rstd[rows]
         return dx, dweight, dbias
 
-    spread(forward, row_blocks(y))
     return record("layer_norm", y, (x, weight, bias), rule)

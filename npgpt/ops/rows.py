@@ -1,4 +1,4 @@
-"""Row blocks: how element-wise work stays in the processor's cache, and is shared out over threads."""
+"""Row blocks: how element-wise work stays in the processor's cache."""
 
 
 def row_blocks(array, block_bytes=1 << 20):
