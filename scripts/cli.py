@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import warnings
 
@@ -39,6 +40,15 @@ def run(command):
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def size(text):
+    """Return the bytes of 3GB, 800MB, 2GiB or 2.5e9: what a flag that takes a size is given."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper().replace("E", "e"))
+    count = float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ") if match else 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 3GB or 800MB")
+    return int(count)
 
 
 def add_model_arguments(parser):

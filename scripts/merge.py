@@ -1,7 +1,5 @@
 """Merge LoRA adapters into their base: a full model folder that transformers loads, compared with what was merged."""
 
-import argparse
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,15 +16,6 @@ CARRIED = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
            "added_tokens.json", "chat_template.jinja", "generation_config.json")
 # The largest |Δlogit|, as a part of the largest |logit|, that rounding explains: many times what was ever seen.
 ROUNDING = {"float32": 1e-4, "float16": 1e-2}
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
-def size(text):
-    """The bytes that a size such as 500MB or 2GiB means."""
-    match = re.fullmatch(r"(\d+)\s*([KMG]I?|)B?", text.strip().upper())
-    if not match or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB or 2GB")
-    return int(match[1]) * UNITS[match[2]]
 
 
 def parse_arguments(argv):
@@ -37,7 +26,7 @@ def parse_arguments(argv):
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder to write the model to")
     parser.add_argument("--dtype", choices=merge.DTYPES, default="float32",
                         help="numbers in the file (default %(default)s)")
-    parser.add_argument("--max-shard-size", type=size, metavar="SIZE",
+    parser.add_argument("--max-shard-size", type=cli.size, metavar="SIZE",
                         help="such as 500MB: more than that goes into several files (default: one file)")
     parser.add_argument("--text", type=Path, default=TEXT, metavar="FILE",
                         help="text for the certificate (default: one of the package)")

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import re
 import sys
 from pathlib import Path
 
@@ -87,14 +86,6 @@ def read_toml(path):
         raise FormatError(f"{path} is not valid TOML: {error}") from error
 
 
-def size(text):
-    """Return the bytes of 3GB, 800MB or 2.5e9."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMGT]?)B?", text.strip(), re.I)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 3GB or 800MB")
-    return float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")
-
-
 def make_parser(description=None):
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_model_arguments(parser)
@@ -132,7 +123,7 @@ def make_parser(description=None):
     add("--checkpoint", "keep only the input of each block and compute the block again in the backward pass: less "
         "memory, a third more time, the same result", action="store_true")
     add("--max-memory", "what the process may take, such as 3GB: smaller micro-batches and, if need be, --checkpoint "
-        "are chosen so that it fits", type=size)
+        "are chosen so that it fits", type=cli.size)
     add("--save-every", "steps between checkpoints; 0: only at the end", type=int)
     add("--keep", "checkpoints to keep, the newest ones", type=int)
     add("--eval-every", "steps between measurements of the held-out loss (default: an epoch)", type=int)

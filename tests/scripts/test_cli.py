@@ -1,5 +1,6 @@
 """What the command lines share: statuses, one-line messages, help, and which model is meant."""
 
+import argparse
 import itertools
 import re
 import warnings
@@ -124,3 +125,12 @@ def test_the_other_scripts_fall_back_too(run_script, tmp_path, name, more):
     assert result.returncode == 0
     assert re.fullmatch(r"gpt2 is not in the cache .*--model tiny\n", result.stderr)
     assert result.stdout
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("500", 500), ("2kB", 2000), ("3 MiB", 3 * 2**20), ("1gb", 10**9), ("1.5GB", 15 * 10**8), ("2.5e9", 25 * 10**8)])
+def test_sizes(text, expected):
+    assert cli.size(text) == expected
+    for wrong in ("", "0", "-1MB", "1PB", "1.2.3GB", "MB"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no size, such as"):
+            cli.size(wrong)

@@ -1,13 +1,10 @@
 """merge.py writes a model that needs no adapter."""
 
-import argparse
 import json
 import re
 import shutil
 
-import merge as merge_script
 import numpy as np
-import pytest
 
 import npgpt
 from npgpt.lora import set_adapter
@@ -111,14 +108,6 @@ def test_what_does_not_agree_is_said(run_script, tmp_path, model, adapter):
     result = run_script(tmp_path, *arguments, "again", "--no-certificate")
     assert result.returncode == 0
     assert result.stdout.count("\n") == 1
-
-
-@pytest.mark.parametrize(("text", "expected"), [("500", 500), ("2kB", 2000), ("3 MiB", 3 * 2**20), ("1gb", 10**9)])
-def test_sizes(text, expected):
-    assert merge_script.size(text) == expected
-    for wrong in ("", "0", "-1MB", "1TB", "1.5GB", "MB"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is not a size such as"):
-            merge_script.size(wrong)
 
 
 def test_an_adapter_of_another_base_is_warned_of(run_script, tmp_path, model, adapter):
