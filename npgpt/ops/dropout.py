@@ -8,12 +8,13 @@ from npgpt.autograd import record
 def keep_mask(shape, p, rng):
     """Draw which elements to keep: (bool array of `shape`, the exact probability of keeping).
 
-    One 16-bit integer an element: half the random bits of a float32 draw. The probability of dropping is p rounded to a
+    Sixteen random bits an element, four elements of one 64-bit integer: half the bits of a float32 draw, and several
+    times faster than drawing 16-bit integers. The probability of dropping is p rounded to a
     multiple of 2^-16, and the probability returned is the rounded one, so that the mean is kept exactly.
     """
     threshold = min(round(p * 65536), 65535)
     count = int(np.prod(shape))
-    draws = np.frombuffer(rng.bytes(2 * count), np.uint16)
+    draws = rng.integers(1 << 64, size=-(-count // 4), dtype=np.uint64).view(np.uint16)[:count]
     return (draws >= threshold).reshape(shape), 1 - threshold / 65536
 
 

@@ -26,8 +26,9 @@ def test_elements_are_dropped_with_probability_p_and_the_mean_stays(p):
 
 def test_of_all_equally_likely_draws_exactly_the_stated_share_is_kept():
     class EveryDraw:
-        def bytes(self, count):
-            return np.arange(count // 2, dtype=np.uint16).tobytes()
+        def integers(self, high, size, dtype):
+            assert (high, size, dtype) == (1 << 64, 65536 // 4, np.uint64)
+            return np.arange(65536, dtype=np.uint16).view(dtype)
 
     for p in (0.1, 0.5, 1 - 1e-9):
         keep, keep_probability = keep_mask((65536,), p, EveryDraw())
