@@ -8,7 +8,8 @@ import numpy as np
 from npgpt import ops
 from npgpt.autograd import Tensor, no_grad
 from npgpt.lora import check_not_mixed
-from npgpt.threads import blas_threads, for_products
+from npgpt.ops.shares import even_parts, product
+from npgpt.threads import blas_threads, crew, spread, that_pay, workers
 
 SMALL = 1_000_000  # multiplications: OpenBLAS (for AVX-512) makes a product of no more without copying its arguments
 
@@ -56,7 +57,9 @@ class Decoder:
             return ops.causal_attention(qkv, lengths, H, scale)
 
         positions = np.concatenate([np.arange(T) for T in lengths])
-        logits = self._logits(np.concatenate([np.array(sequence) for sequence in members]), positions, attend, ends - 1)
+        ids = np.concatenate([np.array(sequence) for sequence in members])
+        with workers(that_pay(self.model, len(ids))):
+            logits = self._logits(ids, positions, attend, ends - 1)
         which = {row: i for i, same in enumerate(members.values()) for row in same}
         return logits[[which[row] for row in range(len(sequences))]]
 
@@ -66,7 +69,10 @@ class Decoder:
         self.lengths = before + 1
         edges = [0, *(np.flatnonzero(np.diff(before)) + 1).tolist(), len(before)]
         runs = [(slice(*edge), int(self.lengths[edge[0]])) for edge in itertools.pairwise(edges)]
-        return self._logits(np.asarray(tokens), before, functools.partial(self._attend, runs), slice(None))
+        attend = functools.partial(self._attend, runs)
+        # For one row, BLAS's own threads: they are awake between products, which then are short.
+        with (workers if len(before) > 1 else blas_threads)(that_pay(self.model, len(before))):
+            return self._logits(np.asarray(tokens), before, attend, slice(None))
 
     def keep(self, rows):
         """Go on with these rows alone, in this order; a row named twice goes on twice."""
@@ -96,7 +102,7 @@ class Decoder:
 
     def _logits(self, ids, positions, attend, last):
         """Run rows through the model; return the logits (M, V) at the rows `last`."""
-        with no_grad(), blas_threads(for_products(self.model)):
+        with no_grad():
             hidden = self.model.hidden(ids, positions, attend).data[last]
             return head_logits(hidden, self.model.head().data)
 
@@ -105,18 +111,19 @@ def head_logits(hidden, weight):
     """hidden weightᵀ: hidden (M, C), weight (V, C) -> (M, V).
 
     One row is a matrix-vector product, which runs at the speed of memory. For two to a dozen, a product of matrices
-    takes three times as long, since BLAS copies the whole table into another order first. Products with a few rows of
-    the table at a time, small enough to be made without, are faster on one thread than that is on two; more threads
-    would be in the way of BLAS's own, which wait for the next layer's products.
+    takes three times as long, since BLAS copies the whole table into another order first. Products of a few rows of the
+    table at a time, small enough to be made without, take half of that.
     """
     (M, C), V = hidden.shape, len(weight)
     size = SMALL // (M * C)  # of a block of the table
     if M == 1 or size < 16:
-        return hidden @ weight.T
-    logits = np.empty((M, V), hidden.dtype)
-    whole = V // size * size
-    blocks = weight[:whole].reshape(-1, size, C).swapaxes(1, 2)
-    out = logits[:, :whole].reshape(M, -1, size).swapaxes(0, 1)             # (blocks, M, size), a view
-    np.matmul(hidden, blocks, out=out)
-    np.matmul(hidden, weight[whole:].T, out=logits[:, whole:])
+        return product(hidden, weight.T)
+    logits, columns = np.empty((M, V), hidden.dtype), np.ascontiguousarray(hidden.T)
+
+    def make(part):
+        for start in range(part.start, part.stop, size):
+            rows = slice(start, min(start + size, part.stop))
+            logits[:, rows] = (weight[rows] @ columns).T                    # (size, C) @ (C, M) -> (size, M)
+
+    spread(make, even_parts(V, crew()))
     return logits

@@ -1,19 +1,14 @@
 """What training will take, before it starts: memory, from what the operations save, and time, from a timed product.
 
-    M = process + saved + work + head + gradients
+    M = process + saved + work + gradients
 
 process    what the process holds already: the weights, their copies where they are trained, AdamW's moments
 saved      what the forward pass keeps for the backward pass, in proportion to the tokens of a micro-batch. One sequence
            is sent through, and the arrays that its records hold are counted: what an operation saves is said nowhere
            else. With gradient checkpointing a block's input is kept, and one block at a time is computed again.
-work       what the backward pass of one block has in hand beside: two gradients as wide as the MLP, two as wide as the
-           model
-head       a block of logits for each part of the batch that a thread works on, and the token table's gradient, twice,
-           where it is trained
+work       what the backward pass of one block has in hand beside, two gradients as wide as the MLP and two as wide
+           as the model, or, if that is more, a block of logits and two arrays of hidden states for each worker
 gradients  of all that is trained; the token table has two, from both its uses, and their sum
-
-Large arrays are given back to the system when they are freed and small ones are kept (see `memory`): what is freed
-before the head works is not there for the head's large arrays, so that these are added and not taken as alternatives.
 """
 
 import functools
@@ -26,12 +21,12 @@ import numpy as np
 from npgpt.autograd import Record, Tensor
 from npgpt.batch import NO_TARGET, Batch
 from npgpt.memory import resident
-from npgpt.ops.cross_entropy import ROWS
+from npgpt.ops.cross_entropy import ROWS, TOKENS
+from npgpt.ops.shares import product
 from npgpt.seeding import generator
-from npgpt.threads import blas_threads, for_products, plan
+from npgpt.threads import that_pay, workers
 
-LARGE = 1 << 25  # bytes: arrays from this size on are returned to the system when they are freed
-OVERHEAD = 1.3   # a step's time over that of its products alone, about
+OVERHEAD = 1.3  # a step's time over that of its products alone, about
 
 
 class Memory(NamedTuple):
@@ -40,7 +35,6 @@ class Memory(NamedTuple):
     process: int
     saved: int
     work: int
-    head: int
     gradients: int
 
     @property
@@ -59,9 +53,7 @@ def memory(model, batch, threads=None, process=None):
     if process is None:
         process = resident()  # before the sequence below, which grows it, and is not there any more when training
     config, itemsize, tokens = model.config, model.head().data.itemsize, len(batch.ids)
-    trained = list(model.trainable_parameters().values())
-    trainable = sum(tensor.data.nbytes for tensor in trained)
-    parts = plan(model, batch, threads)[0]
+    count = that_pay(model, tokens, threads)
     longest = int(batch.lengths.max())
 
     saved = saved_bytes(model, longest) * tokens // longest
@@ -71,18 +63,14 @@ def memory(model, batch, threads=None, process=None):
         model.gradient_checkpointing = True
     work = tokens * (2 * (config.n_inner or 4 * config.n_embd) + 2 * config.n_embd) * itemsize
 
-    logits = [min(ROWS, max(part.n_targets, 1)) * config.vocab_size * itemsize for part in parts]
-    head = sum(size for size in logits if size >= LARGE)
-    small = sum(logits) - head
-    work = max(work, small)
-    gradients = trainable * (len(parts) + 1 if len(parts) > 1 else 1)  # each part's, and their sum
-    table = model.head()
-    if table.trainable:
-        # With the logits there are the table's gradient and a product of its size; with the other gradients, which
-        # take the place of what was saved, there are those of both its uses and their sum.
-        size = table.data.nbytes
-        gradients = max(2 * size + head, 3 * size + max(0, gradients - size - saved - work)) - head
-    return Memory(process, saved, work, head, gradients)
+    rows = min(ROWS, max(batch.n_targets, 1))
+    work = max(work, count * rows * (min(TOKENS, config.vocab_size) + 2 * config.n_embd) * itemsize)
+    gradients = sum(tensor.data.nbytes for tensor in model.trainable_parameters().values())
+    if model.head().trainable:
+        # The table's come last, when what was saved has made room for the others.
+        size = model.head().data.nbytes
+        gradients = 3 * size + max(0, gradients - size - saved - work)
+    return Memory(process, saved, work, gradients)
 
 
 def saved_bytes(model, length):
@@ -135,11 +123,11 @@ def seconds_a_token(model, tokens, threads=None):
     config = model.config
     C, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     x, W = np.ones((min(tokens, 512), C), np.float32), np.ones((C, inner), np.float32)
-    with blas_threads(for_products(model, threads)):
+    with workers(that_pay(model, tokens, threads)):
         times = []
         for _ in range(4):
             started = time.perf_counter()
-            x @ W
+            product(x, W)
             times.append(time.perf_counter() - started)
     rate = 2 * len(x) * C * inner / min(times)
     blocks = 2 * config.n_layer * (4 * C * C + 2 * C * inner)

@@ -28,9 +28,9 @@ from npgpt.autograd import no_grad
 from npgpt.batch import NO_TARGET, Batch
 from npgpt.errors import ConfigError
 from npgpt.lora import check_not_mixed
-from npgpt.threads import blas_threads, for_products
+from npgpt.threads import spread, that_pay, workers
 
-ROWS = 256  # of logits at a time
+ROWS = 128  # of logits at a time, for each worker
 BATCH_TOKENS = 2048
 
 # The loss of each token
@@ -42,21 +42,23 @@ def token_losses(model, batch):
     nll     (M,) float64, -log p of the M rows' targets in nats, in the batch's order
     greedy  (M,) bool, whether no token is likelier than the target
 
-    As in `ops.cross_entropy`, logits exist for a block of rows at a time.
+    Logits exist for a block of rows at a time.
     """
-    with no_grad():
-        hidden = model.hidden_states(batch.ids, batch.lengths).data
     W = model.head().data
     rows = np.flatnonzero(batch.targets != NO_TARGET)
     model.check_ids(batch.targets[rows], longest=0)
     nll, greedy = np.empty(len(rows)), np.empty(len(rows), bool)
-    for start in range(0, len(rows), ROWS):
-        block = slice(start, start + ROWS)
+
+    def measure(block):
         Z = hidden[rows[block]] @ W.T                                       # (rows, C) -> (rows, V)
         Z -= Z.max(axis=1, keepdims=True)
         at_target = Z[np.arange(len(Z)), batch.targets[rows[block]]]
         greedy[block] = at_target == 0
         nll[block] = np.log(np.exp(Z, out=Z).sum(axis=1)) - at_target
+
+    with no_grad(), workers(that_pay(model, len(batch.ids))):
+        hidden = model.hidden_states(batch.ids, batch.lengths).data
+        spread(measure, [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)])
     return nll, greedy
 
 
@@ -84,8 +86,7 @@ def window_losses(model, windows, batch_tokens=BATCH_TOKENS):
     check_not_mixed(model)
     for group in grouped([len(window.ids) for window in windows], batch_tokens):
         ids, targets = (np.concatenate(arrays) for arrays in zip(*(windows[i] for i in group), strict=True))
-        with blas_threads(for_products(model)):
-            nll, greedy = token_losses(model, Batch(ids, targets, np.array([len(windows[i].ids) for i in group])))
+        nll, greedy = token_losses(model, Batch(ids, targets, np.array([len(windows[i].ids) for i in group])))
         ends = np.cumsum([np.count_nonzero(windows[i].targets != NO_TARGET) for i in group])[:-1]
         yield from zip(group, np.split(nll, ends), np.split(greedy, ends), strict=True)
 
@@ -152,8 +153,7 @@ def mean_nll(model, sequences, loss_masks=None, batch_tokens=BATCH_TOKENS):
     for group in grouped([len(sequence) for sequence in sequences], batch_tokens):
         batch = Batch.from_sequences([sequences[i] for i in group], [masks[i] for i in group])
         if batch.n_targets:
-            with blas_threads(for_products(model)):
-                nll, _ = token_losses(model, batch)
+            nll, _ = token_losses(model, batch)
             rows.append((nll.sum(), len(nll)))
     if not rows:
         raise ConfigError("nothing to predict: every sequence is a single token or masked; give longer texts")

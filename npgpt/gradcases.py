@@ -195,9 +195,9 @@ def _dropout(normal):
 
 
 def _cross_entropy(normal):
-    def loss(targets, block_rows=256):
+    def loss(targets, *blocks):
         def cross_entropy(hidden, weight):
-            return ops.cross_entropy(hidden, weight, np.array(targets), block_rows)
+            return ops.cross_entropy(hidden, weight, np.array(targets), *blocks)
         return cross_entropy
 
     some = [4, -100, 0, 4, -100, -100, 10, 3]
@@ -205,6 +205,7 @@ def _cross_entropy(normal):
     yield "cross_entropy, one row", loss([7]), [normal((1, 3)), normal((11, 3))]
     yield "cross_entropy, rows without target", loss(some), [normal((8, 3)), normal((11, 3))]
     yield "cross_entropy, blocks of 2 rows", loss(some, 2), [normal((8, 3)), normal((11, 3))]
+    yield "cross_entropy, blocks of 3 tokens", loss(some, 5, 3), [normal((8, 3)), normal((11, 3))]
     yield "cross_entropy, large logits", loss(some), [20 * normal((8, 3)), normal((11, 3))]
     yield "cross_entropy, strided", loss(some), [normal((3, 8)).T, normal((3, 11)).T]
     yield "cross_entropy, x and x", lambda x: loss([1, 0, 3, -100])(x, x), [normal((4, 3))]

@@ -7,7 +7,8 @@ import numpy as np
 from npgpt import ops
 from npgpt.autograd import Tensor, no_grad
 from npgpt.errors import ConfigError
-from npgpt.threads import blas_threads, for_products
+from npgpt.ops.shares import product
+from npgpt.threads import that_pay, workers
 
 
 class Inside(NamedTuple):
@@ -42,7 +43,7 @@ def look(model, ids):
         attention.append(probabilities(qkv.data, model.config.n_head, scale))
         return ops.causal_attention(qkv, np.array([len(ids)]), model.config.n_head, scale)
 
-    with no_grad(), blas_threads(for_products(model)):
+    with no_grad(), workers(that_pay(model, len(ids))):
         x = ops.add(model.wte(ids), model.wpe(np.arange(len(ids))))         # (T,) -> (T, C)
         hidden = [x.data]
         for block in model.h:
@@ -62,7 +63,7 @@ def probabilities(qkv, n_head, scale):
 
 def _logits(model, hidden):
     """The final norm and the head: hidden (T, C) -> (T, V)."""
-    return model.ln_f(Tensor(hidden)).data @ model.head().data.T
+    return product(model.ln_f(Tensor(hidden)).data, model.head().data.T)
 
 
 def softmax(logits):
@@ -109,9 +110,10 @@ def logit_lens(model, inside):
 
     Source    nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
-    with no_grad(), blas_threads(for_products(model)):
-        for hidden in inside.hidden:
-            yield _logits(model, hidden)
+    for hidden in inside.hidden:
+        with no_grad(), workers(that_pay(model, len(inside.ids))):
+            logits = _logits(model, hidden)
+        yield logits
 
 
 def norms(inside):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from npgpt.errors import ConfigError
-from npgpt.ops.rows import row_blocks
+from npgpt.ops.shares import row_blocks
 from npgpt.threads import spread
 
 

@@ -1,5 +1,7 @@
-"""How many threads work, and on what: BLAS's own, or one for each part of a batch."""
+"""How many threads work. Operations cut their arithmetic into shares (see `ops.shares`), which workers take one after
+another; BLAS, which makes a share's product, then has one thread for each of them."""
 
+import collections
 import concurrent.futures
 import contextlib
 import functools
@@ -9,9 +11,10 @@ import threadpoolctl
 
 from npgpt.errors import ConfigError
 
-LEAST_TOKENS = 128          # a part with fewer tokens reads every weight for little work, and waits for memory
-MOST_GRADIENTS = 10_000_000  # each part returns a gradient of every trainable parameter; above this they are too many
-LEAST_WIDTH = 300           # a narrower model's matrices fit into a core's own cache: handing them round costs more
+LEAST_WIDTH = 300     # with fewer tokens than LEAST_WORK allows, a narrower model's matrices fit into one core's cache
+LEAST_WORK = 1 << 15  # tokens times width: with less, handing shares round costs more than it gives
+
+_this = threading.local()  # the workers that this thread has asked for
 
 
 @functools.cache
@@ -24,6 +27,14 @@ def available():
     return max((info["num_threads"] for info in _controller().info()), default=1)
 
 
+def that_pay(model, tokens, threads=None):
+    """How many threads should work on so many tokens at once: `threads`, or where that is None, as many as pay."""
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads = {threads}: it must be at least 1")
+    width = model.config.n_embd
+    return threads or (available() if width >= LEAST_WIDTH or tokens * width >= LEAST_WORK else 1)
+
+
 @contextlib.contextmanager
 def blas_threads(count):
     """Let BLAS use `count` threads inside this block; its setting is put back as it was found."""
@@ -31,38 +42,48 @@ def blas_threads(count):
         yield
 
 
-def spread(work, items, threads=None):
-    """Call work(item) for each of `items`, on as many threads as BLAS would use now, with one BLAS thread each. From
-    another thread than the main one, on that alone: BLAS has one setting for all, and two would undo each other's."""
-    threads = min(len(items), available() if threads is None else threads)
-    if threads <= 1 or threading.current_thread() is not threading.main_thread():
-        for item in items:
-            work(item)
+@contextlib.contextmanager
+def workers(count):
+    """Let operations share their work among `count` threads inside this block, this one included, with one BLAS thread
+    each. In another thread than the main one, BLAS gets the threads and the rest of the work stays on this one: BLAS
+    has one setting for all, and two blocks that overlap would undo each other's."""
+    if count == 1 or threading.current_thread() is not threading.main_thread():
+        with blas_threads(count):
+            yield
         return
-    with blas_threads(1), concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, items))  # a list, so that an error in `work` comes out
+    before = crew(), getattr(_this, "pool", None)
+    with blas_threads(1), concurrent.futures.ThreadPoolExecutor(count - 1) as pool:
+        _this.count, _this.pool = count, pool
+        try:
+            yield
+        finally:
+            _this.count, _this.pool = before
 
 
-def for_products(model, threads=None):
-    """How many threads BLAS should use for the model's products: `threads`, or where that is None, as many as pay."""
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads = {threads}: it must be at least 1")
-    return threads or (available() if model.config.n_embd >= LEAST_WIDTH else 1)
+def crew():
+    """How many workers this thread has now."""
+    return getattr(_this, "count", 1)
 
 
-def plan(model, batch, threads=None):
-    """Choose (parts, BLAS threads a part) for one batch on `threads` threads (None: as many as pay).
+def spread(work, items):
+    """Return [work(item) for each of `items`]. This thread's workers do it, each taking the next when it is free."""
+    left = collections.deque(enumerate(items))
+    results = [None] * len(left)
+    helpers = min(len(left), crew()) - 1
 
-    With the batch whole, products run on all threads and the element-wise work between them on one. Split by sequences
-    over threads with one BLAS thread each, all of it runs in parallel. That pays when every part has enough tokens, the
-    parts are about equal, and there are not too many gradients to add up.
-    """
-    whole = [batch], for_products(model, threads)
-    allowed = threads or available()
-    parts = batch.split(allowed)
-    largest = max(len(part.ids) for part in parts)
-    few = sum(tensor.data.size for tensor in model.trainable_parameters().values()) <= MOST_GRADIENTS
-    even = largest * len(parts) <= 1.25 * len(batch.ids)
-    if len(parts) == allowed > 1 and even and few and largest >= LEAST_TOKENS:
-        return parts, 1
-    return whole
+    def take():
+        while True:
+            try:
+                i, item = left.popleft()
+            except IndexError:
+                return
+            results[i] = work(item)
+
+    helping = [_this.pool.submit(take) for _ in range(helpers)]
+    try:
+        take()
+    finally:
+        concurrent.futures.wait(helping)
+    for helper in helping:
+        helper.result()  # raises what `work` raised there
+    return results

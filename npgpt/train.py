@@ -1,6 +1,5 @@
 """One step of training, and the loop of steps."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import math
@@ -15,7 +14,7 @@ from npgpt.data import Order, Sequences
 from npgpt.errors import ConfigError, DivergedError
 from npgpt.optim import clip_grad_norm, schedule
 from npgpt.seeding import generator
-from npgpt.threads import blas_threads, plan
+from npgpt.threads import that_pay, workers
 
 
 class StepResult(NamedTuple):
@@ -33,24 +32,25 @@ def train_step(model, batch, opt, max_grad_norm=1.0, rng=None, threads=None, mic
     opt            AdamW over the model's trainable parameters
     max_grad_norm  gradients are scaled down to this norm; None: they are left alone
     rng            np.random.Generator for dropout; None: no dropout
-    threads        int; None: as many as pay (see `threads.plan`)
+    threads        int; None: as many as pay (see `threads.that_pay`)
     micro_batches  the batch is worked through in this many pieces, one after another, to hold less in memory
 
     Returns a StepResult. The same arguments and thread count give the same bits. Ctrl-C (KeyboardInterrupt) finds the
     weights as they were before the step or as they are after it. Raises DivergedError, before the update, where loss or
     gradient are no longer finite numbers.
     """
-    loss, grads = loss_and_gradients(model, batch, rng, threads, micro_batches)
-    with _uninterrupted():
-        norm = clip_grad_norm(grads, max_grad_norm or math.inf)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(f"step {opt.steps + 1} has loss {loss:g} and gradient norm {norm:g}: the training has "
-                                "diverged; start again with a smaller learning rate")
-        opt.step(grads)
+    with workers(that_pay(model, len(batch.ids) // micro_batches, threads)):
+        loss, grads = loss_and_gradients(model, batch, rng, micro_batches)
+        with _uninterrupted():
+            norm = clip_grad_norm(grads, max_grad_norm or math.inf)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise DivergedError(f"step {opt.steps + 1} has loss {loss:g} and gradient norm {norm:g}: the training "
+                                    "has diverged; start again with a smaller learning rate")
+            opt.step(grads)
     return StepResult(loss, norm, len(batch.ids))
 
 
-def loss_and_gradients(model, batch, rng=None, threads=None, micro_batches=1):
+def loss_and_gradients(model, batch, rng=None, micro_batches=1):
     """Return the mean loss over the batch's targets and its gradients, dict Tensor -> array.
 
     The mean over all targets is the mean of the parts' means weighted by their targets, m_i / M. A part's gradient is
@@ -60,26 +60,13 @@ def loss_and_gradients(model, batch, rng=None, threads=None, micro_batches=1):
     if targets == 0:
         raise ConfigError("the batch has no target: nothing in it can be learned; a sequence needs two tokens or more")
     total, grads = 0.0, {}
-    for i, micro_batch in enumerate(batch.split(micro_batches)):
-        parts, blas = plan(model, micro_batch, threads)
-        parts = [part for part in parts if part.n_targets]
-        # One stream a part: parts run at the same time, and a generator shared between threads has no fixed order.
-        rngs = [rng and generator(int(rng.integers(1 << 62)), "part", i, k) for k in range(len(parts))]
-
-        def work(part, part_rng):
-            loss = model.loss(part, part_rng)
-            return float(loss.data) * part.n_targets, backward(loss, part.n_targets / targets)
-
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(blas_threads(blas))
-            if len(parts) > 1:
-                run = stack.enter_context(concurrent.futures.ThreadPoolExecutor(len(parts))).map
-            else:
-                run = map
-            for loss, part_grads in run(work, parts, rngs):
-                total += loss
-                for tensor, gradient in part_grads.items():
-                    grads[tensor] = gradient if tensor not in grads else grads[tensor] + gradient
+    for part in batch.split(micro_batches):
+        if not part.n_targets:
+            continue
+        loss = model.loss(part, rng)
+        total += float(loss.data) * part.n_targets
+        for tensor, gradient in backward(loss, part.n_targets / targets).items():
+            grads[tensor] = gradient if tensor not in grads else grads[tensor] + gradient
     return total / targets, grads
 
 

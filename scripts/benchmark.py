@@ -157,73 +157,88 @@ def measure_peer(side, lengths, threads, runs):
 def measure_products(model, batch, threads, runs):
     """Median time of the matrix products of a step alone: the same shapes, threads and BLAS, and nothing between.
 
-    Attention's are taken in the same blocks of queries. The results go into buffers made beforehand.
+    Each worker makes its shares of all of them, one after another, and waits for nobody. The results go into buffers
+    made beforehand.
     """
-    import concurrent.futures
+    from npgpt.threads import spread, that_pay, workers
 
-    from npgpt.threads import blas_threads, plan
-
-    parts, blas = plan(model, batch, threads)
-    work = [part_products(model, part) for part in parts]
-
-    def run(products):
+    def make(products):
         for a, b, out in products:
             np.matmul(a, b, out=out)
 
-    with blas_threads(blas), concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
-        return median_seconds(lambda: list(pool.map(run, work)), runs)
+    with workers(that_pay(model, len(batch.ids), threads)):
+        shares = step_products(model, batch)
+        return median_seconds(lambda: spread(make, shares), runs)
 
 
-def part_products(model, batch):
-    """Return [(a, b, out), ...] of the products that one part of a batch goes through, forward and backward."""
+def step_products(model, batch):
+    """Return [[(a, b, out), ...], ...]: the products of one step, forward and backward, that each worker would make.
+
+    What npgpt makes a second time to save memory (attention's scores, the logits of a trained table) is not in them.
+    """
     from npgpt import lora
     from npgpt.ops.attention import query_blocks
-    from npgpt.ops.cross_entropy import ROWS
+    from npgpt.ops.cross_entropy import ROWS, TOKENS
+    from npgpt.ops.shares import even_parts, product_shares
+    from npgpt.threads import crew
 
     config, n, adapted = model.config, len(batch.ids), lora.adapted_layers(model)
     C, H, updates, buffers = config.n_embd, config.n_head, adapted and lora.updates(model), {}
-    parameters = model.parameters()
+    parameters, workers = model.parameters(), [[] for _ in range(crew())]
 
-    def array(*shape):  # by shape: a buffer used twice is no slower to multiply, and the memory stays small
-        return buffers.setdefault(shape, np.ones(shape, np.float32))
+    def array(*shape, of="all"):  # by shape: a buffer used twice is no slower to multiply, and the memory stays small
+        return buffers.setdefault((of, shape), np.ones(shape, np.float32))
 
     def product(a, b):
-        out = buffers.setdefault((*a.shape[:-1], b.shape[-1], "out"), np.ones((*a.shape[:-1], b.shape[-1]), np.float32))
-        return a, b, out
+        """Share a product out, as the operations do."""
+        out = array(len(a), b.shape[1], of="results")
+        for worker, (rows, columns) in zip(workers, product_shares(*out.shape), strict=False):
+            worker.append((a[rows], b[:, columns], out[rows, columns]))
+
+    def own(k, a, b):
+        """A product that worker k makes alone."""
+        workers[k].append((a, b, array(*a.shape[:-1], b.shape[-1], of=k)))
 
     def attention(backward):
         for T in batch.lengths.tolist():
             for queries, keys in query_blocks(T):
-                q, k = array(H, queries.stop - queries.start, C // H), array(H, keys.stop, C // H)
-                P = array(H, queries.stop - queries.start, keys.stop)
-                scores, values = product(q, k.swapaxes(1, 2)), product(P, k)
-                keys = product(P.swapaxes(1, 2), q)
-                yield from (keys, scores, values, keys) if backward else (scores, values)
+                for k, heads in enumerate(even_parts(H, len(workers))):
+                    shape = heads.stop - heads.start, queries.stop - queries.start
+                    q, K, P = array(*shape, C // H), array(shape[0], keys.stop, C // H), array(*shape, keys.stop)
+                    own(k, q, K.swapaxes(1, 2))                             # scores; in the backward pass, dP
+                    own(k, P, K)                                            # values; dQ
+                    if backward:
+                        own(k, P.swapaxes(1, 2), q)                         # dV
+                        own(k, P.swapaxes(1, 2), q)                         # dK
 
-    forward, backward = [], []
     for i in range(config.n_layer):
         for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
             W = parameters[f"h.{i}.{name}.weight"].data
             x, dy = array(n, W.shape[0]), array(n, W.shape[1])
-            forward.append(product(x, W))
+            for _ in range(2 if model.gradient_checkpointing else 1):
+                product(x, W)
             if i or name != "attn.c_attn" or not adapted:                   # nothing trains below the first adapter
-                backward.append(product(dy, W.T))
+                product(dy, W.T)
             if f"h.{i}.{name}" in adapted:
                 A, B = updates[f"h.{i}.{name}"].lora_A.data, updates[f"h.{i}.{name}"].lora_B.data
                 u = array(n, len(A))
-                forward += [product(x, A.T), product(u, B.T)]
-                backward += [product(dy, B), product(u.T, x), product(dy.T, u), *([product(u, A)] if i else [])]
+                for a, b in ((x, A.T), (u, B.T), (dy, B), (u.T, x), (dy.T, u), *([(u, A)] if i else [])):
+                    product(a, b)
             elif not adapted:
-                backward.append(product(x.T, dy))
-        forward += attention(False)
-        backward += attention(True)
-    if model.gradient_checkpointing:
-        forward *= 2
-    for start in range(0, batch.n_targets, ROWS):
-        m = min(ROWS, batch.n_targets - start)
-        h, Z, head = array(m, C), array(m, config.vocab_size), model.head().data
-        forward += [product(h, head.T), product(Z, head), *([] if adapted else [product(Z.T, h)])]
-    return forward + backward
+                product(x.T, dy)
+        for backward in (False, True, *([False] if model.gradient_checkpointing else [])):
+            attention(backward)
+    head, M = model.head().data, min(ROWS, batch.n_targets)
+    for _ in range(0, batch.n_targets, ROWS):
+        for k, part in enumerate(even_parts(len(head), len(workers))):
+            for start in range(part.start, part.stop, TOKENS):
+                table = head[start:min(start + TOKENS, part.stop)]
+                h, P = array(M, C), array(M, len(table))
+                own(k, h, table.T)
+                own(k, P, table)
+                if not adapted:
+                    own(k, P.T, h)
+    return workers
 
 
 def measure_decode(lengths, runs):

@@ -5,6 +5,7 @@ import pytest
 
 import npgpt
 from npgpt.decoding import Decoder, head_logits
+from npgpt.threads import workers
 
 CONFIG = npgpt.GPT2Config(vocab_size=61, n_positions=24, n_embd=16, n_layer=3, n_head=4, initializer_range=0.3)
 
@@ -20,9 +21,11 @@ def test_rows_may_be_repeated_and_reordered():
         np.testing.assert_allclose(logits[row], model.logits(ids)[-1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("rows, width, vocabulary", [(2, 48, 70), (5, 48, 9000), (9, 64, 3000), (1, 16, 50),
                                                      (40, 2000, 100)])
-def test_the_heads_logits_in_blocks(rows, width, vocabulary, assert_close):
+def test_the_heads_logits_in_blocks(rows, width, vocabulary, n_threads, assert_close):
     rng = np.random.default_rng(0)
     hidden, weight = rng.standard_normal((rows, width)), rng.standard_normal((vocabulary, width))
-    assert_close(head_logits(hidden, weight), hidden @ weight.T)
+    with workers(n_threads):
+        assert_close(head_logits(hidden, weight), hidden @ weight.T)

@@ -23,7 +23,7 @@ ORDER = """
     batch threads machine memory hub safetensors torchfile tokenizer
     data.readers data.templates data.documents data.encoding data.order data.preview data
     autograd
-    ops.rows ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
+    ops.shares ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops.dora ops
     optim nn gpt2 lora_config lora_init updates lora combine
     checkpoint adapter loralib warpers sampling decoding generate beam evaluate tasks records

@@ -41,7 +41,7 @@ from npgpt.evaluate import mean_nll
 from npgpt.gradcases import randomise, small_model
 from npgpt.lora import updates
 from npgpt.ops import attention
-from npgpt.ops.rows import row_blocks
+from npgpt.ops.shares import row_blocks
 from npgpt.run import Run
 from npgpt.tokenizer import END_OF_TEXT
 from npgpt.train import loss_and_gradients
@@ -109,8 +109,8 @@ def test_a_batch_is_its_sequences_in_any_order_pieces_and_threads(drawn, kind, d
 
     random.shuffle(sequences)
     batch = Batch.from_sequences(*map(list, zip(*sequences, strict=True)))
-    with mock.patch.object(threads, "LEAST_TOKENS", 1):  # share out even a few tokens
-        loss, grads = loss_and_gradients(model, batch, threads=n_threads, micro_batches=micro_batches)
+    with threads.workers(n_threads):
+        loss, grads = loss_and_gradients(model, batch, micro_batches=micro_batches)
     assert_equal_but_rounding(np.asarray(loss, dtype), np.asarray(expected_loss), what="losses")
     names = {tensor: name for name, tensor in model.trainable_parameters().items()}
     assert grads.keys() == expected.keys() == names.keys()
@@ -132,16 +132,17 @@ def test_an_evaluation_is_of_its_sequences_in_any_order_and_groups(drawn, dtype,
 
 @examples(25)
 @given(st.integers(1, 300), st.integers(1, 150), st.integers(1, 150), st.integers(2, 4), dtypes, seeds)
-def test_products_do_not_depend_on_the_threads_of_blas(rows, n_in, n_out, n_threads, dtype, seed):
+def test_products_do_not_depend_on_the_workers_nor_on_the_threads_of_blas(rows, n_in, n_out, n_threads, dtype, seed):
     def results():
         leaves = leaves_of(dtype, seed, (rows, n_in), (n_in, n_out), (n_out,))
         return outputs_and_gradients(ops.linear(*leaves), leaves, seed)
 
     with threads.blas_threads(1):
         expected = results()
-    with threads.blas_threads(n_threads):
-        for actual, array in zip(results(), expected, strict=True):
-            assert_equal_but_rounding(actual, array)
+    for many in (threads.blas_threads, threads.workers):
+        with many(n_threads):
+            for actual, array in zip(results(), expected, strict=True):
+                assert_equal_but_rounding(actual, array)
 
 
 def leaves_of(dtype, seed, *shapes):
@@ -157,15 +158,20 @@ def outputs_and_gradients(output, leaves, seed):
 
 
 @examples(40)
-@given(st.integers(1, 40) | st.integers(250, 600), st.integers(1, 45), st.floats(0, 0.9), dtypes, seeds)
-def test_the_loss_does_not_depend_on_its_blocks_of_rows(rows, block_rows, untargeted, dtype, seed):
+@given(st.integers(1, 40) | st.integers(250, 600), st.integers(1, 45), st.integers(1, 12), st.integers(1, 5),
+       st.floats(0, 0.9), dtypes, seeds)
+def test_the_loss_does_not_depend_on_its_blocks_and_threads(rows, block_rows, tokens, n_threads, untargeted, dtype,
+                                                            seed):
     draws = np.random.default_rng(seed)
     targets = np.where(draws.random(rows) < untargeted, -100, draws.integers(0, 11, rows))
     targets[draws.integers(rows)] = 10
 
-    def results(**blocks):
+    def results(*blocks):
+        """Loss and gradients, those at the hidden states also where the table is frozen."""
         leaves = leaves_of(dtype, seed, (rows, 5), (11, 5))
-        return outputs_and_gradients(ops.cross_entropy(*leaves, targets, **blocks), leaves, seed)
+        both = outputs_and_gradients(ops.cross_entropy(*leaves, targets, *blocks), leaves, seed)
+        leaves[1].trainable = False
+        return both + outputs_and_gradients(ops.cross_entropy(*leaves, targets, *blocks), leaves[:1], seed)
 
     # Where the model is sure of its targets, the loss is a small difference of logits and softmax - onehot one of
     # numbers up to 1: rounding is that of these terms, which then go through the products with the leaves and 1 / M.
@@ -173,10 +179,12 @@ def test_the_loss_does_not_depend_on_its_blocks_of_rows(rows, block_rows, untarg
     dy = abs(np.random.default_rng(seed + 1).standard_normal())
     gradients = dy / np.count_nonzero(targets != -100)
     scales = 5 * hidden * weight, gradients * weight, gradients * hidden
-    expected = results(block_rows=rows)
-    for blocks in ({}, {"block_rows": block_rows}):
-        for actual, array, terms in zip(results(**blocks), expected, scales, strict=True):
-            assert_equal_but_rounding(actual, array, max(terms, np.abs(array).max()))
+    scales += scales[:2]
+    expected = results(rows)
+    for blocks in ((), (block_rows, tokens)):
+        with threads.workers(n_threads):
+            for actual, array, terms in zip(results(*blocks), expected, scales, strict=True):
+                assert_equal_but_rounding(actual, array, max(terms, np.abs(array).max()))
 
 
 @examples(60)
@@ -189,7 +197,7 @@ def test_attention_does_not_depend_on_its_blocks_tiles_and_threads(lengths, bloc
 
     with threads.blas_threads(1):
         expected = results()
-    with query_blocks_of(block), mock.patch.object(attention, "TILE", scores), threads.blas_threads(n_threads):
+    with query_blocks_of(block), mock.patch.object(attention, "TILE", scores), threads.workers(n_threads):
         for actual, array in zip(results(), expected, strict=True):
             assert_equal_but_rounding(actual, array)
 

@@ -1,66 +1,39 @@
 import threading
+import time
 
-import numpy as np
 import pytest
 
-from npgpt import GPT2, Batch, GPT2Config, threads
+from npgpt import GPT2, GPT2Config, threads
 from npgpt.errors import ConfigError
-
-
-def batch_of(*lengths):
-    return Batch.from_sequences([np.zeros(length, int) for length in lengths])
 
 
 def model_of(width, **changes):
     return GPT2(GPT2Config(n_embd=width, n_head=1, n_layer=1, vocab_size=8, n_positions=8, **changes), seed=None)
 
 
-@pytest.mark.parametrize(
-    "lengths, allowed, parts",
-    [
-        ((128, 128), 2, [[128], [128]]),
-        ((64, 64, 60, 70), 2, [[64, 64], [60, 70]]),
-        ((64, 64, 60, 70), 1, [[64, 64, 60, 70]]),          # nothing to share out
-        ((60, 60), 2, [[60, 60]]),                          # too few tokens for each
-        ((500, 130), 2, [[500, 130]]),                      # one thread would wait for the other
-        ((400, 400), 4, [[400, 400]]),                      # fewer sequences than threads
-    ],
-)
-def test_a_batch_is_split_where_every_thread_gets_enough_and_as_much(lengths, allowed, parts):
-    chosen, blas = threads.plan(model_of(8), batch_of(*lengths), allowed)
-    assert [part.lengths.tolist() for part in chosen] == parts
-    assert blas == (1 if len(parts) > 1 else allowed)
-
-
-def test_a_batch_is_not_split_where_there_are_many_gradients_to_add_up():
-    model = model_of(2000)
-    assert sum(tensor.data.size for tensor in model.trainable_parameters().values()) > 10_000_000
-    chosen, blas = threads.plan(model, batch_of(128, 128), 2)
-    assert (len(chosen), blas) == (1, 2)
-    model.freeze()
-    assert len(threads.plan(model, batch_of(128, 128), 2)[0]) == 2
-
-
-def test_without_a_number_of_threads_narrow_models_keep_to_one_and_others_use_all(monkeypatch):
+@pytest.mark.parametrize("width, tokens, count", [
+    (threads.LEAST_WIDTH, 1, 5), (threads.LEAST_WIDTH - 1, 1, 1),                    # a wide model, whatever the tokens
+    (32, threads.LEAST_WORK // 32, 5), (32, threads.LEAST_WORK // 32 - 1, 1)])       # a narrow one with many
+def test_without_a_number_of_threads_there_are_as_many_as_pay(monkeypatch, width, tokens, count):
     assert threads.available() >= 1
     monkeypatch.setattr(threads, "available", lambda: 5)  # on any machine
-    assert threads.plan(model_of(299), batch_of(2))[1] == 1
-    assert threads.plan(model_of(300), batch_of(2))[1] == 5
-    assert threads.for_products(model_of(8), 3) == 3
+    assert threads.that_pay(model_of(width), tokens) == count
+    assert threads.that_pay(model_of(width), tokens, 3) == 3
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_fewer_threads_than_one_are_refused(count):
     with pytest.raises(ConfigError, match=f"threads = {count}: it must be at least 1"):
-        threads.plan(model_of(8), batch_of(2), count)
+        threads.that_pay(model_of(8), 2, count)
 
 
-def test_the_setting_of_blas_is_put_back():
+@pytest.mark.parametrize("many", [threads.blas_threads, threads.workers])
+def test_the_setting_of_blas_is_put_back(many):
     before = threads.available()
-    with threads.blas_threads(1):
+    with many(1):
         assert threads.available() == 1
     assert threads.available() == before
-    with pytest.raises(ArithmeticError), threads.blas_threads(1):
+    with pytest.raises(ArithmeticError), many(1):
         raise ArithmeticError
     assert threads.available() == before
 
@@ -75,28 +48,75 @@ def test_items_are_spread_over_threads(items, allowed, expected):
         if item < expected:
             meeting.wait()
         seen[item] = threading.get_ident(), threads.available()
+        return 10 * item
 
-    with threads.blas_threads(allowed):
-        threads.spread(work, range(items))
-        assert threads.available() == allowed
+    with threads.workers(allowed):
+        assert threads.crew() == allowed
+        assert threads.spread(work, range(items)) == [10 * item for item in range(items)]
+    assert threads.crew() == 1
     assert sorted(seen) == list(range(items))
-    if expected > 1:
-        assert len({thread for thread, _ in seen.values()}) == expected
-        assert {blas for _, blas in seen.values()} == {1}
+    assert len({thread for thread, _ in seen.values()}) == expected
+    assert {blas for _, blas in seen.values()} <= {1}
+
+
+def test_without_workers_the_caller_works_alone():
+    assert threads.spread(lambda _: threading.current_thread(), [0, 1]) == [threading.current_thread()] * 2
 
 
 def test_an_error_in_spread_work_comes_out():
     def work(item):
         raise ArithmeticError(item)
 
-    with threads.blas_threads(2), pytest.raises(ArithmeticError, match="0"):
+    with threads.workers(2), pytest.raises(ArithmeticError, match=r"[01]"):
         threads.spread(work, [0, 1])
 
 
-def test_work_from_another_thread_stays_on_it(monkeypatch):
-    monkeypatch.setattr(threads, "available", lambda: 2)
+def test_an_error_of_the_caller_waits_for_the_others():
+    """Else they would still write into arrays that are not the caller's any more."""
+    done = []
+
+    def work(item):
+        if threading.current_thread() is threading.main_thread():
+            raise ArithmeticError
+        time.sleep(0.1)
+        done.append(item)
+
+    with threads.workers(2):
+        with pytest.raises(ArithmeticError):
+            threads.spread(work, [0, 1])
+        assert len(done) == 1
+
+
+def test_an_error_of_a_helper_comes_out():
+    meeting = threading.Barrier(2, timeout=10)
+
+    def work(item):
+        meeting.wait()
+        if threading.current_thread() is not threading.main_thread():
+            raise ArithmeticError
+
+    with threads.workers(2), pytest.raises(ArithmeticError):
+        threads.spread(work, [0, 1])
+
+
+def test_workers_inside_workers_are_put_back():
+    with threads.workers(3):
+        with threads.workers(2):
+            assert threads.crew() == 2
+        assert threads.crew() == 3
+        assert len(threads.spread(lambda item: item, range(9))) == 9
+
+
+def test_in_another_thread_the_work_stays_on_it_and_blas_has_the_threads():
+    """BLAS has one setting for all: two threads that each set it to 1 would undo each other's."""
     seen = []
-    caller = threading.Thread(target=lambda: threads.spread(lambda _: seen.append(threading.current_thread()), [0, 1]))
+
+    def call():
+        with threads.workers(2):
+            seen.append(threads.available())
+            threads.spread(lambda _: seen.append(threading.current_thread()), [0, 1])
+
+    caller = threading.Thread(target=call)
     caller.start()
     caller.join()
-    assert seen == [caller, caller]
+    assert seen == [2, caller, caller]

@@ -1,6 +1,5 @@
 """One step of training."""
 
-import contextlib
 import importlib
 import math
 
@@ -13,12 +12,6 @@ from npgpt.gradcases import randomise, small_batch, small_model
 from npgpt.train import loss_and_gradients
 
 LENGTHS = 5, 8, 1, 7, 4, 6, 8, 3
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
-    """Let batches of a few tokens be shared out among threads, as those of hundreds are."""
-    monkeypatch.setattr(threads, "LEAST_TOKENS", 1)
 
 
 def the_batch():
@@ -36,12 +29,13 @@ MODELS = {"full": small_model, "lora": lora_model}
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 8, 20])
-@pytest.mark.parametrize("n_threads", [1, 2, 3, None])
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_the_result_does_not_depend_on_how_the_batch_is_cut_up(make, n_threads, micro_batches, assert_close):
     model, batch = make(), the_batch()
     whole = model.loss(batch)
-    loss, grads = loss_and_gradients(model, batch, threads=n_threads, micro_batches=micro_batches)
+    with threads.workers(n_threads):
+        loss, grads = loss_and_gradients(model, batch, micro_batches=micro_batches)
     assert loss == pytest.approx(float(whole.data), rel=1e-12)
     expected = backward(whole)
     assert grads.keys() == expected.keys() == set(model.trainable_parameters().values())
@@ -49,31 +43,24 @@ def test_the_result_does_not_depend_on_how_the_batch_is_cut_up(make, n_threads, 
         assert_close(grads[tensor], gradient)
 
 
-def test_the_batches_above_are_really_cut_up():
-    assert len(threads.plan(small_model(), the_batch(), 2)[0]) == 2
-    assert len(threads.plan(small_model(), the_batch(), 3)[0]) == 3
-    assert len(the_batch().split(3)) == 3
-
-
-@pytest.mark.parametrize("lengths, blas", [((5, 5), 1), ((10,), 2)])
-def test_a_part_has_one_thread_of_blas_and_a_whole_batch_all(monkeypatch, lengths, blas):
-    counts = []
-
-    def blas_threads(count):
-        counts.append(count)
-        return contextlib.nullcontext()
-
-    monkeypatch.setattr(importlib.import_module("npgpt.train"), "blas_threads", blas_threads)
-    batch = Batch.from_sequences([np.zeros(length, int) for length in lengths])
-    loss_and_gradients(small_model(n_positions=10), batch, threads=2)
-    assert counts == [blas]
+@pytest.mark.parametrize("asked, got", [(1, 1), (3, 3), (None, 5)])
+def test_a_step_has_the_threads_asked_for_or_as_many_as_pay(monkeypatch, asked, got):
+    monkeypatch.setattr(threads, "available", lambda: 5)  # on any machine
+    monkeypatch.setattr(threads, "LEAST_WORK", 1)
+    model, crews = small_model(), []
+    loss, opt = model.loss, AdamW(model.parameters())
+    update = opt.step
+    monkeypatch.setattr(model, "loss", lambda *args: (crews.append(threads.crew()), loss(*args))[1])
+    monkeypatch.setattr(opt, "step", lambda grads: (crews.append(threads.crew()), update(grads))[1])
+    train_step(model, the_batch(), opt, threads=asked)
+    assert crews == [got, got]
+    assert threads.crew() == 1
 
 
 def test_parts_without_targets_are_passed_over():
     batch = Batch.from_sequences([[1, 2, 3, 4], [1, 2, 3, 4]], [[0] * 4, [1] * 4])
     model = small_model()
     whole = float(model.loss(batch).data)
-    assert loss_and_gradients(model, batch, threads=2)[0] == pytest.approx(whole, rel=1e-12)
     assert loss_and_gradients(model, batch, micro_batches=2)[0] == pytest.approx(whole, rel=1e-12)
 
 
@@ -101,11 +88,10 @@ def test_the_same_seed_and_thread_count_give_the_same_bits(n_threads, micro_batc
     assert trained(1)[0].loss != result.loss
 
 
-def test_each_part_of_a_batch_has_its_own_dropout():
-    """The same sequences in each part: with one stream for all, the parts' losses would be alike."""
+def test_each_micro_batch_has_its_own_dropout():
+    """The same sequences in each: with one mask for all, their losses would be alike."""
     model = lora_model()
     batch = Batch.from_sequences([[1, 2, 3, 4, 5]] * 2)
-    half = Batch.from_sequences([[1, 2, 3, 4, 5]])
     losses = []
     original = model.loss
 
@@ -114,12 +100,22 @@ def test_each_part_of_a_batch_has_its_own_dropout():
         return losses[-1]
 
     model.loss = loss
-    for cut in ({"threads": 2}, {"threads": 1, "micro_batches": 2}):
-        losses.clear()
-        loss_and_gradients(model, batch, np.random.default_rng(0), **cut)
-        one, two = (float(tensor.data) for tensor in losses)
-        assert one != two
-        assert float(original(half).data) not in (one, two)
+    loss_and_gradients(model, batch, np.random.default_rng(0), micro_batches=2)
+    one, two = (float(tensor.data) for tensor in losses)
+    assert one != two
+    assert float(original(Batch.from_sequences([[1, 2, 3, 4, 5]])).data) not in (one, two)
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_what_drops_out_does_not_depend_on_the_number_of_threads(make, assert_close):
+    model, results = make(embd_pdrop=0.3, resid_pdrop=0.3, attn_pdrop=0.3), []
+    for count in (1, 2, 3):
+        with threads.workers(count):
+            results.append(loss_and_gradients(model, the_batch(), np.random.default_rng(0)))
+    for loss, grads in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-12)
+        for tensor, gradient in grads.items():
+            assert_close(gradient, results[0][1][tensor])
 
 
 def test_dropout_happens_if_and_only_if_a_generator_is_given():

@@ -2,7 +2,7 @@
 
 Each is y_i = f(x_i), so dx_i = f'(x_i) dy_i. The forward pass has f's inner values at hand and f' costs little more, so
 it computes the slope f'(x) in the same visit to the row block and saves that alone: one array, instead of x to redo the
-work from. The backward pass is then one product.
+work from. The backward pass is then one product, in place.
 """
 
 import functools
@@ -11,7 +11,8 @@ import math
 import numpy as np
 
 from npgpt.autograd import needs_grad, record
-from npgpt.ops.rows import row_blocks
+from npgpt.ops.shares import row_blocks
+from npgpt.threads import spread
 
 
 def _elementwise(name, x, formula):
@@ -19,9 +20,16 @@ def _elementwise(name, x, formula):
     (saving,) = needs_grad(x)
     y = np.empty_like(x.data, order="C")
     slope = np.empty_like(y) if saving else None
-    for rows in row_blocks(y):
+
+    def forward(rows):
         formula(x.data[rows], y[rows], slope[rows] if saving else None)
-    return record(name, y, (x,), lambda dy: (dy * slope,))
+
+    def rule(dy):
+        spread(lambda rows: np.multiply(dy[rows], slope[rows], out=slope[rows]), row_blocks(slope))
+        return (slope,)  # used once, and the largest array that is saved: dx takes its place
+
+    spread(forward, row_blocks(y))
+    return record(name, y, (x,), rule)
 
 
 def gelu_new(x):

@@ -6,10 +6,11 @@ import numpy as np
 
 from npgpt.autograd import record
 from npgpt.ops.dropout import keep_mask
+from npgpt.seeding import generator
 from npgpt.threads import spread
 
 QUERIES = 64     # at least, in a block of queries
-TILE = 1 << 18   # scores worked on at a time: a megabyte
+TILE = 1 << 17   # scores worked on at a time: half a megabyte
 
 
 def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
@@ -35,34 +36,41 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
     """
     data, C = qkv.data, qkv.shape[1] // 3
     y = np.empty((len(data), C), data.dtype)
-    saved = []
     dropping = rng is not None and p > 0
+    seed = int(rng.integers(1 << 62)) if dropping else None
+    groups, work = [], []
     for rows, B, T in _groups(lengths):
-        group = np.empty((B * T, C), data.dtype)
-        L = np.empty((B, n_head, T, 1), data.dtype)
+        Y, L = np.empty((B * T, C), data.dtype), np.empty((B, n_head, T, 1), data.dtype)
         masks = {} if dropping else None
-        arrays = *_heads(data[rows], B, T, 3, n_head), *_heads(group, B, T, 1, n_head), L  # views: group gets filled
-        spread(functools.partial(_forward, arrays, scale, p, rng, masks), _tiles(B, n_head, T),
-               threads=1 if dropping else None)                             # one thread: draws have an order
-        y[rows] = group
-        saved.append((L, masks))
+        arrays = *_heads(data[rows], B, T, 3, n_head), *_heads(Y, B, T, 1, n_head), L  # views: Y gets filled
+        draw = functools.partial(generator, seed, "attention", len(groups))  # a stream for each tile, on any thread
+        work += [functools.partial(_forward, arrays, scale, p, draw, masks, tile) for tile in _tiles(B, n_head, T)]
+        groups.append((rows, B, T, Y, L, masks))
+    spread(functools.partial.__call__, work)
+    for rows, *_, Y, _L, _masks in groups:
+        y[rows] = Y
+    saved = [(rows, B, T, L, masks) for rows, B, T, _, L, masks in groups]
 
     def rule(dy):
-        dqkv = np.empty_like(data, order="C")
-        for (rows, B, T), (L, masks) in zip(_groups(lengths), saved, strict=True):
+        dqkv, groups, work = np.empty_like(data, order="C"), [], []
+        for rows, B, T, L, masks in saved:
             group = np.empty((B * T, 3 * C), data.dtype)
             arrays = (*_heads(data[rows], B, T, 3, n_head), L,
                       *_heads(dy[rows], B, T, 1, n_head), *_heads(group, B, T, 3, n_head))
-            spread(functools.partial(_backward, arrays, scale, masks), _tiles(B, n_head, T))
+            work += [functools.partial(_backward, arrays, scale, masks, tile) for tile in _tiles(B, n_head, T)]
+            groups.append((rows, group))
+        spread(functools.partial.__call__, work)
+        for rows, group in groups:
             dqkv[rows] = group
         return (dqkv,)
 
     return record("causal_attention", y, (qkv,), rule)
 
 
-def _forward(arrays, scale, p, rng, masks, tile):
+def _forward(arrays, scale, p, draw, masks, tile):
     """Write Y and L of one tile. masks: dict to keep dropout's masks in, or None for no dropout."""
     q, k, v, Y, L = (array[tile] for array in arrays)                       # each (sequences, heads, T, D or 1)
+    rng = None if masks is None else draw(tile[0].start, tile[1].start)
     for queries, keys in query_blocks(q.shape[2]):
         S = _scores(q[:, :, queries], k[:, :, keys], queries, scale)
         highest = S.max(axis=-1, keepdims=True)

@@ -4,6 +4,7 @@ import numpy as np
 
 from npgpt.autograd import needs_grad, record
 from npgpt.ops.dropout import keep_mask
+from npgpt.ops.shares import product
 
 
 def column_norms(weight, lora_A, lora_B, scale):
@@ -14,7 +15,7 @@ def column_norms(weight, lora_A, lora_B, scale):
     one reading of W and thin products, where V would be written and read.
     """
     squares = np.einsum("io,io->o", weight, weight)
-    inner = (lora_A @ weight).T * 2                                         # (R, I) @ (I, O) -> (O, R)
+    inner = product(lora_A, weight).T * 2                                    # (R, I) @ (I, O) -> (O, R)
     inner += (lora_B @ (lora_A @ lora_A.T)) * scale                         # (O, R)
     squares += np.einsum("or,or->o", inner, lora_B) * scale
     return np.sqrt(np.maximum(squares, 0))
@@ -53,14 +54,14 @@ def dora_linear(x, weight, bias, lora_A, lora_B, magnitude, norm, scale, p=0.0, 
         keep, keep_probability = keep_mask(x.shape, p, rng)
         keep = keep * x.dtype.type(1 / keep_probability)
         dropped = x.data * keep
-    u = dropped @ A.T                                                       # (N, I) -> (N, R)
-    base = dropped @ W                                                      # (N, I) -> (N, O)
-    z = (u * scale) @ B.T
+    u = product(dropped, A.T)                                                       # (N, I) -> (N, R)
+    base = product(dropped, W)                                                      # (N, I) -> (N, O)
+    z = product(u * scale, B.T)
     z += base
     y = z * g
     if keep is not None:
         y -= base
-        y += x.data @ W
+        y += product(x.data, W)
     if bias is not None:
         y += bias.data
     saved_x = x.data if need_weight else None
@@ -70,21 +71,21 @@ def dora_linear(x, weight, bias, lora_A, lora_B, magnitude, norm, scale, p=0.0, 
     def rule(dy):
         dz = dy * g
         through = dz if keep is None else dz - dy                           # what reaches x~ W
-        du = (dz @ B) * scale if need_A or need_x else None                 # (N, O) -> (N, R)
-        dA = du.T @ saved_dropped if need_A else None
-        dB = dz.T @ (saved_u * scale) if need_B else None
+        du = product(dz, B) * scale if need_A or need_x else None                 # (N, O) -> (N, R)
+        dA = product(du.T, saved_dropped) if need_A else None
+        dB = product(dz.T, saved_u * scale) if need_B else None
         dm = np.einsum("no,no->o", dy, saved_z) / norm if need_m else None
         dx = dW = None
         if need_x:
-            dx = du @ A
-            dx += through @ W.T                                             # (N, O) -> (N, I)
+            dx = product(du, A)
+            dx += product(through, W.T)                                             # (N, O) -> (N, I)
             if keep is not None:
                 dx *= keep
-                dx += dy @ W.T
+                dx += product(dy, W.T)
         if need_weight:
-            dW = saved_dropped.T @ through
+            dW = product(saved_dropped.T, through)
             if keep is not None:
-                dW += saved_x.T @ dy
+                dW += product(saved_x.T, dy)
         db = dy.sum(axis=0) if need_bias else None
         return dx, dW, db, dA, dB, dm
 

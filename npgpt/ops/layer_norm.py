@@ -3,7 +3,8 @@
 import numpy as np
 
 from npgpt.autograd import needs_grad, record
-from npgpt.ops.rows import row_blocks
+from npgpt.ops.shares import row_blocks
+from npgpt.threads import spread
 
 
 def layer_norm(x, weight, bias, eps):
@@ -34,7 +35,7 @@ def layer_norm(x, weight, bias, eps):
     rstd = np.empty((len(y), 1), y.dtype)
     averaging = np.full(C, 1 / C, y.dtype)
 
-    for rows in row_blocks(y):
+    def forward(rows):
         centred = np.subtract(x.data[rows], np.vecdot(x.data[rows], averaging)[:, None], out=xhat[rows])
         variance = np.vecdot(centred, centred)[:, None] / C
         rstd[rows] = 1 / np.sqrt(variance + eps)
@@ -42,18 +43,22 @@ def layer_norm(x, weight, bias, eps):
         np.multiply(centred, w, out=y[rows])
         y[rows] += b
 
+    spread(forward, row_blocks(y))
+
     def rule(dy):
         dbias = dy.sum(axis=0) if need_bias else None
         dweight = np.einsum("nc,nc->c", dy, xhat) if need_weight else None
-        dx = None
+        dx = np.empty_like(xhat) if need_x else None
+
+        def backward(rows):
+            h, normal = np.multiply(dy[rows], w, out=dx[rows]), xhat[rows]
+            along_normal = np.vecdot(h, normal)[:, None] / C
+            h -= np.vecdot(h, averaging)[:, None]
+            h -= normal * along_normal
+            h *= rstd[rows]
+
         if need_x:
-            dx = np.empty_like(xhat)
-            for rows in row_blocks(dx):
-                h, normal = np.multiply(dy[rows], w, out=dx[rows]), xhat[rows]
-                along_normal = np.vecdot(h, normal)[:, None] / C
-                h -= np.vecdot(h, averaging)[:, None]
-                h -= normal * along_normal
-                h *= rstd[rows]
+            spread(backward, row_blocks(dx))
         return dx, dweight, dbias
 
     return record("layer_norm", y, (x, weight, bias), rule)

@@ -2,6 +2,7 @@
 
 from npgpt.autograd import needs_grad, record
 from npgpt.ops.dropout import keep_mask
+from npgpt.ops.shares import product
 
 
 def linear(x, weight, bias=None):
@@ -13,16 +14,19 @@ def linear(x, weight, bias=None):
               W_io reaches y_no with slope x_ni, for every n:  dW_io = sum_n x_ni dy_no,             dW = xᵀ dy
               b_o reaches y_no with slope 1, for every n:                                            db = sum_rows dy
     Saves     x, only where the weight is trainable; a frozen layer saves nothing (its weight is kept anyway).
+    In code   `product(a, b)` is a b, of which each worker makes a part, and adds to it what follows.
     """
     need_x, need_weight, need_bias = needs_grad(x, weight, bias)
     W, saved_x = weight.data, x.data if need_weight else None
-    y = x.data @ W                                                          # (N, I) -> (N, O)
-    if bias is not None:
-        y += bias.data
+
+    def add_bias(y, _rows, columns):
+        y += bias.data[columns]
+
+    y = product(x.data, W, None if bias is None else add_bias)              # (N, I) -> (N, O)
 
     def rule(dy):
-        dx = dy @ W.T if need_x else None
-        dW = saved_x.T @ dy if need_weight else None
+        dx = product(dy, W.T) if need_x else None
+        dW = product(saved_x.T, dy) if need_weight else None
         db = dy.sum(axis=0) if need_bias else None
         return dx, dW, db
 
@@ -46,7 +50,7 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale, p=0.0, rng=None):
               W and b as in `linear`, where they are trainable.
     Saves     x~, u, and m where x needs a gradient. Two thin products of cost N R (I + O) replace a product with BA,
               of cost N I O: at rank 8 and GPT-2's widths, 1 % of the layer's own.
-    In code   1 / (1 - p) is folded into s: x~ is m * x, and s stands for s / (1 - p).
+    In code   `product` as above. x~ is m * x, and s / (1 - p) falls on what is thin: u stands for s u / (1 - p).
     Source    Hu et al. 2021 (LoRA), eq. 3 and section 4.1; dropout on this path as in PEFT.
     """
     need_x, need_weight, need_bias, need_A, need_B = needs_grad(x, weight, bias, lora_A, lora_B)
@@ -56,26 +60,30 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale, p=0.0, rng=None):
         keep, keep_probability = keep_mask(x.shape, p, rng)
         dropped = x.data * keep
         scale = scale / keep_probability
-    u = dropped @ A.T                                                       # (N, I) -> (N, R)
-    y = x.data @ W                                                          # (N, I) -> (N, O)
-    y += (u * scale) @ B.T                                                  # (N, R) -> (N, O)
-    if bias is not None:
-        y += bias.data
+    u = product(dropped, A.T) * scale                                       # (N, I) -> (N, R)
+
+    def add_update(y, rows, columns):
+        y += u[rows] @ B[columns].T                                         # (N, R) -> (N, O)
+        if bias is not None:
+            y += bias.data[columns]
+
+    y = product(x.data, W, add_update)                                      # (N, I) -> (N, O)
     saved_x = x.data if need_weight else None
     saved_dropped, saved_u = dropped if need_A else None, u if need_B else None
 
     def rule(dy):
-        du = (dy @ B) * scale if need_A or need_x else None                 # (N, O) -> (N, R)
-        dA = du.T @ saved_dropped if need_A else None
-        dB = dy.T @ (saved_u * scale) if need_B else None
-        dx = None
-        if need_x:
-            low_rank = du @ A                                               # (N, R) -> (N, I)
+        du = product(dy, B) * scale if need_A or need_x else None           # (N, O) -> (N, R)
+        dA = product(du.T, saved_dropped) if need_A else None
+        dB = product(dy.T, saved_u) if need_B else None
+
+        def add_low_rank(dx, rows, columns):
+            low_rank = du[rows] @ A[:, columns]                             # (N, R) -> (N, I)
             if keep is not None:
-                low_rank *= keep
-            dx = dy @ W.T                                                   # (N, O) -> (N, I)
+                low_rank *= keep[rows, columns]
             dx += low_rank
-        dW = saved_x.T @ dy if need_weight else None
+
+        dx = product(dy, W.T, add_low_rank) if need_x else None             # (N, O) -> (N, I)
+        dW = product(saved_x.T, dy) if need_weight else None
         db = dy.sum(axis=0) if need_bias else None
         return dx, dW, db, dA, dB
 

@@ -7,6 +7,7 @@ over the positions it was repeated to.
 import numpy as np
 
 from npgpt.autograd import record
+from npgpt.ops.shares import product
 
 
 def _unbroadcast(gradient, shape):
@@ -33,11 +34,13 @@ def mul(x, y):
 def matmul(x, y):
     """x @ y over the last two axes, leading axes broadcast.  dx = dz yT, dy = xT dz."""
     a, b = x.data, y.data
+    times = product if a.ndim == b.ndim == 2 else np.matmul
 
     def rule(dz):
-        return (_unbroadcast(dz @ b.swapaxes(-1, -2), a.shape), _unbroadcast(a.swapaxes(-1, -2) @ dz, b.shape))
+        dx, dy = times(dz, b.swapaxes(-1, -2)), times(a.swapaxes(-1, -2), dz)
+        return _unbroadcast(dx, a.shape), _unbroadcast(dy, b.shape)
 
-    return record("matmul", a @ b, (x, y), rule)
+    return record("matmul", times(a, b), (x, y), rule)
 
 
 def sum(x, axis=None, keepdims=False):

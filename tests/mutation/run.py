@@ -37,7 +37,8 @@ ALSO_FIRST = {
     "decoding.py": ["test_generate.py"], "sampling.py": ["test_generate.py", "test_warpers.py"],
     "warpers.py": ["test_sampling.py", "test_generate.py"],
     "data/order.py": ["test_training_loop.py"], "train.py": ["test_training_loop.py"],
-    "ops/dora.py": [EVERY_OPERATION], "lora.py": ["test_adapters.py", "test_updates.py", "test_combine.py"],
+    "ops/shares.py": ["test_train.py"], "threads.py": ["test_train.py"], "ops/dora.py": [EVERY_OPERATION],
+    "lora.py": ["test_adapters.py", "test_updates.py", "test_combine.py"],
     "lora_config.py": ["test_lora.py", "test_updates.py"], "lora_init.py": ["test_updates.py", "test_lora.py"],
     "adapter.py": ["test_updates.py"], "updates.py": ["test_adapters.py"],
 }

@@ -39,11 +39,11 @@ def test_equals_its_primitives(lengths, n_head, leaves, assert_same):
 
 @pytest.mark.parametrize("scores, heads", [(1, 1), (72, 2), (1 << 18, 3)])
 def test_dropout_falls_on_the_probabilities(monkeypatch, leaves, assert_same, scores, heads):
-    """Each tile of heads, here of 6 x 6 scores each, draws its own mask, one after another."""
+    """Each tile of heads, here of 6 x 6 scores each, draws its mask from its own stream."""
     monkeypatch.setattr(attention, "TILE", scores)
-    rng = generator(0, "dropout")
-    keep, keep_probability = zip(*(keep_mask((1, min(heads, 3 - h), 6, 6), 0.4, rng) for h in range(0, 3, heads)),
-                                 strict=True)
+    seed = int(generator(0, "dropout").integers(1 << 62))
+    keep, keep_probability = zip(*(keep_mask((1, min(heads, 3 - h), 6, 6), 0.4, generator(seed, "attention", 0, 0, h))
+                                   for h in range(0, 3, heads)), strict=True)
     assert_same(
         lambda qkv: ops.causal_attention(qkv, np.array([6]), 3, 0.7, 0.4, generator(0, "dropout")),
         lambda qkv: rebuilt(qkv, [6], 3, 0.7, np.concatenate(keep, axis=1)[0] / keep_probability[0]),

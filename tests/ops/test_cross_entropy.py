@@ -5,6 +5,7 @@ import pytest
 
 from npgpt import Tensor, backward, ops
 from npgpt.errors import ConfigError
+from npgpt.threads import workers
 
 SOME = np.array([4, -100, 0, 4, -100, -100, 10, 3])
 
@@ -18,23 +19,25 @@ def rebuilt(hidden, weight, targets):
     return ops.mul(ops.sum(losses), Tensor(np.array(1 / len(rows))))
 
 
-@pytest.mark.parametrize("block_rows", [256, 5, 2, 1])
+@pytest.mark.parametrize("blocks", [(), (5,), (2, 11), (1, 3), (8, 1)])
 @pytest.mark.parametrize("targets", [SOME, np.arange(8), np.full(8, 7), np.array([-100] * 7 + [2])])
-def test_equals_its_primitives(targets, block_rows, leaves, assert_same):
+def test_equals_its_primitives(targets, blocks, leaves, assert_same):
     assert_same(
-        lambda hidden, weight: ops.cross_entropy(hidden, weight, targets, block_rows),
+        lambda hidden, weight: ops.cross_entropy(hidden, weight, targets, *blocks),
         lambda hidden, weight: rebuilt(hidden, weight, targets),
         leaves((8, 3), (11, 3)),
     )
 
 
-def test_equals_its_primitives_where_two_rows_of_logits_fill_the_cache(leaves, assert_same):
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_equals_its_primitives_over_a_large_vocabulary(n_threads, leaves, assert_same):
     targets = np.array([59_999, 1, -100, 40_000, 7, 59_999])
-    assert_same(
-        lambda hidden, weight: ops.cross_entropy(hidden, weight, targets),
-        lambda hidden, weight: rebuilt(hidden, weight, targets),
-        leaves((6, 2), (60_000, 2)),
-    )
+    with workers(n_threads):
+        assert_same(
+            lambda hidden, weight: ops.cross_entropy(hidden, weight, targets),
+            lambda hidden, weight: rebuilt(hidden, weight, targets),
+            leaves((6, 2), (60_000, 2)),
+        )
 
 
 def test_equals_its_primitives_where_the_table_is_the_input(leaves, assert_same):
@@ -67,11 +70,14 @@ def test_logits_of_thousands_do_not_overflow(dtype):
     assert all(np.isfinite(gradient).all() for gradient in backward(loss).values())
 
 
-def test_all_logits_are_never_in_memory_together(memory):
-    hidden, weight = Tensor(np.zeros((1024, 2), np.float32), True), Tensor(np.zeros((3000, 2), np.float32))
-    logits = 1024 * 3000 * 4  # bytes
-    _, _, peak = memory(lambda: backward(ops.cross_entropy(hidden, weight, np.arange(1024))))
-    assert peak < 0.3 * logits  # a quarter of the rows at a time
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("rows, vocabulary", [(1024, 10_240), (10_240, 1024)])
+def test_all_logits_are_never_in_memory_together(rows, vocabulary, trained, memory):
+    hidden = Tensor(np.zeros((rows, 2), np.float32), trainable=True)
+    weight = Tensor(np.zeros((vocabulary, 2), np.float32), trained)
+    logits = rows * vocabulary * 4  # bytes
+    _, _, peak = memory(lambda: backward(ops.cross_entropy(hidden, weight, np.zeros(rows, int))))
+    assert peak < 0.15 * logits  # a tenth of the rows or of the vocabulary at a time
 
 
 def test_no_target_at_all_is_an_error(leaves):

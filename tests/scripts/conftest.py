@@ -145,7 +145,7 @@ def held_out(session_folder):
 def adapter(session_folder, tmp_path_factory, run_script, model, texts):
     """An adapter that finetune.py trained far enough to change what the model says."""
     cwd = tmp_path_factory.mktemp("adapter")
-    result = run_script(cwd, "finetune.py", "--model", model, "--data", texts, "--out", "run", "--lr", "0.03",
+    result = run_script(cwd, "finetune.py", "--model", model, "--data", texts, "--out", "run", "--lr", "0.02",
                         "--epochs", "10", "--targets", "all-linear", "--quiet", "--samples", "0")
     assert result.returncode == 0, result.stderr
     return cwd / "run" / "adapter"
