@@ -11,18 +11,17 @@ LEAST_BYTES = 1 << 16  # of element-wise work for a worker
 
 
 def row_blocks(array, block_bytes=1 << 20):
-    """Return slices that cut the rows of a 2-d array into blocks of at most about `block_bytes` (at least a row each).
+    """Return slices that cut the rows of a 2-d array into even blocks of at most about `block_bytes` (but at least one
+    row each), as many for every worker.
 
     Several passes over one block find it in the cache; several passes over a whole activation read main memory each
     time, which is what element-wise work costs. A megabyte is what a core's second cache holds; smaller blocks cost
-    more in calls, and threads that meet between two calls wait for each other. Every worker gets a block, unless it
-    would be so small that one is done before another has begun.
+    more in calls, and threads that meet between two calls wait for each other. Work that is done before another worker
+    has begun is not shared.
     """
-    rows, columns = array.shape
-    a_row = columns * array.itemsize
-    share = max(-(-rows // crew()), LEAST_BYTES // a_row)
-    step = max(1, min(block_bytes // a_row, share))
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    busy = min(crew(), max(1, array.nbytes // LEAST_BYTES))
+    blocks_each = max(1, -(-array.nbytes // (block_bytes * busy)))
+    return even_parts(len(array), busy * blocks_each)
 
 
 def product(a, b, then=None):

@@ -249,9 +249,10 @@ TABLE = {
         ("dweight without dy / M", "P.T @ (h * share)", "P.T @ h"),
     ],
     "ops/shares.py": [
-        ("the last row of a block is left out", "min(start + step, rows)", "min(start + max(1, step - 1), rows)"),
-        ("some workers get no rows", "-(-rows // crew())", "rows"),
-        ("workers get next to nothing", "LEAST_BYTES // a_row)", "1)"),
+        ("blocks are not cut for the cache", "-(-array.nbytes // (block_bytes * busy))", "1"),
+        ("one worker does it all", "busy = min(crew(),", "busy = min(1,"),
+        ("workers get next to nothing", "max(1, array.nbytes // LEAST_BYTES)", "len(array)"),
+        ("workers get different numbers of blocks", "(block_bytes * busy)", "block_bytes"),
         ("the last element of a part is left out", "[slice(*edge) for edge", "[slice(edge[0], edge[1] - 1) for edge"),
         ("the last part is left out", "range(count + 1)", "range(count)"),
         ("few rows are shared out, and not many columns", "or rows > columns", "or rows < columns"),

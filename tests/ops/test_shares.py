@@ -14,7 +14,8 @@ def test_blocks_cover_every_row_once_in_order(rows, columns, count):
 
 
 @pytest.mark.parametrize("columns, stops", [
-    (LEAST_BYTES // 8, [4, 8, 10]), (LEAST_BYTES // 24, [4, 8, 10]), (LEAST_BYTES // 48, [6, 10]), (4, [10])])
+    (LEAST_BYTES // 8, [3, 6, 10]), (LEAST_BYTES // 24, [3, 6, 10]), (LEAST_BYTES // 39, [5, 10]), (4, [10]),
+    (6 * LEAST_BYTES // 8, [1, 3, 5, 6, 8, 10])])  # more than a megabyte for each
 def test_there_are_blocks_for_every_worker_where_they_are_large_enough(columns, stops):
     with workers(3):
         assert [block.stop for block in row_blocks(np.zeros((10, columns)))] == stops
