@@ -40,28 +40,29 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
     seed = int(rng.integers(1 << 62)) if dropping else None
     groups, work = [], []
     for rows, B, T in _groups(lengths):
-        Y, L = np.empty((B * T, C), data.dtype), np.empty((B, n_head, T, 1), data.dtype)
+        Y, L = _room(y, rows), np.empty((B, n_head, T, 1), data.dtype)
         masks = {} if dropping else None
         arrays = *_heads(data[rows], B, T, 3, n_head), *_heads(Y, B, T, 1, n_head), L  # views: Y gets filled
         draw = functools.partial(generator, seed, "attention", len(groups))  # a stream for each tile, on any thread
         work += [functools.partial(_forward, arrays, scale, p, draw, masks, tile) for tile in _tiles(B, n_head, T)]
         groups.append((rows, B, T, Y, L, masks))
     spread(functools.partial.__call__, work)
-    for rows, *_, Y, _L, _masks in groups:
-        y[rows] = Y
-    saved = [(rows, B, T, L, masks) for rows, B, T, _, L, masks in groups]
+    saved = []
+    for rows, B, T, Y, L, masks in groups:
+        _put(Y, y, rows)
+        saved.append((rows, B, T, L, masks))
 
     def rule(dy):
         dqkv, groups, work = np.empty_like(data, order="C"), [], []
         for rows, B, T, L, masks in saved:
-            group = np.empty((B * T, 3 * C), data.dtype)
+            group = _room(dqkv, rows)
             arrays = (*_heads(data[rows], B, T, 3, n_head), L,
                       *_heads(dy[rows], B, T, 1, n_head), *_heads(group, B, T, 3, n_head))
             work += [functools.partial(_backward, arrays, scale, masks, tile) for tile in _tiles(B, n_head, T)]
             groups.append((rows, group))
         spread(functools.partial.__call__, work)
         for rows, group in groups:
-            dqkv[rows] = group
+            _put(group, dqkv, rows)
         return (dqkv,)
 
     return record("causal_attention", y, (qkv,), rule)
@@ -158,6 +159,16 @@ def _groups(lengths):
             yield slice(int(members[0]), int(members[-1]) + T), len(members), T  # neighbours: a view, no copy
         else:
             yield (members[:, None] + np.arange(T)).ravel(), len(members), T
+
+
+def _room(array, rows):
+    """Return where results for some rows of `array` are written: there, where the rows are neighbours; see `_put`."""
+    return array[rows] if isinstance(rows, slice) else np.empty((len(rows), array.shape[1]), array.dtype)
+
+
+def _put(results, array, rows):
+    if not isinstance(rows, slice):
+        array[rows] = results
 
 
 def _heads(rows, B, T, parts, n_head):

@@ -181,6 +181,7 @@ TABLE = {
         ("gradients of the last block of queries alone", "else:\n        target += a @ b", "else:\n        pass"),
         ("gradients of the first block of queries alone",
          "else:\n        target += a @ b", "else:\n        target[...] = a @ b"),
+        ("results of sequences that are no neighbours are left out", "array[rows] = results", "pass"),
         ("what stood in new memory is added to", "first = queries.stop == T", "first = False"),
         ("dK of the wrong sign", "dS.swapaxes(-1, -2), q_block", "-dS.swapaxes(-1, -2), q_block"),
         ("the last heads are left out", "for h in range(0, H, heads)]", "for h in range(0, H - heads + 1, heads)]"),
