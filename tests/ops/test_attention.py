@@ -51,14 +51,24 @@ def test_dropout_falls_on_the_probabilities(monkeypatch, leaves, assert_same, sc
     )
 
 
-def test_each_probability_has_its_own_draw(leaves):
+@pytest.mark.parametrize("scores", [1, 1 << 17])
+def test_each_probability_has_its_own_draw(monkeypatch, leaves, scores):
     """With one value for all tokens, a token's output is the sum of its kept probabilities; no two are alike."""
+    monkeypatch.setattr(attention, "TILE", scores)
     (qkv,) = leaves((12, 12))
     qkv.data[:, 8:] = 1
     y = ops.causal_attention(qkv, np.array([4, 4, 4]), 2, 0.7, 0.5, generator(0, "dropout")).data
     heads = y.reshape(3, 4, 2, 2)[..., 0]
-    assert not np.array_equal(heads[0], heads[1])
-    assert not np.array_equal(heads[..., 0], heads[..., 1])
+    for one, two in ((heads[0], heads[1]), (heads[..., 0], heads[..., 1])):
+        assert not np.array_equal(one != 0, two != 0)
+
+
+def test_sequences_of_different_lengths_have_draws_of_their_own(monkeypatch, leaves):
+    """A sequence's first token sees itself alone: its output is its value, or 0 where that was dropped."""
+    monkeypatch.setattr(attention, "TILE", 1)
+    (qkv,) = leaves((9, 3 * 32))
+    y = ops.causal_attention(qkv, np.array([4, 5]), 32, 0.7, 0.5, generator(0, "dropout")).data
+    assert not np.array_equal(y[0] != 0, y[4] != 0)
 
 
 def test_the_first_token_of_a_sequence_gathers_its_own_value(leaves, assert_close):
