@@ -8,7 +8,8 @@ saved      what the forward pass keeps for the backward pass, in proportion to t
            else. With gradient checkpointing a block's input is kept, and one block at a time is computed again.
 work       what the backward pass of one block has in hand beside, two gradients as wide as the MLP and two as wide
            as the model, or, if that is more, a block of logits and two arrays of hidden states for each worker
-gradients  of all that is trained; the token table has two, from both its uses, and their sum
+gradients  of all that is trained; the token table has two, from both its uses, and their sum; where a step has several
+           micro-batches, the sum of the earlier ones' beside them
 """
 
 import functools
@@ -42,13 +43,14 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def memory(model, batch, threads=None, process=None):
+def memory(model, batch, threads=None, process=None, micro_batches=1):
     """Return the Memory that training takes at its peak; to be called when the optimiser has been made.
 
-    model    GPT2, with what is to be trained trainable, and gradient_checkpointing as it will be
-    batch    Batch, the largest micro-batch there will be
-    threads  as for `train_step`
-    process  bytes the process holds, where that was asked before; None: ask
+    model          GPT2, with what is to be trained trainable, and gradient_checkpointing as it will be
+    batch          Batch, the largest micro-batch there will be
+    threads        as for `train_step`
+    process        bytes the process holds, where that was asked before; None: ask
+    micro_batches  in a step
     """
     if process is None:
         process = resident()  # before the sequence below, which grows it, and is not there any more when training
@@ -65,11 +67,13 @@ def memory(model, batch, threads=None, process=None):
 
     rows = min(ROWS, max(batch.n_targets, 1))
     work = max(work, count * rows * (min(TOKENS, config.vocab_size) + 2 * config.n_embd) * itemsize)
-    gradients = sum(tensor.data.nbytes for tensor in model.trainable_parameters().values())
+    trainable = gradients = sum(tensor.data.nbytes for tensor in model.trainable_parameters().values())
     if model.head().trainable:
         # The table's come last, when what was saved has made room for the others.
         size = model.head().data.nbytes
         gradients = 3 * size + max(0, gradients - size - saved - work)
+    if micro_batches > 1:
+        gradients += trainable
     return Memory(process, saved, work, gradients)
 
 
@@ -133,7 +137,8 @@ def seconds_a_token(model, tokens, threads=None):
     blocks = 2 * config.n_layer * (4 * C * C + 2 * C * inner)
     full = model.wte.weight.trainable
     passes = (3 if full else 2) + (1 if model.gradient_checkpointing else 0)
-    return OVERHEAD * (passes * blocks + (3 if full else 2) * 2 * C * config.vocab_size) / rate
+    head = 2 * C * config.vocab_size * (4 if model.head().trainable else 2)  # trained, its logits are made twice
+    return OVERHEAD * (passes * blocks + head) / rate
 
 
 def largest_micro_batch(sequences, config, steps=200):

@@ -19,6 +19,7 @@ document, detokenised    37.37 per word           lm-evaluation-harness, task wi
 disjoint and strided     19.44, 16.44 per token   Hugging Face's documentation, for gpt2-large and a stride of 512
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def token_losses(model, batch):
     model.check_ids(batch.targets[rows], longest=0)
     nll, greedy = np.empty(len(rows)), np.empty(len(rows), bool)
 
-    def measure(block):
+    def measure(hidden, block):
         Z = hidden[rows[block]] @ W.T                                       # (rows, C) -> (rows, V)
         Z -= Z.max(axis=1, keepdims=True)
         at_target = Z[np.arange(len(Z)), batch.targets[rows[block]]]
@@ -58,7 +59,7 @@ def token_losses(model, batch):
 
     with no_grad(), workers(that_pay(model, len(batch.ids))):
         hidden = model.hidden_states(batch.ids, batch.lengths).data
-        spread(measure, [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)])
+        spread(functools.partial(measure, hidden), [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)])
     return nll, greedy
 
 

@@ -144,7 +144,7 @@ def _layer_norm(normal):
     yield "layer_norm, width 2", soft, arrays(normal((3, 2)))
     yield "layer_norm, tiny variance, equal row", soft, arrays(uneven)
     yield "layer_norm, strided", layer_norm, arrays(normal((6, 5)).T)
-    yield "layer_norm, several blocks of rows", layer_norm, arrays(normal((70, 1024)))
+    yield "layer_norm, several blocks of rows", layer_norm, arrays(normal((300, 1024)))
 
 
 def _activations(normal):
@@ -153,7 +153,7 @@ def _activations(normal):
         yield f"{name}, one row", activation, [normal((1, 7))]
         yield f"{name}, large values", activation, [8 * normal((3, 7))]
         yield f"{name}, strided", activation, [normal((5, 8)).T[::2]]
-        yield f"{name}, several blocks of rows", activation, [normal((70, 1024))]
+        yield f"{name}, several blocks of rows", activation, [normal((300, 1024))]
 
 
 def _attention(normal):

@@ -12,8 +12,7 @@ def keep_freed_memory():
 
     Every training step allocates the arrays of the step before. glibc returns them to the system in between, and what
     it gets back is zeroed page by page at the first touch: for one sequence of 1,024 tokens, 5 to 10 % of the step.
-    A thread's own heap is returned whatever the threshold, so all threads share one: with a batch split over two
-    threads, another 5 %.
+    A thread's own heap is returned whatever the threshold, so all threads share one.
     The settings are the whole process's and cannot be taken back, so a library does not choose them for its user.
     Elsewhere than with glibc, nothing happens.
     """

@@ -16,7 +16,7 @@ def generator(seed, purpose, *index):
 
     seed      int >= 0
     purpose   str, what is drawn ("dropout", "order", a parameter's name)
-    index     ints >= 0 that number the draws of one purpose (step, epoch, part), always as many for one purpose
+    index     ints >= 0 that number the draws of one purpose (step, epoch, head), always as many for one purpose
 
     Philox is counter-based: its state is a key and a counter, so making one costs microseconds.
     Raises ConfigError for a negative seed.

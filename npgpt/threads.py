@@ -14,7 +14,16 @@ from npgpt.errors import ConfigError
 LEAST_WIDTH = 300     # with fewer tokens than LEAST_WORK allows, a narrower model's matrices fit into one core's cache
 LEAST_WORK = 1 << 15  # tokens times width: with less, handing shares round costs more than it gives
 
-_this = threading.local()  # the workers that this thread has asked for
+_lock, _inside = threading.Lock(), []  # the threads that are in a block of `blas_threads`
+
+
+class _Workers(threading.local):
+    """What `workers` gave to this thread."""
+
+    count, pool = 1, None
+
+
+_this = _Workers()
 
 
 @functools.cache
@@ -32,28 +41,39 @@ def that_pay(model, tokens, threads=None):
     if threads is not None and threads < 1:
         raise ConfigError(f"threads = {threads}: it must be at least 1")
     width = model.config.n_embd
-    return threads or (available() if width >= LEAST_WIDTH or tokens * width >= LEAST_WORK else 1)
+    return threads or (max(available(), crew()) if width >= LEAST_WIDTH or tokens * width >= LEAST_WORK else 1)
 
 
 @contextlib.contextmanager
 def blas_threads(count):
-    """Let BLAS use `count` threads inside this block; its setting is put back as it was found."""
-    with _controller().limit(limits=count):
+    """Let BLAS use `count` threads inside this block; its setting is put back as it was found. BLAS has one setting for
+    all: while another thread is in such a block, nothing is changed, since the two would undo each other's."""
+    me = threading.get_ident()
+    with _lock:
+        limits = _controller().limit(limits=count) if all(thread == me for thread in _inside) else None
+        if limits:
+            _inside.append(me)
+    try:
         yield
+    finally:
+        if limits:
+            with _lock:
+                _inside.pop()
+                limits.restore_original_limits()
 
 
 @contextlib.contextmanager
 def workers(count):
     """Let operations share their work among `count` threads inside this block, this one included, with one BLAS thread
-    each. In another thread than the main one, BLAS gets the threads and the rest of the work stays on this one: BLAS
-    has one setting for all, and two blocks that overlap would undo each other's."""
-    if count == 1 or threading.current_thread() is not threading.main_thread():
-        with blas_threads(count):
-            yield
-        return
-    before = crew(), getattr(_this, "pool", None)
-    with blas_threads(1), concurrent.futures.ThreadPoolExecutor(count - 1) as pool:
-        _this.count, _this.pool = count, pool
+    each. In another thread than the main one, BLAS gets the threads, and the rest of the work stays on this one."""
+    before = _this.count, _this.pool
+    alone = count == 1 or threading.current_thread() is not threading.main_thread()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(blas_threads(count if alone else 1))
+        _this.count, _this.pool = 1, None
+        if not alone:
+            _this.pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(count - 1))
+            _this.count = count
         try:
             yield
         finally:
@@ -62,22 +82,27 @@ def workers(count):
 
 def crew():
     """How many workers this thread has now."""
-    return getattr(_this, "count", 1)
+    return _this.count
 
 
 def spread(work, items):
-    """Return [work(item) for each of `items`]. This thread's workers do it, each taking the next when it is free."""
+    """Return [work(item) for each of `items`]. This thread's workers do it, each taking the next when it is free. After
+    an error in one, none begins another."""
     left = collections.deque(enumerate(items))
     results = [None] * len(left)
     helpers = min(len(left), crew()) - 1
 
     def take():
-        while True:
-            try:
-                i, item = left.popleft()
-            except IndexError:
-                return
-            results[i] = work(item)
+        try:
+            while True:
+                try:
+                    i, item = left.popleft()
+                except IndexError:
+                    return
+                results[i] = work(item)
+        except BaseException:
+            left.clear()
+            raise
 
     helping = [_this.pool.submit(take) for _ in range(helpers)]
     try:

@@ -192,7 +192,7 @@ def step_products(model, batch):
     def product(a, b):
         """Share a product out, as the operations do."""
         out = array(len(a), b.shape[1], of="results")
-        for worker, (rows, columns) in zip(workers, product_shares(*out.shape), strict=False):
+        for worker, (rows, columns) in zip(workers, product_shares(len(a), *b.shape), strict=False):
             worker.append((a[rows], b[:, columns], out[rows, columns]))
 
     def own(k, a, b):

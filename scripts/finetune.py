@@ -119,7 +119,7 @@ def main(given):
 def forecast(model, sequences, config, steps, held):
     """Return what training will take, in a line."""
     batch = estimate.largest_micro_batch(sequences, config)
-    takes = estimate.memory(model, batch, config.threads, held)
+    takes = estimate.memory(model, batch, config.threads, held, config.accumulate)
     order = config.order(sequences.lengths)
     tokens = steps * sequences.lengths.sum() / order.steps_per_epoch
     seconds = tokens * estimate.seconds_a_token(model, len(batch.ids), config.threads)
@@ -137,7 +137,7 @@ def fit_into(most, held, settings, model, training, config, say):
         model.gradient_checkpointing = checkpointing
         tried = dataclasses.replace(config, batch_size=batch_size, batch_tokens=batch_tokens, accumulate=accumulate)
         batch = estimate.largest_micro_batch(training.sequences, tried)
-        takes = estimate.memory(model, batch, config.threads, held).total
+        takes = estimate.memory(model, batch, config.threads, held, accumulate).total
         if takes <= most:
             settings |= {"batch_size": batch_size, "batch_tokens": batch_tokens, "accumulate": accumulate,
                          "checkpoint": checkpointing}

@@ -22,7 +22,7 @@ import npgpt
 from npgpt import data, files, optim, seeding
 from npgpt.autograd import no_grad
 from npgpt.memory import keep_freed_memory
-from npgpt.threads import blas_threads
+from npgpt.threads import workers
 from npgpt.tokenizer import END_OF_TEXT, Tokenizer
 
 EVALUATIONS = 20  # how many times a run looks at the held-out documents
@@ -159,7 +159,7 @@ def train(model, sequences, args):
 def mean_loss(model, sequences, args):
     """Return the mean loss over all targets of the sequences, in nats, without dropout."""
     total = count = 0
-    with no_grad(), blas_threads(args.threads):
+    with no_grad(), workers(args.threads):
         for batch in batches(sequences, model.config.n_positions, args.batch_tokens):
             total += float(model.loss(batch).data) * batch.n_targets
             count += batch.n_targets

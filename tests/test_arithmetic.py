@@ -8,6 +8,7 @@ import pytest
 
 import npgpt
 from npgpt.data import Sequences
+from npgpt.ops import shares
 from npgpt.seeding import generator
 from npgpt.train import TrainConfig, train
 
@@ -23,6 +24,13 @@ BY_SEQUENCES = [dict(batch_size=12 // accumulate, accumulate=accumulate, threads
                 for accumulate, n in ((1, 1), (1, 2), (1, 3), (4, 2), (12, 1))]
 BY_TOKENS = [dict(batch_tokens=240 // accumulate, accumulate=accumulate, threads=n)
              for accumulate, n in ((1, 1), (1, 3), (2, 2), (5, 1))]
+
+
+@pytest.fixture(autouse=True)
+def small_shares(monkeypatch):
+    """Let workers share out the little there is here, as they do what is large."""
+    monkeypatch.setattr(shares, "LEAST_BYTES", 1)
+    monkeypatch.setattr(shares, "LEAST_PRODUCT", 1)
 
 
 def final_weights(full, dtype, options):

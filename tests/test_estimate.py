@@ -32,7 +32,7 @@ model.gradient_checkpointing = checkpoint
 opt, rng = npgpt.AdamW(model.trainable_parameters()), np.random.default_rng(0)
 sequences = [rng.integers(0, model.config.vocab_size, batch[1]) for _ in range(batch[0])]
 whole = npgpt.Batch.from_sequences(sequences)
-estimated = estimate.memory(model, whole.split(micro_batches)[0])
+estimated = estimate.memory(model, whole.split(micro_batches)[0], micro_batches=micro_batches)
 for step in range(2):
     npgpt.train_step(model, whole, opt, rng=np.random.default_rng(step), micro_batches=micro_batches)
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -48,10 +48,12 @@ print(json.dumps([estimated.total, peak]))
     (GPT2, "all-linear", False, (1, 1024), 1),
     (GPT2, ["c_attn"], False, (8, 128), 4),
     (GPT2, None, False, (2, 64), 1),
+    (GPT2, None, False, (8, 64), 4),
     (SMALL, "all-linear", False, (16, 64), 1),
     (SMALL, None, False, (8, 128), 1),
     (SMALL, None, True, (4, 256), 1),
-], ids=["gpt2 4x64", "gpt2 8x128", "gpt2 8x128 checkpoint", "gpt2 1x1024", "gpt2 in 4", "gpt2 full", "small lora",
+], ids=["gpt2 4x64", "gpt2 8x128", "gpt2 8x128 checkpoint", "gpt2 1x1024", "gpt2 in 4", "gpt2 full", "gpt2 full in 4",
+        "small lora",
         "small full", "small checkpoint"])
 def test_the_estimate_is_within_15_percent(config, lora, checkpoint, batch, micro_batches):
     spec = json.dumps([config, lora, checkpoint, batch, micro_batches])

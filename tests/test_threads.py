@@ -99,12 +99,30 @@ def test_an_error_of_a_helper_comes_out():
         threads.spread(work, [0, 1])
 
 
-def test_workers_inside_workers_are_put_back():
+@pytest.mark.parametrize("inner", [1, 2, 4])
+def test_workers_inside_workers_are_put_back(inner):
     with threads.workers(3):
-        with threads.workers(2):
-            assert threads.crew() == 2
+        with threads.workers(inner):
+            assert threads.crew() == inner
+            assert len(threads.spread(lambda item: item, range(9))) == 9
         assert threads.crew() == 3
+        assert threads.that_pay(model_of(threads.LEAST_WIDTH), 1) == 3
         assert len(threads.spread(lambda item: item, range(9))) == 9
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_after_an_error_nothing_is_begun(count):
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 0:
+            raise ArithmeticError
+        time.sleep(0.05)
+
+    with threads.workers(count), pytest.raises(ArithmeticError):
+        threads.spread(work, range(40))
+    assert len(begun) <= 2
 
 
 def test_in_another_thread_the_work_stays_on_it_and_blas_has_the_threads():
@@ -120,3 +138,23 @@ def test_in_another_thread_the_work_stays_on_it_and_blas_has_the_threads():
     caller.start()
     caller.join()
     assert seen == [2, caller, caller]
+
+
+def test_blocks_of_two_threads_that_overlap_leave_blas_as_it_was():
+    before, entered, left = threads.available(), threading.Event(), threading.Event()
+
+    def call():
+        with threads.workers(2):
+            entered.set()
+            assert left.wait(10)
+
+    other = threading.Thread(target=call)
+    with threads.blas_threads(before), threads.workers(2):
+        other.start()
+        assert entered.wait(10)
+        assert threads.available() == 1
+    left.set()
+    other.join()
+    assert threads.available() == before
+    with threads.blas_threads(1):  # and the setting is free again
+        assert threads.available() == 1

@@ -9,9 +9,17 @@ import pytest
 from npgpt import AdamW, Batch, LoraConfig, add_lora, backward, threads, train_step
 from npgpt.errors import ConfigError, NpgptError
 from npgpt.gradcases import randomise, small_batch, small_model
+from npgpt.ops import shares
 from npgpt.train import loss_and_gradients
 
 LENGTHS = 5, 8, 1, 7, 4, 6, 8, 3
+
+
+@pytest.fixture(autouse=True)
+def small_shares(monkeypatch):
+    """Let workers share out the little there is here, as they do what is large."""
+    monkeypatch.setattr(shares, "LEAST_BYTES", 1)
+    monkeypatch.setattr(shares, "LEAST_PRODUCT", 1)
 
 
 def the_batch():

@@ -29,7 +29,7 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
     Saves     qkv, L and, with dropout, m. P (T x T a head) is made again from S and L: reading it back would take about
               as long, and hold the largest array of a long sequence.
     In code   sequences of equal length go through together, cut into tiles of sequences and heads that fit into the
-              cache and run on threads. Queries are taken in blocks: a block's keys end where the block ends, so most of
+              cache, for the workers. Queries are taken in blocks: a block's keys end where the block ends, so most of
               the masked triangle is never computed. The row's maximum is subtracted before exp, which changes nothing
               in P and cannot overflow; rows are divided by their sum after the product with V, where they are short.
     Source    Vaswani et al. 2017, eq. 1; Radford et al. 2019 (causal, heads side by side); Dao et al. 2022 (P from L).
@@ -46,7 +46,7 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
         draw = functools.partial(generator, seed, "attention", len(groups))  # a stream for each tile, on any thread
         work += [functools.partial(_forward, arrays, scale, p, draw, masks, tile) for tile in _tiles(B, n_head, T)]
         groups.append((rows, B, T, Y, L, masks))
-    spread(functools.partial.__call__, work)
+    spread(lambda tile: tile(), work)
     saved = []
     for rows, B, T, Y, L, masks in groups:
         _put(Y, y, rows)
@@ -60,7 +60,7 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
                       *_heads(dy[rows], B, T, 1, n_head), *_heads(group, B, T, 3, n_head))
             work += [functools.partial(_backward, arrays, scale, masks, tile) for tile in _tiles(B, n_head, T)]
             groups.append((rows, group))
-        spread(functools.partial.__call__, work)
+        spread(lambda tile: tile(), work)
         for rows, group in groups:
             _put(group, dqkv, rows)
         return (dqkv,)

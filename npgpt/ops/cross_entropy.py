@@ -9,7 +9,7 @@ from npgpt.errors import ConfigError
 from npgpt.ops.shares import even_parts
 from npgpt.threads import crew, spread
 
-ROWS, TOKENS = 1024, 1024  # of the vocabulary: how many logits exist at a time, for each worker
+ROWS, TOKENS = 1024, 1024  # in a block of logits: rows of the batch, tokens of the vocabulary; a block for each worker
 
 
 def cross_entropy(hidden, weight, targets, block_rows=ROWS, block_tokens=TOKENS):
@@ -20,14 +20,16 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS, block_tokens=TOKENS)
     Forward   Z = hidden weightᵀ                                (M, V) for the M rows with a target
               L_m = log sum_v exp(Z_mv);    y = mean_m (L_m - Z_mt), t the target of row m
     Backward  dL_m / dZ_mv = exp(Z_mv - L_m) = P_mv, the softmax: dZ = dy (P - onehot(t)) / M
-              Z = hidden weightᵀ:   dhidden = dZ weight,   dweight = dZᵀ hidden. Row by row,
-              dhidden_m = dy (E_m - weight_t) / M, with E = P weight, the row of the table expected under P
-    Saves     hidden, L and, where the table is frozen, E, which comes out of the same visit as L. Where the table is
+              Z = hidden weightᵀ:   dhidden = dZ weight,   dweight = dZᵀ hidden
+              At the target dZ has P_mt - 1, which is - q_m, q_m = sum of P_mv over all other tokens. So with
+              E_m = sum of P_mv weight_v over the other tokens,  dhidden_m = dy (E_m - q_m weight_t) / M
+    Saves     L, q and, where the table is frozen, E, which comes out of the same visit as L. Where the table is
               trainable, the logits are made again for P, once L is known.
     In code   the logits would be the largest array of the whole step (N x 50,257), and never exist together: blocks of
-              the vocabulary are visited one after another, each worker having a part of the table. With L' and E' over
-              the tokens seen before, and L" and E" over some more, it is for all of them
-                  L = log(exp L' + exp L"),   E = exp(L' - L) E' + exp(L" - L) E".
+              the vocabulary are visited one after another, each worker having a part of the table. Sums of exp(Z), and
+              of rows of the table weighted by it, are kept relative to the highest logit h seen so far, which cannot
+              overflow; where h rises, or two parts are put together, they are multiplied by exp(h_old - h_new).
+              The target is left out of the sums: where the model is sure of it, 1 - P_mt would have no exact digit.
               Rows without a target are left out of every product.
     Source    Milakov & Gimelshein 2018 (softmax in one visit), Dao et al. 2022 (with the weighted rows, in attention),
               Wijmans et al. 2024 (in the loss).
@@ -43,66 +45,73 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS, block_tokens=TOKENS)
     total, saved = 0.0, []
     for start in range(0, M, block_rows):
         rows = chosen[start:start + block_rows]
-        visit = functools.partial(_visit, x[rows], W, block_tokens, need_hidden and not need_weight)
-        visits = spread(visit, parts)
-        L = functools.reduce(np.logaddexp, [part_L for part_L, _ in visits])
-        E = sum(np.exp(part_L - L) * part_E for part_L, part_E in visits)
-        total += float((L[:, 0] - np.vecdot(x[rows], W[targets[rows]])).sum(dtype=np.float64))
-        saved.append((rows, L, E))
+        blocks = functools.partial(_blocks, x[rows], W, targets[rows], block_tokens)
+        visit = functools.partial(_visit, blocks, x[rows], need_hidden and not need_weight)
+        highs, at_target, others, weighted = zip(*spread(visit, parts), strict=True)
+        highest = functools.reduce(np.maximum, highs)
+        scales = [np.exp(high - highest) for high in highs]
+        at_target = sum(at_target) - highest
+        others = sum(map(np.multiply, scales, others))
+        all_tokens = others + np.exp(at_target)
+        total += float((np.log(all_tokens) - at_target).sum(dtype=np.float64))
+        E = sum(map(np.multiply, scales, weighted)) / all_tokens
+        saved.append((rows, highest + np.log(all_tokens), others / all_tokens, E))
 
     def rule(dy):
         dx = np.zeros_like(x, order="C") if need_hidden else None
         dW = np.zeros_like(W, order="C") if need_weight else None
         share = dy.item() / M
-        for rows, L, E in saved:
+        for rows, L, q, E in saved:
             if need_weight:
-                revisit = functools.partial(_revisit, x[rows], W, block_tokens, L, share, need_hidden, dW)
-                E = sum(spread(revisit, parts))
-                np.subtract.at(dW, targets[rows], x[rows] * share)
+                blocks, h = functools.partial(_blocks, x[rows], W, targets[rows], block_tokens), x[rows] * share
+                E = sum(spread(functools.partial(_revisit, blocks, h, L, need_hidden, dW), parts))
+                np.subtract.at(dW, targets[rows], h * q)
             if need_hidden:
-                dx[rows] = (E - W[targets[rows]]) * share
+                dx[rows] = (E - q * W[targets[rows]]) * share
         return dx, dW
 
     return record("cross_entropy", np.asarray(total / M, x.dtype), (hidden, weight), rule)
 
 
-def _visit(h, W, size, averaging, part):
-    """Return L (rows, 1) and, if averaging, E (rows, C), otherwise 0, over a part of the vocabulary.
-
-    exp(Z) is summed relative to the highest logit so far, so that it cannot overflow.
-    """
-    highest, total, weighted = np.full((len(h), 1), -np.inf, h.dtype), 0, np.zeros_like(h) if averaging else 0
-    for table, Z in _logits(h, W, size, part):
+def _visit(blocks, h, averaging, part):
+    """Return four things about each row of h over a part of the vocabulary: the highest logit; the target's logit, or 0
+    where it is elsewhere; the sum of exp(Z - highest) over the other tokens, (rows, 1) all three; and, if averaging,
+    the sum of their rows of the table weighted by it, (rows, C), otherwise 0."""
+    highest, at_target, others = np.full((len(h), 1), -np.inf, h.dtype), np.zeros((len(h), 1), h.dtype), 0
+    weighted = np.zeros_like(h) if averaging else 0
+    for _, table, Z, (own_rows, own_columns) in blocks(part):
+        at_target[own_rows, 0] = Z[own_rows, own_columns]
         before, highest = highest, np.maximum(highest, Z.max(axis=1, keepdims=True))
         Z -= highest
         np.exp(Z, out=Z)
+        Z[own_rows, own_columns] = 0
         shrink = np.exp(before - highest)
-        total = shrink * total + Z.sum(axis=1, keepdims=True)
+        others = shrink * others + Z.sum(axis=1, keepdims=True)
         if averaging:
             weighted *= shrink
             weighted += Z @ table                                           # (rows, block) -> (rows, C)
-    return highest + np.log(total), weighted / total
+    return highest, at_target, others, weighted
 
 
-def _revisit(h, W, size, L, share, averaging, dW, part):
-    """Add Pᵀ h * share to a part of dW; return its E, or 0 where that is not asked for."""
+def _revisit(blocks, h, L, averaging, dW, part):
+    """Add to a part of dW what its tokens get of h where they are not the target; return its E, or 0 if not asked."""
     E = 0
-    for (table, Z), slope in zip(_logits(h, W, size, part), _blocks(dW, size, part), strict=True):
+    for tokens, table, Z, own in blocks(part):
         Z -= L
         P = np.exp(Z, out=Z)
-        slope += P.T @ (h * share)                                          # -> (block, C)
+        P[own] = 0
+        dW[tokens] += P.T @ h                                               # (rows, C) -> (block, C)
         if averaging:
             E += P @ table
     return E
 
 
-def _logits(h, W, size, part):
-    """Yield (table, Z) for each block of `size` tokens in a part of the vocabulary: its rows of W, and its logits, all
-    in one buffer."""
+def _blocks(h, W, targets, size, part):
+    """Walk over a part of the vocabulary: yield, for a block of tokens, their slice, their rows of W, their logits (in
+    one buffer for all blocks), and where among these the targets' are."""
     Z = np.empty((len(h), min(size, part.stop - part.start)), h.dtype)
-    for table in _blocks(W, size, part):
-        yield table, np.matmul(h, table.T, out=Z[:, :len(table)])           # (rows, C) -> (rows, block)
-
-
-def _blocks(table, size, part):
-    return (table[start:min(start + size, part.stop)] for start in range(part.start, part.stop, size))
+    for start in range(part.start, part.stop, size):
+        tokens = slice(start, min(start + size, part.stop))
+        rows = np.flatnonzero((targets >= start) & (targets < tokens.stop))
+        logits = np.matmul(h, W[tokens].T, out=Z[:, :tokens.stop - start])  # (rows, C) -> (rows, block)
+        yield tokens, W[tokens], logits, (rows, targets[rows] - start)

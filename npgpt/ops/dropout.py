@@ -8,9 +8,9 @@ from npgpt.autograd import record
 def keep_mask(shape, p, rng):
     """Draw which elements to keep: (bool array of `shape`, the exact probability of keeping).
 
-    Sixteen random bits an element, four elements of one 64-bit integer: half the bits of a float32 draw, and several
-    times faster than drawing 16-bit integers. The probability of dropping is p rounded to a
-    multiple of 2^-16, and the probability returned is the rounded one, so that the mean is kept exactly.
+    Sixteen random bits an element, four elements of one 64-bit integer: half the bits of a float32 draw, and faster
+    than drawing 16-bit integers. The probability of dropping is p rounded to a multiple of 2^-16, and the probability
+    returned is the rounded one, so that the mean is kept exactly.
     """
     threshold = min(round(p * 65536), 65535)
     count = int(np.prod(shape))

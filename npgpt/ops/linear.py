@@ -70,6 +70,7 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale, p=0.0, rng=None):
     y = product(x.data, W, add_update)                                      # (N, I) -> (N, O)
     saved_x = x.data if need_weight else None
     saved_dropped, saved_u = dropped if need_A else None, u if need_B else None
+    keep = keep if need_x else None
 
     def rule(dy):
         du = product(dy, B) * scale if need_A or need_x else None           # (N, O) -> (N, R)

@@ -6,8 +6,9 @@ import numpy as np
 
 from npgpt.threads import crew, spread
 
-MANY_ROWS = 512        # for each worker: then a product's rows are shared out, and otherwise the longer side of it
-LEAST_BYTES = 1 << 16  # of element-wise work for a worker
+MANY_ROWS = 512         # for each worker: then a product's rows are shared out, and otherwise the longer side of it
+LEAST_BYTES = 1 << 16   # of element-wise work for a worker: less is done before another has begun
+LEAST_PRODUCT = 1 << 21  # multiplications for a worker
 
 
 def row_blocks(array, block_bytes=1 << 20):
@@ -16,8 +17,7 @@ def row_blocks(array, block_bytes=1 << 20):
 
     Several passes over one block find it in the cache; several passes over a whole activation read main memory each
     time, which is what element-wise work costs. A megabyte is what a core's second cache holds; smaller blocks cost
-    more in calls, and threads that meet between two calls wait for each other. Work that is done before another worker
-    has begun is not shared.
+    more in calls, and threads that meet between two calls wait for each other.
     """
     busy = min(crew(), max(1, array.nbytes // LEAST_BYTES))
     blocks_each = max(1, -(-array.nbytes // (block_bytes * busy)))
@@ -32,23 +32,24 @@ def product(a, b, then=None):
     Each worker's BLAS copies the part of `a` and `b` that it reads into its own order, and sharing out the longer side
     of the result copies least.
     """
-    out = np.empty((len(a), b.shape[1]), a.dtype)
+    out = np.empty((len(a), b.shape[1]), np.result_type(a, b))
 
     def make(share):
         rows, columns = share
-        np.matmul(a[rows], b[:, columns], out=out[share])
+        part = np.matmul(a[rows], b[:, columns], out=out[share])
         if then is not None:
-            then(out[share], rows, columns)
+            then(part, rows, columns)
 
-    spread(make, product_shares(*out.shape))
+    spread(make, product_shares(len(a), *b.shape))
     return out
 
 
-def product_shares(rows, columns):
-    """Return [(rows, columns), ...], the slices of a product that each worker makes."""
-    if rows >= MANY_ROWS * crew() or rows > columns:
-        return [(part, slice(None)) for part in even_parts(rows, crew())]
-    return [(slice(None), part) for part in even_parts(columns, crew())]
+def product_shares(rows, inner, columns):
+    """Return [(rows, columns), ...]: which slices of a product (rows, inner) @ (inner, columns) each worker makes."""
+    busy = max(1, min(crew(), rows * inner * columns // LEAST_PRODUCT))
+    if rows >= MANY_ROWS * busy or rows > columns:
+        return [(part, slice(None)) for part in even_parts(rows, busy)]
+    return [(slice(None), part) for part in even_parts(columns, busy)]
 
 
 def even_parts(length, count):

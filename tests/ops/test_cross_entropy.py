@@ -62,10 +62,11 @@ def test_rows_without_target_get_no_gradient(leaves):
     assert np.array_equal(gradient.any(axis=1), SOME != -100)
 
 
+@pytest.mark.parametrize("blocks", [(), (2, 1)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_logits_of_thousands_do_not_overflow(dtype):
+def test_logits_of_thousands_do_not_overflow(dtype, blocks):
     hidden, weight = Tensor(np.array([[1e4], [-1e4]], dtype), True), Tensor(np.array([[1], [-1]], dtype), True)
-    loss = ops.cross_entropy(hidden, weight, np.array([1, 1]))
+    loss = ops.cross_entropy(hidden, weight, np.array([1, 1]), *blocks)
     assert float(loss.data) == 1e4  # 2e4 for the first, 0 for the second
     assert all(np.isfinite(gradient).all() for gradient in backward(loss).values())
 
@@ -78,6 +79,31 @@ def test_all_logits_are_never_in_memory_together(rows, vocabulary, trained, memo
     logits = rows * vocabulary * 4  # bytes
     _, _, peak = memory(lambda: backward(ops.cross_entropy(hidden, weight, np.zeros(rows, int))))
     assert peak < 0.15 * logits  # a tenth of the rows or of the vocabulary at a time
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("trained", [False, True])
+def test_in_float32_a_model_sure_of_its_targets_has_an_exact_loss_and_gradient(trained, n_threads, assert_close):
+    """Of numbers of order 1 that nearly cancel, loss and gradients of 1e-5 would keep one digit or two."""
+    draw = np.random.default_rng(0)
+    targets = draw.integers(0, 40, 30)
+    table = draw.standard_normal((40, 16))
+    table *= 4 / np.linalg.norm(table, axis=1, keepdims=True)
+    results = []
+    for dtype in (np.float64, np.float32):
+        hidden, weight = Tensor((1.5 * table[targets]).astype(dtype), True), Tensor(table.astype(dtype), trained)
+        with workers(n_threads):
+            loss = ops.cross_entropy(hidden, weight, targets)
+            results.append([loss.data, *backward(loss).values()])
+    assert 0 < results[0][0] < 1e-3
+    for exact, single in zip(*results, strict=True):
+        assert_close(single, exact, 1e-4)  # logits of order 10 are rounded at 1e-6
+
+
+def test_no_loss_is_negative():
+    table = 30 * np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    for token in range(5):
+        assert ops.cross_entropy(Tensor(table[[token]]), Tensor(table), np.array([token])).data >= 0
 
 
 def test_no_target_at_all_is_an_error(leaves):

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from npgpt.ops.shares import LEAST_BYTES, MANY_ROWS, even_parts, product, product_shares, row_blocks
+from npgpt.ops import shares
+from npgpt.ops.shares import LEAST_BYTES, LEAST_PRODUCT, MANY_ROWS, even_parts, product, product_shares, row_blocks
 from npgpt.threads import workers
 
 
@@ -35,16 +36,28 @@ def test_parts_are_even_and_cover_everything_once(length, count):
 def test_a_product_is_shared_along_its_longer_side_or_where_it_has_many_rows_by_rows(shape, by_rows):
     rows, columns = shape
     with workers(2):
-        shares = product_shares(rows, columns)
+        cut = product_shares(rows, 2000, columns)
     whole, half = slice(None), (rows if by_rows else columns) // 2
     first = slice(0, half)
-    assert shares[0] == ((first, whole) if by_rows else (whole, first))
-    assert len(shares) == 2
+    assert cut[0] == ((first, whole) if by_rows else (whole, first))
+    assert len(cut) == 2
+
+
+@pytest.mark.parametrize("inner, count", [
+    (1, 1), (LEAST_PRODUCT // 50 + 1, 2), (LEAST_PRODUCT // 50 - 1, 1), (10**9, 3)])
+def test_a_worker_gets_no_share_of_a_small_product(inner, count):
+    with workers(3):
+        assert len(product_shares(10, inner, 10)) == count
+
+
+def test_a_product_has_the_wider_type():
+    assert product(np.ones((2, 3), np.float32), np.ones((3, 2))).dtype == np.float64
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(5, 7, 11), (11, 7, 5), (1, 3, 8), (0, 3, 8), (4, 0, 4)])
-def test_a_product_is_that_of_numpy_whoever_makes_it(shape, n_threads):
+def test_a_product_is_that_of_numpy_whoever_makes_it(shape, n_threads, monkeypatch):
+    monkeypatch.setattr(shares, "LEAST_PRODUCT", 1)
     N, inner, outer = shape
     draw = np.random.default_rng(0)
     a, b, scale = (draw.standard_normal(size) for size in ((N, inner), (inner, outer), (N, outer)))
