@@ -125,19 +125,18 @@ def test_after_an_error_nothing_is_begun(count):
     assert len(begun) <= 2
 
 
-def test_in_another_thread_the_work_stays_on_it_and_blas_has_the_threads():
-    """BLAS has one setting for all: two threads that each set it to 1 would undo each other's."""
+def test_in_another_thread_the_work_stays_on_it():
     seen = []
 
     def call():
         with threads.workers(2):
-            seen.append(threads.available())
+            seen.append(threads.crew())
             threads.spread(lambda _: seen.append(threading.current_thread()), [0, 1])
 
     caller = threading.Thread(target=call)
     caller.start()
     caller.join()
-    assert seen == [2, caller, caller]
+    assert seen == [1, caller, caller]
 
 
 def test_blocks_of_two_threads_that_overlap_leave_blas_as_it_was():
