@@ -148,12 +148,13 @@ def test_blocks_of_two_threads_that_overlap_leave_blas_as_it_was():
             assert left.wait(10)
 
     other = threading.Thread(target=call)
-    with threads.blas_threads(before), threads.workers(2):
-        other.start()
-        assert entered.wait(10)
-        assert threads.available() == 1
-    left.set()
-    other.join()
+    with threads.blas_threads(3):
+        with threads.workers(2):
+            other.start()
+            assert entered.wait(10)
+            assert threads.available() == 1
+        left.set()
+        other.join()
+        assert threads.available() == 3
     assert threads.available() == before
-    with threads.blas_threads(1):  # and the setting is free again
-        assert threads.available() == 1
+    assert threads._inside == []
