@@ -1,5 +1,7 @@
+import contextlib
 import threading
 import time
+import types
 
 import pytest
 
@@ -139,22 +141,40 @@ def test_in_another_thread_the_work_stays_on_it():
     assert seen == [1, caller, caller]
 
 
-def test_blocks_of_two_threads_that_overlap_leave_blas_as_it_was():
-    before, entered, left = threads.available(), threading.Event(), threading.Event()
+def test_blocks_of_two_threads_that_overlap_leave_blas_as_it_was(monkeypatch):
+    class Blas:
+        """One setting for all threads. (OpenBLAS has that too, but what another thread sets may come late.)"""
+
+        count = 4
+
+        def info(self):
+            return [{"num_threads": self.count}]
+
+        def limit(self, limits):
+            before, self.count = self.count, limits
+            return types.SimpleNamespace(restore_original_limits=lambda: setattr(self, "count", before))
+
+    blas, entered, leave = Blas(), threading.Event(), threading.Event()
+    monkeypatch.setattr(threads, "_controller", lambda: blas)
 
     def call():
         with threads.workers(2):
             entered.set()
-            assert left.wait(10)
+            assert leave.wait(10)
 
-    other = threading.Thread(target=call)
-    with threads.blas_threads(3):
-        with threads.workers(2):
+    def overlap(block):
+        entered.clear()
+        leave.clear()
+        other = threading.Thread(target=call)
+        with block:
             other.start()
             assert entered.wait(10)
-            assert threads.available() == 1
-        left.set()
+            inside = blas.count
+        leave.set()
         other.join()
-        assert threads.available() == 3
-    assert threads.available() == before
-    assert threads._inside == []
+        return inside
+
+    assert overlap(threads.workers(3)) == 1
+    assert blas.count == 4
+    assert overlap(contextlib.nullcontext()) == 2  # and the setting is free again
+    assert blas.count == 4
