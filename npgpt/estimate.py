@@ -129,7 +129,7 @@ def seconds_a_token(model, tokens, threads=None):
     x, W = np.ones((min(tokens, 512), C), np.float32), np.ones((C, inner), np.float32)
     with workers(that_pay(model, tokens, threads)):
         times = []
-        for _ in range(4):
+        for _ in range(20):  # the first ones meet threads that BLAS still keeps awake from earlier products
             started = time.perf_counter()
             product(x, W)
             times.append(time.perf_counter() - started)

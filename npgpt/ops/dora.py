@@ -15,7 +15,7 @@ def column_norms(weight, lora_A, lora_B, scale):
     one reading of W and thin products, where V would be written and read.
     """
     squares = np.einsum("io,io->o", weight, weight)
-    inner = product(lora_A, weight).T * 2                                    # (R, I) @ (I, O) -> (O, R)
+    inner = product(lora_A, weight).T * 2                                   # (R, I) @ (I, O) -> (O, R)
     inner += (lora_B @ (lora_A @ lora_A.T)) * scale                         # (O, R)
     squares += np.einsum("or,or->o", inner, lora_B) * scale
     return np.sqrt(np.maximum(squares, 0))
@@ -54,8 +54,8 @@ def dora_linear(x, weight, bias, lora_A, lora_B, magnitude, norm, scale, p=0.0, 
         keep, keep_probability = keep_mask(x.shape, p, rng)
         keep = keep * x.dtype.type(1 / keep_probability)
         dropped = x.data * keep
-    u = product(dropped, A.T)                                                       # (N, I) -> (N, R)
-    base = product(dropped, W)                                                      # (N, I) -> (N, O)
+    u = product(dropped, A.T)                                               # (N, I) -> (N, R)
+    base = product(dropped, W)                                              # (N, I) -> (N, O)
     z = product(u * scale, B.T)
     z += base
     y = z * g
@@ -71,14 +71,14 @@ def dora_linear(x, weight, bias, lora_A, lora_B, magnitude, norm, scale, p=0.0, 
     def rule(dy):
         dz = dy * g
         through = dz if keep is None else dz - dy                           # what reaches x~ W
-        du = product(dz, B) * scale if need_A or need_x else None                 # (N, O) -> (N, R)
+        du = product(dz, B) * scale if need_A or need_x else None           # (N, O) -> (N, R)
         dA = product(du.T, saved_dropped) if need_A else None
         dB = product(dz.T, saved_u * scale) if need_B else None
         dm = np.einsum("no,no->o", dy, saved_z) / norm if need_m else None
         dx = dW = None
         if need_x:
             dx = product(du, A)
-            dx += product(through, W.T)                                             # (N, O) -> (N, I)
+            dx += product(through, W.T)                                     # (N, O) -> (N, I)
             if keep is not None:
                 dx *= keep
                 dx += product(dy, W.T)
