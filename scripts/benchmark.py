@@ -6,6 +6,8 @@ of decoding is the time it takes to read the weights once. --peers measures PyTo
 where they are installed (extra `peers`).
 """
 
+import cli
+
 import json
 import os
 import platform
@@ -15,7 +17,6 @@ import subprocess
 import sys
 import time
 
-import cli
 import numpy as np
 import peers
 from threadpoolctl import threadpool_info
@@ -271,5 +272,4 @@ def measure_load():
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

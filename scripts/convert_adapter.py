@@ -1,9 +1,8 @@
 """Turn a loralib checkpoint of GPT-2, the form of the LoRA paper's own results, into an adapter in PEFT's."""
 
-import sys
-from pathlib import Path
-
 import cli
+
+import sys
 
 import npgpt
 from npgpt import loralib
@@ -12,14 +11,14 @@ from npgpt.errors import FileError
 
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("checkpoint", metavar="FILE", help="what torch.save wrote, .pt or .bin")
+    parser.add_argument("checkpoint", type=cli.path, metavar="FILE", help="what torch.save wrote, .pt or .bin")
     parser.add_argument("--alpha", required=True, type=float,
                         help="LoRA alpha of the training, which the file does not hold (32 for the published ones)")
     parser.add_argument("--enable", default="q,v", metavar="LIST",
                         help="which of c_attn's outputs q, k and v have an update (default %(default)s)")
     parser.add_argument("--model", help="the base; needed where the file holds its weights as well, to compare them")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the adapter to")
+    parser.add_argument("--out", required=True, type=cli.path, metavar="DIR", help="folder to write the adapter to")
     return parser.parse_args(argv)
 
 
@@ -34,5 +33,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

@@ -1,5 +1,7 @@
 """The data of finetune.py: its flags, what is read, and what becomes of it, said in a few lines."""
 
+import cli
+
 import os
 import shutil
 import sys
@@ -17,8 +19,10 @@ DEFAULTS = {"data": None, "val_data": None, "val_fraction": 0.0, "split": None, 
 def add_flags(add):
     """add(flag, help, **options of argparse)"""
     add("--data", "what to train on: .txt, .jsonl, .json or .csv, or a folder of them; records have text, prompt and "
-        "completion, instruction, input and output, or messages (default: the texts in the package)")
-    add("--val-data", "what to measure on, before, after each epoch and after (default: held-out texts in the package)")
+        "completion, instruction, input and output, or messages (default: the texts in the package)",
+        type=cli.filled)
+    add("--val-data", "what to measure on, before, after each epoch and after (default: held-out texts in the package)",
+        type=cli.filled)
     add("--val-fraction", "hold out this part of the data, chosen by a hash, instead", type=float)
     add("--split", "what a text is in plain text: a line, what blank lines enclose, or a whole file, which is then cut "
         "into blocks (default line, in a folder none)", choices=data.SPLITS)

@@ -1,10 +1,11 @@
 """Evaluate GPT-2, and adapters beside it, on a task: perplexity by named protocols, or questions with known answers."""
 
+import cli
+
 import argparse
 import json
 import sys
 
-import cli
 from tqdm import tqdm
 
 from npgpt import bootstrap, data, metrics, questions, tasks
@@ -17,12 +18,13 @@ from npgpt.records import Records, complete, fingerprint
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__, epilog=DATA, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_model_arguments(parser)
-    parser.add_argument("--adapter", metavar="DIR", action="append", default=[],
+    parser.add_argument("--adapter", type=cli.filled, metavar="DIR", action="append", default=[],
                         help="folder of a LoRA adapter, to be set beside the base model; may be given again")
     parser.add_argument("--task", choices=TASKS, default="perplexity", help="(default %(default)s)")
-    parser.add_argument("--data", required=True, metavar="FILE", help="see below for what the tasks read")
+    parser.add_argument("--data", required=True, type=cli.filled, metavar="FILE",
+                        help="see below for what the tasks read")
     parser.add_argument("--limit", type=int, help="take only the first so many texts or questions")
-    parser.add_argument("--out", metavar="FILE",
+    parser.add_argument("--out", type=cli.path, metavar="FILE",
                         help="keep each answer in this .jsonl file; an evaluation that was interrupted goes on from it")
     parser.add_argument("--samples", type=int, default=bootstrap.SAMPLES,
                         help="bootstrap samples for intervals and tests (default %(default)s)")
@@ -214,5 +216,4 @@ def cell(found, sign=""):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

@@ -4,6 +4,8 @@ With no arguments: load gpt2 (or the embedded model where that is out of reach),
 show loss, perplexity and samples before and after, and save the adapter.
 """
 
+import cli
+
 import dataclasses
 import re
 import sys
@@ -11,7 +13,6 @@ import time
 import warnings
 from pathlib import Path
 
-import cli
 import dataset
 import watch
 from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, new_settings, parse_arguments, read_settings, resumed_settings
@@ -308,5 +309,4 @@ def size(folder):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None, __doc__)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None, __doc__))))

@@ -1,12 +1,12 @@
 """Continue a prompt with GPT-2, with or without adapters: once, several times, or line by line (--interactive)."""
 
+import cli
+
 import contextlib
 import json
 import sys
 import time
-from pathlib import Path
 
-import cli
 import numpy as np
 
 import npgpt
@@ -24,11 +24,11 @@ RULES = {"min_p": float, "typical_p": float, "repetition_penalty": float, "frequ
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
     cli.add_model_arguments(parser)
-    parser.add_argument("--adapter", metavar="DIR", action="append", default=[],
+    parser.add_argument("--adapter", type=cli.filled, metavar="DIR", action="append", default=[],
                         help="folder of a LoRA adapter to put on the model; given again: the answers of the base model "
                              "and of each adapter, one below the other")
     parser.add_argument("--prompt", help="text to continue; '-', or neither this nor a file: standard input")
-    parser.add_argument("--prompt-file", metavar="FILE", help="file that holds the text to continue")
+    parser.add_argument("--prompt-file", type=cli.path, metavar="FILE", help="file that holds the text to continue")
     parser.add_argument("--interactive", action="store_true",
                         help="continue each line that is typed; Ctrl-C stops a reply, Ctrl-D ends")
     parser.add_argument("--max-new-tokens", type=int, default=50, help="most tokens to add (default %(default)s)")
@@ -40,9 +40,9 @@ def parse_arguments(argv):
     for name, kind in RULES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X",
                             help="see npgpt.sampling.Sampling")
-    parser.add_argument("--bad-word", metavar="TEXT", action="append", default=[],
+    parser.add_argument("--bad-word", type=cli.filled, metavar="TEXT", action="append", default=[],
                         help="never complete this text, as it is or after a space; may be given again")
-    parser.add_argument("--stop", metavar="TEXT", action="append", default=[],
+    parser.add_argument("--stop", type=cli.filled, metavar="TEXT", action="append", default=[],
                         help="end before this text; may be given again")
     parser.add_argument("--context", choices=["whole", "slide"], default="whole",
                         help="slide: go on past the context, letting go of its older half (default %(default)s)")
@@ -89,7 +89,7 @@ def read_prompt(args):
         return args.prompt
     source = args.prompt_file or "standard input"
     try:
-        raw = Path(args.prompt_file).read_bytes() if args.prompt_file else sys.stdin.buffer.read()
+        raw = args.prompt_file.read_bytes() if args.prompt_file else sys.stdin.buffer.read()
         text = raw.decode("utf-8").rstrip("\r\n")
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror}") from error
@@ -205,5 +205,4 @@ def converse(args, model, tokenizer, voices, sampling):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

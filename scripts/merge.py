@@ -1,10 +1,10 @@
 """Merge LoRA adapters into their base: a full model folder that transformers loads, compared with what was merged."""
 
+import cli
+
 import shutil
 import sys
 from pathlib import Path
-
-import cli
 
 import npgpt
 from npgpt import data, files, hub, merge
@@ -21,14 +21,14 @@ ROUNDING = {"float32": 1e-4, "float16": 1e-2}
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
     cli.add_model_arguments(parser)
-    parser.add_argument("--adapter", required=True, action="append", metavar="DIR",
+    parser.add_argument("--adapter", required=True, type=cli.filled, action="append", metavar="DIR",
                         help="folder of an adapter; give it several times to merge the sum of several")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder to write the model to")
+    parser.add_argument("--out", required=True, type=cli.path, metavar="DIR", help="new folder to write the model to")
     parser.add_argument("--dtype", choices=merge.DTYPES, default="float32",
                         help="numbers in the file (default %(default)s)")
     parser.add_argument("--max-shard-size", type=cli.size, metavar="SIZE",
                         help="such as 500MB: more than that goes into several files (default: one file)")
-    parser.add_argument("--text", type=Path, default=TEXT, metavar="FILE",
+    parser.add_argument("--text", type=cli.path, default=TEXT, metavar="FILE",
                         help="text for the certificate (default: one of the package)")
     parser.add_argument("--no-certificate", action="store_true",
                         help="do not run the merged model beside the unmerged one")
@@ -78,5 +78,4 @@ def carry_over(name, revision, folder):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

@@ -6,13 +6,14 @@ The folder then holds a whole model: config.json, model.safetensors (float16), t
 written each time the loss on held-out documents reaches a new low, so stopping early loses little.
 """
 
+import cli
+
 import math
 import platform
 import time
 import zlib
 from pathlib import Path
 
-import cli
 import corpus
 import numpy as np
 import tokenizers
@@ -63,7 +64,7 @@ The text comes from Python (PSF licence) and NumPy (BSD licence). None of it is 
 def parse_arguments(argv=None):
     """Return the settings, and the command line that gives them: what the model card quotes."""
     parser = cli.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder to write (%(default)s)")
+    parser.add_argument("--out", type=cli.path, default=Path("runs/pretrain"), help="folder to write (%(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps (%(default)s)")
     parser.add_argument("--warmup", type=int, default=150, help="steps of rising learning rate (%(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens a step, about (%(default)s)")

@@ -1,11 +1,11 @@
 """The settings of finetune.py: its flags, their defaults, files of settings, and what a resumed run may be told."""
 
+import cli
+
 import argparse
 import difflib
 import sys
-from pathlib import Path
 
-import cli
 import dataset
 
 import npgpt
@@ -99,7 +99,7 @@ def make_parser(description=None):
         parser.add_argument(flag, help=text, **({"type": type} | options if options.get("action") is None else options))
 
     dataset.add_flags(add)
-    add("--out", "folder of the run (default runs/<time>)", type=Path)
+    add("--out", "folder of the run (default runs/<time>)", type=cli.path)
     add("--rank", "LoRA rank", type=int)
     add("--alpha", "LoRA alpha: the update is scaled by alpha / rank", type=float)
     add("--rslora", "scale the update by alpha / sqrt(rank) instead", action="store_true")
@@ -129,7 +129,7 @@ def make_parser(description=None):
     add("--eval-every", "steps between measurements of the held-out loss (default: an epoch)", type=int)
     add("--keep-best", "keep the checkpoint of the lowest held-out loss, and end with its adapter", action="store_true")
     add("--patience", "end after this many measurements without a new lowest loss", type=int)
-    add("--resume", "go on with the run in this folder, however it ended, from its last checkpoint", type=Path,
+    add("--resume", "go on with the run in this folder, however it ended, from its last checkpoint", type=cli.path,
         metavar="RUN")
     add("--full", "train all weights instead of an adapter", action="store_true")
     add("--samples", "how many sample texts to show before and after", type=int, choices=range(len(PROMPTS) + 1))
@@ -137,7 +137,7 @@ def make_parser(description=None):
         type=int, metavar="N")
     add("--quiet", "print only the result", action="store_true")
     add("--config", "take the settings from this TOML file, or from the config.json of a run; flags given beside it go "
-        "before", type=Path, metavar="FILE")
+        "before", type=cli.path, metavar="FILE")
     return parser
 
 
