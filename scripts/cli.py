@@ -3,6 +3,7 @@
 import start
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -77,6 +78,13 @@ def filled(text):
 def path(text):
     """Return the Path that a flag names. An empty one would be the working directory, which nobody means by it."""
     return Path(filled(text))
+
+
+def same_place(one, other):
+    """Tell whether two paths are those of one file or folder that is there, however they are spelled."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(one, other)
+    return False
 
 
 def size(text):

@@ -28,6 +28,7 @@ DEFAULTS = {
     "keep_best": False, "patience": None,
 }
 TINY_DEFAULTS = {"lr": 2e-3, "targets": "all-linear", "epochs": 5}
+PLACES = ("data", "val_data")
 TINY_REASON = "a model of 2.4 M parameters needs larger steps, and more of them, than gpt2"
 
 
@@ -160,11 +161,12 @@ def resumed_settings(run, given):
     if not isinstance(settings, dict) or settings.keys() != DEFAULTS.keys():
         raise FormatError(f"{run.folder}/config.json does not hold the settings of a run: "
                           f"expected {', '.join(DEFAULTS)}")
-    if "out" in given:
+    if "out" in given and not cli.same_place(given["out"], run.folder):
         raise npgpt.NpgptError(f"--out {given['out']}: a run that is gone on with stays in its folder, {run.folder}; "
                                "leave the flag out")
     for name, value in given.items():
-        if name in DEFAULTS and value != settings[name]:
+        place = name in PLACES and settings[name] is not None and cli.same_place(value, settings[name])
+        if name in DEFAULTS and value != settings[name] and not place:
             raise npgpt.NpgptError(f"--{name.replace('_', '-')} {value} differs from {settings[name]} in {run.folder}: "
                                    "a resumed run goes on as it began; leave the flag out")
     return settings

@@ -393,6 +393,19 @@ def test_a_resumed_run_goes_on_as_it_began(finished, refused, script, tmp_path):
         assert re.match(f"error: {name} .* differs from .* in run: .*leave the flag out", refused(
             "finetune.py", "--resume", "run", *given))
     assert "stays in its folder" in refused("finetune.py", "--resume", "run", "--out", "other")
+    (tmp_path / "copy").mkdir()
+    assert "stays in its folder" in refused("finetune.py", "--resume", "run", "--out", "copy")
+
+
+def test_the_folder_and_the_data_of_a_resumed_run_may_be_spelled_anyhow(finished, script, tmp_path, texts):
+    run, _, _ = finished
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "link").symlink_to("run")
+    (tmp_path / "texts").symlink_to(texts)
+    for out in ("run", "run/", "./run", "../" + tmp_path.name + "/run", tmp_path / "run", "link"):
+        script("finetune.py", "--resume", "run", "--out", out, "--quiet")
+    script("finetune.py", "--resume", "link", "--out", "run", "--data", "texts", "--quiet")
+    assert not (tmp_path / "link" / "run").exists()
 
 
 # The hub out of reach
