@@ -13,8 +13,9 @@ from pathlib import Path
 
 import npgpt
 from npgpt import hub
-from npgpt.errors import HubError
+from npgpt.errors import ConfigError, HubError
 from npgpt.lora import set_adapter
+from npgpt.threads import checked
 
 DEFAULT_MODEL = "gpt2"
 FALLBACK = "tiny"
@@ -85,6 +86,15 @@ def same_place(one, other):
     with contextlib.suppress(OSError):
         return os.path.samefile(one, other)
     return False
+
+
+def threads(text):
+    """Return the number of threads that a flag is given."""
+    count = int(text)
+    try:
+        return checked(count)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(error) from error
 
 
 def size(text):

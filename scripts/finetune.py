@@ -19,14 +19,14 @@ from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, new_settings, parse_ar
 
 import npgpt
 from npgpt import NpgptError, estimate, evaluate, lora, machine
-from npgpt.errors import DivergedError, FileError
+from npgpt.errors import ConfigError, DivergedError, FileError
 from npgpt.files import read_json
 from npgpt.fit import FitConfig, best_step, fit
 from npgpt.fit import save as save_checkpoint
 from npgpt.memory import keep_freed_memory, resident
 from npgpt.report import write_report
 from npgpt.run import Run, difference, fingerprint
-from npgpt.threads import blas_threads
+from npgpt.threads import blas_threads, checked
 from npgpt.train import TrainConfig
 
 SAMPLE_TOKENS = 40
@@ -176,10 +176,10 @@ def repeat(path, about):
 def threads_of(about, place):
     """Return the BLAS threads that a run's config.json holds. Raises NpgptError."""
     machine = about.get("machine")
-    threads = machine.get("threads") if isinstance(machine, dict) else None
-    if type(threads) is not int or threads < 1:
-        raise NpgptError(f"{place}: machine.threads = {threads!r}: it must be a whole number of at least 1")
-    return threads
+    try:
+        return checked(machine.get("threads") if isinstance(machine, dict) else None)
+    except ConfigError as error:
+        raise NpgptError(f"{place}: machine.{error}") from error
 
 
 def check_nothing_is_measured(settings):

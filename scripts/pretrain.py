@@ -77,9 +77,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--n-layer", type=int, default=4, help="blocks (%(default)s)")
     parser.add_argument("--n-head", type=int, default=4, help="attention heads a block (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
+    parser.add_argument("--threads", type=cli.threads, default=2, help="CPU threads (%(default)s)")
     args = parser.parse_args(argv)
-    least = {"steps": 1, "warmup": 0, "batch_tokens": 2, "vocab_size": 257, "n_positions": 2, "seed": 0, "threads": 1}
+    least = {"steps": 1, "warmup": 0, "batch_tokens": 2, "vocab_size": 257, "n_positions": 2, "seed": 0}
     for name, smallest in least.items():
         if getattr(args, name) < smallest:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least {smallest}")

@@ -120,7 +120,8 @@ def make_parser(description=None):
     add("--schedule", "of the learning rate", choices=("constant", "linear", "cosine"))
     add("--grad-clip", "largest norm of the gradient; 0: no clipping", type=float)
     add("--seed", "of the adapter, the order of the texts, dropout and samples", type=int)
-    add("--threads", "CPU threads (default: all that BLAS may use, or 1 where there is little to do)", type=int)
+    add("--threads", "CPU threads (default: all that BLAS may use, or 1 where there is little to do)",
+        type=cli.threads)
     add("--checkpoint", "keep only the input of each block and compute the block again in the backward pass: less "
         "memory, a third more time, the same result", action="store_true")
     add("--max-memory", "what the process may take, such as 3GB: smaller micro-batches and, if need be, --checkpoint "

@@ -588,6 +588,8 @@ TABLE = {
          "width >= LEAST_WIDTH or tokens * width >= LEAST_WORK", "True"),
         ("narrow models have one thread, whatever the tokens", " or tokens * width >= LEAST_WORK", ""),
         ("a wide model with few tokens has one thread", "width >= LEAST_WIDTH or tokens", "tokens"),
+        ("any number of threads will do", "1 <= threads <= MOST", "1 <= threads"),
+        ("no threads will do", "1 <= threads <= MOST", "0 <= threads <= MOST"),
         ("every worker has all of BLAS's threads", "blas_threads(count if alone else 1)", "blas_threads(count)"),
         ("workers stay after the block", "_this.count, _this.pool = before\n", "pass\n"),
         ("one worker inside several is several", "_this.count, _this.pool = 1, None\n", "pass\n"),
