@@ -15,7 +15,7 @@ from pathlib import Path
 
 import dataset
 import watch
-from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, new_settings, parse_arguments, read_settings, resumed_settings
+from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, given_in_all, new_settings, parse_arguments, resumed_settings
 
 import npgpt
 from npgpt import NpgptError, estimate, evaluate, lora, machine
@@ -36,8 +36,7 @@ SAMPLE_TEMPERATURE = 0.3
 def main(given):
     started = time.perf_counter()
     keep_freed_memory()
-    if "config" in given and "resume" not in given:
-        given = read_settings(given["config"]) | given
+    given = given_in_all(given)
     say = (lambda *_: None) if given.get("quiet") else print
     run = Run.open(given["resume"]) if "resume" in given else None
     settings = resumed_settings(run, given) if run else new_settings(given)
@@ -67,6 +66,9 @@ def main(given):
     if "config" in given:
         repeat(given["config"], about)
     total = config.total_steps(config.order(training.sequences.lengths))
+    if config.warmup >= total:
+        warnings.warn(f"--warmup {config.warmup}: this run has {dataset.count(total, 'step')}, so the learning rate "
+                      f"never reaches {config.lr:g}", stacklevel=2)
     if run:
         check_nothing_changed(run, about)
         run.resume(opt)

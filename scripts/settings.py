@@ -29,6 +29,9 @@ DEFAULTS = {
 }
 TINY_DEFAULTS = {"lr": 2e-3, "targets": "all-linear", "epochs": 5}
 PLACES = ("data", "val_data")
+# A setting, and those that have no effect beside it.
+WITHOUT_EFFECT = {"full": ("rank", "alpha", "dora", "rslora", "init", "targets", "lr_ratio"),
+                  "batch_tokens": ("batch_size",)}
 TINY_REASON = "a model of 2.4 M parameters needs larger steps, and more of them, than gpt2"
 
 
@@ -50,14 +53,38 @@ def parse_arguments(argv, description):
     return vars(make_parser(description).parse_args(argv))
 
 
+def given_in_all(given):
+    """Return what was given on the command line and in the file of `--config`, where the former goes before: dict.
+
+    Raises NpgptError for a setting that has no effect beside another. The config.json of a run holds every setting
+    there is, so those in it are not blamed.
+    """
+    if "resume" in given:  # then the run says what its settings are
+        return given
+    from_file, of_run = read_settings(given["config"]) if "config" in given else ({}, False)
+    everything = from_file | given
+    for name, others in WITHOUT_EFFECT.items():
+        idle = [flag_of(other) for other in others if other in (given if of_run else everything)]
+        if name in everything and idle:
+            raise npgpt.NpgptError(f"{', '.join(idle)} would have no effect beside {flag_of(name)}: leave one or the "
+                                   "other out")
+    return everything
+
+
+def flag_of(name):
+    return f"--{name.replace('_', '-')}"
+
+
 def read_settings(path):
-    """Return the settings in a TOML file, or in the config.json of a run, as the command line would give them: dict.
+    """Return the settings in a TOML file, or in the config.json of a run, as the command line would give them, and
+    whether it was a run's: dict, bool.
 
     Names are those of the flags, with "-" or "_". Raises FileError (unreadable), FormatError (a name or a value that is
     no setting, with the nearest that is).
     """
     values = read_toml(path) if path.suffix.lower() == ".toml" else read_json(path)
-    if path.suffix.lower() != ".toml" and isinstance(values.get("settings"), dict):
+    of_run = path.suffix.lower() != ".toml" and isinstance(values.get("settings"), dict)
+    if of_run:
         values = values["settings"]
     parser = make_parser()
     flags = {action.dest: action for action in parser._actions if action.dest not in ("help", "config", "resume")}
@@ -67,7 +94,7 @@ def read_settings(path):
         if name not in flags:
             (nearest,) = difflib.get_close_matches(name, flags, n=1, cutoff=0)
             raise FormatError(f"{path}: {key} is no setting; {nearest} is the nearest that is one")
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         if flags[name].nargs == 0:
             if not isinstance(value, bool):
                 raise FormatError(f"{path}: {key} = {value!r}: it must be true or false")
@@ -77,7 +104,7 @@ def read_settings(path):
         elif value is not None:  # as of JSON: it was not given
             argv.append(f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}")
     parser.path = path
-    return vars(parser.parse_args(argv))
+    return vars(parser.parse_args(argv)), of_run
 
 
 def read_toml(path):
@@ -157,8 +184,7 @@ def resumed_settings(run, given):
     settings = run.read_config().get("settings")
     for name in ("config", "max_memory"):
         if name in given:
-            flag = f"--{name.replace('_', '-')} {given[name]}"
-            raise npgpt.NpgptError(f"{flag}: {run.folder} has its settings; leave the flag out")
+            raise npgpt.NpgptError(f"{flag_of(name)} {given[name]}: {run.folder} has its settings; leave the flag out")
     if not isinstance(settings, dict) or settings.keys() != DEFAULTS.keys():
         raise FormatError(f"{run.folder}/config.json does not hold the settings of a run: "
                           f"expected {', '.join(DEFAULTS)}")
@@ -168,6 +194,6 @@ def resumed_settings(run, given):
     for name, value in given.items():
         place = name in PLACES and settings[name] is not None and cli.same_place(value, settings[name])
         if name in DEFAULTS and value != settings[name] and not place:
-            raise npgpt.NpgptError(f"--{name.replace('_', '-')} {value} differs from {settings[name]} in {run.folder}: "
+            raise npgpt.NpgptError(f"{flag_of(name)} {value} differs from {settings[name]} in {run.folder}: "
                                    "a resumed run goes on as it began; leave the flag out")
     return settings
