@@ -112,6 +112,12 @@ def add_model_arguments(parser):
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
 
 
+def check_revision(parser, args):
+    """Refuse `--revision` where no `--model` is named, for commands that then read none."""
+    if args.revision is not None and args.model is None:
+        parser.error("--revision is of the model that --model names, and there is none")
+
+
 def choose_model(name, revision=None):
     """Return `name`, or where none was given the default model, or the embedded one where that cannot be had."""
     if name is not None:

@@ -19,7 +19,9 @@ def parse_arguments(argv):
     parser.add_argument("--model", help="the base; needed where the file holds its weights as well, to compare them")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument("--out", required=True, type=cli.path, metavar="DIR", help="folder to write the adapter to")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    cli.check_revision(parser, args)
+    return args
 
 
 def main(args):

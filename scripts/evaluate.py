@@ -30,23 +30,43 @@ def parse_arguments(argv):
                         help="bootstrap samples for intervals and tests (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    group = parser.add_argument_group("perplexity")
-    group.add_argument("--protocol", nargs="+", choices=tasks.Perplexity.PROTOCOLS, metavar="NAME",
-                       default=tasks.Perplexity.PROTOCOLS, help="of disjoint, strided, document (default: all)")
-    group.add_argument("--context", type=int, default=1024,
-                       help="window in tokens, at most the model's (default %(default)s)")
-    group.add_argument("--stride", type=int,
-                       help="tokens between the starts of windows of the protocol strided (default: half the context)")
-    group.add_argument("--wikitext", action="store_true",
-                       help="the file is one of WikiText's: cut into pages, detokenised, words counted before that")
-    group = parser.add_argument_group("classification, exact-match, meaning-to-text")
-    group.add_argument("--labels", nargs="+", metavar="WORD", help="label words (default: those in the data)")
-    group.add_argument("--template", help="what a record is put into, its fields in braces and \\n for a new line "
-                                          "(default for classification: '{text}\\nLabel:', else as in finetune.py)")
-    group.add_argument("--separator", help="in plain text, what stands between prompt and answer, such as '||'")
-    group.add_argument("--max-new-tokens", type=int, default=64, help="most tokens of an answer (default %(default)s)")
-    group.add_argument("--stop", metavar="TEXT", help="an answer ends before this text, or with an end of text")
+    of_tasks = {}
+
+    def add_group(tasks_of):
+        """Return what adds a flag that these tasks alone have."""
+        group = parser.add_argument_group(", ".join(tasks_of))
+
+        def add(flag, default=None, **options):
+            action = group.add_argument(flag, default=argparse.SUPPRESS, **options)
+            of_tasks[action.dest] = flag, tasks_of, default
+
+        return add
+
+    add = add_group(["perplexity"])
+    add("--protocol", tasks.Perplexity.PROTOCOLS, nargs="+", choices=tasks.Perplexity.PROTOCOLS, metavar="NAME",
+        help="of disjoint, strided, document (default: all)")
+    add("--context", 1024, type=int, help="window in tokens, at most the model's (default 1024)")
+    add("--stride", type=int,
+        help="tokens between the starts of windows of the protocol strided (default: half the context)")
+    add("--wikitext", False, action="store_true",
+        help="the file is one of WikiText's: cut into pages, detokenised, words counted before that")
+    add_group(["classification"])(
+        "--labels", nargs="+", metavar="WORD", help="label words (default: those in the data)")
+    add_group(["classification", *ANSWERS])(
+        "--template", help="what a record is put into, its fields in braces and \\n for a new line (default for "
+                           "classification: '{text}\\nLabel:', else as in finetune.py)")
+    add = add_group(ANSWERS)
+    add("--separator", help="in plain text, what stands between prompt and answer, such as '||'")
+    add("--max-new-tokens", 64, type=int, help="most tokens of an answer (default 64)")
+    add("--stop", type=cli.filled, metavar="TEXT", help="an answer ends before this text, or with an end of text")
     args = parser.parse_args(argv)
+    for name, (flag, tasks_of, default) in of_tasks.items():
+        if name not in args:
+            setattr(args, name, default)
+        elif args.task not in tasks_of:
+            parser.error(f"{flag} is for --task {' or '.join(tasks_of)}, and has no effect on {args.task}")
+    if args.stride is not None and "strided" not in args.protocol:
+        parser.error("--stride is for --protocol strided, which is not asked for")
     if args.template is not None:
         args.template = args.template.replace("\\n", "\n").replace("\\t", "\t")
     for name, least in (("limit", 1), ("samples", 2), ("seed", 0), ("max_new_tokens", 1)):
@@ -108,6 +128,7 @@ def answers(measures):
     return task
 
 
+ANSWERS = ["exact-match", "meaning-to-text"]  # the tasks of writing
 TASKS = {
     "perplexity": perplexity,
     "lambada": lambada,

@@ -24,6 +24,7 @@ def parse_arguments(argv):
                         help="with --model: check the adapter in this folder on it")
     parser.add_argument("--seed", type=int, default=0, help="of the random directions and cotangents (default 0)")
     args = parser.parse_args(argv)
+    cli.check_revision(parser, args)
     if args.adapter and not args.model:
         parser.error("--adapter needs --model, the model it is for")
     return args

@@ -28,7 +28,9 @@ def parse_arguments(argv):
     parser.add_argument("--plot", type=cli.path, metavar="FILE",
                         help="draw norms by layer and spectra into this .png, .svg or .pdf (needs matplotlib: "
                              "pip install '.[plot]')")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    cli.check_revision(parser, args)
+    return args
 
 
 def main(args):

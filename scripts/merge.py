@@ -28,15 +28,19 @@ def parse_arguments(argv):
                         help="numbers in the file (default %(default)s)")
     parser.add_argument("--max-shard-size", type=cli.size, metavar="SIZE",
                         help="such as 500MB: more than that goes into several files (default: one file)")
-    parser.add_argument("--text", type=cli.path, default=TEXT, metavar="FILE",
+    parser.add_argument("--text", type=cli.path, metavar="FILE",
                         help="text for the certificate (default: one of the package)")
     parser.add_argument("--no-certificate", action="store_true",
                         help="do not run the merged model beside the unmerged one")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.text and args.no_certificate:
+        parser.error("--text is for the certificate, and has no effect beside --no-certificate")
+    return args
 
 
 def main(args):
-    text = None if args.no_certificate else "\n".join(data.read_texts(args.text))
+    place = args.text or TEXT
+    text = None if args.no_certificate else "\n".join(data.read_texts(place))
     name = cli.choose_model(args.model, args.revision)
     with files.new_folder(args.out) as folder:
         model, tokenizer = cli.load(name, args.revision, args.adapter)
@@ -52,8 +56,8 @@ def main(args):
     if text is None:
         return 0
     found = merge.certify(model, npgpt.GPT2.from_pretrained(args.out), tokenizer.encode(text))
-    text = f"npgpt/texts/{TEXT.name}" if args.text == TEXT else args.text
-    print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {text}")
+    place = f"npgpt/texts/{TEXT.name}" if place == TEXT else place
+    print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {place}")
     print(f"  largest |difference of logits|  {found.difference:.1e}, of logits up to {found.largest:.1f}")
     print(f"  KL divergence                   {found.kl:.1e} nats a token")
     print(f"  perplexity                      {found.unmerged.ppl:.4f} unmerged, {found.merged.ppl:.4f} merged")

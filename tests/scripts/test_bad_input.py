@@ -252,6 +252,16 @@ def test_required_options(refused, command, missing):
     assert f"the following arguments are required: {missing}" in refused(*command)
 
 
+@pytest.mark.parametrize("command, message", [
+    ([*MERGE, "--no-certificate", "--text", "texts.txt"], "--text is for the certificate, and has no effect"),
+    (["gradcheck.py", "--revision", "v1"], "--revision is of the model that --model names, and there is none"),
+    (["inspect_adapter.py", "adapter", "--revision", "v1"], "--revision is of the model that --model names"),
+    (["convert_adapter.py", "x.pt", "--alpha", 1, "--out", "out", "--revision", "v1"], "--revision is of the model"),
+])
+def test_options_without_effect(refused, command, message):
+    assert message in refused(*command)
+
+
 # Adapters
 
 
