@@ -75,11 +75,7 @@ def main(args):
     if args.interactive:
         return converse(args, model, tokenizer, voices, sampling)
     prompt = read_prompt(args)
-    for label, active in voices:
-        set_adapter(model, active, trainable=False)
-        if len(voices) > 1 and not args.json:
-            print(f"== {label}")
-        answer(args, model, tokenizer, label, prompt, sampling)
+    answers(args, model, tokenizer, voices, prompt, sampling)
     return 0
 
 
@@ -100,12 +96,22 @@ def read_prompt(args):
     return text
 
 
-def answer(args, model, tokenizer, label, prompt, sampling):
-    """Print the texts that one voice makes of a prompt."""
+def answers(args, model, tokenizer, voices, prompt, sampling):
+    """Print the texts that each voice makes of a prompt."""
+    for label, active in voices:
+        set_adapter(model, active, trainable=False)
+        heading = f"== {label}" if len(voices) > 1 and not args.json else None
+        answer(args, model, tokenizer, label, heading, prompt, sampling)
+
+
+def answer(args, model, tokenizer, label, heading, prompt, sampling):
+    """Print the texts that one voice makes of a prompt, below its heading."""
     count, start = 0, time.perf_counter()
     for first in range(0, args.num_samples, TOGETHER):
         samples = range(first, min(first + TOGETHER, args.num_samples))
-        made = start_tokens(args, model, tokenizer, prompt, sampling, samples)
+        made = start_tokens(args, model, tokenizer, prompt, sampling, samples)  # an error comes here, before any text
+        if heading and not first:
+            print(heading)
         if args.num_samples == 1 and not args.show_probs and not args.json:
             count = show(prompt, made, tokenizer, args.stop)
             break
@@ -193,11 +199,8 @@ def converse(args, model, tokenizer, voices, sampling):
             print()
             continue
         try:
-            for label, active in voices if prompt else ():
-                set_adapter(model, active, trainable=False)
-                if len(voices) > 1:
-                    print(f"== {label}")
-                answer(args, model, tokenizer, label, prompt, sampling)
+            if prompt:
+                answers(args, model, tokenizer, voices, prompt, sampling)
         except KeyboardInterrupt:
             print("[stopped]")
         except npgpt.NpgptError as error:  # a prompt that is too long, say

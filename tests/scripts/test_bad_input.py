@@ -225,6 +225,8 @@ def test_options_of_finetune(refused, options, message):
     (["--prompt-file", "text.txt"], "--prompt, --prompt-file and --interactive exclude each other"),
     (["--prompt", "-"], "the prompt from standard input is empty"),
     (["--max-new-tokens", 100], "shorten the prompt, ask for fewer tokens, or let the context slide"),
+    (["--adapter", "adapter", "--adapter", "adapter", "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
+    (["--num-samples", 9, "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
     (["--adapter", "none"], "cannot read none/adapter_config.json"),
     (["--adapter", "run"], "cannot read run/adapter_config.json"),
 ])
