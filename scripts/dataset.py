@@ -76,8 +76,12 @@ def encode(places_and_documents, settings, config, tokenizer, say):
 
 def summary(e, max_length):
     """Return what became of the documents, in a line."""
-    line = (f"{count(e.texts, 'text') if e.texts else count(len(e.sequences), 'block')}, {e.tokens:,} tokens, "
-            f"{e.targets:,} learned, end of text learned in {e.ended:,} of {e.texts:,}")
+    figures = f"{e.tokens:,} tokens, {e.targets:,} learned"
+    if e.texts:
+        line = f"{count(e.texts, 'text')}, {figures}, end of text learned in {e.ended:,} of {e.texts:,}"
+    else:  # blocks of texts that count on the other side, with the ends that came to be here
+        line = f"{count(len(e.sequences), 'block')}, {figures}"
+        line += f", among them the end of {count(e.ended, 'text')}" if e.ended else ""
     if e.blank:
         line += f"; {e.blank:,} blank left out"
     if e.split:

@@ -11,7 +11,6 @@ import re
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import dataset
 import watch
@@ -74,7 +73,8 @@ def main(given):
         run.resume(opt)
         say(f"resumed    {run.folder} after step {opt.steps} of {total}")
     else:
-        run = Run.create(given.get("out") or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        now = time.strftime("%Y-%m-%d_%H-%M-%S")
+        run = Run.create(given["out"]) if "out" in given else Run.create_anew("runs", now)
         run.write_config(about)
     tokens = config.batch_tokens and config.batch_tokens * config.accumulate
     step_size = f"about {tokens} tokens" if tokens else f"{config.batch_size * config.accumulate} texts"

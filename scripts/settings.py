@@ -127,7 +127,7 @@ def make_parser(description=None):
         parser.add_argument(flag, help=text, **({"type": type} | options if options.get("action") is None else options))
 
     dataset.add_flags(add)
-    add("--out", "folder of the run (default runs/<time>)", type=cli.path)
+    add("--out", "folder of the run (default runs/<time>, or runs/<time>-2, .. where that is taken)", type=cli.path)
     add("--rank", "LoRA rank", type=int)
     add("--alpha", "LoRA alpha: the update is scaled by alpha / rank", type=float)
     add("--rslora", "scale the update by alpha / sqrt(rank) instead", action="store_true")

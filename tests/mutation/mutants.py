@@ -575,6 +575,7 @@ TABLE = {
         ("the state holds m for v", "opt.v[name]", "opt.m[name]"),
         ("parameters are not set", "= tensor.data", "= +tensor.data"),
         ("the number of steps is not set", "opt.steps = step", "pass"),
+        ("a folder that is taken is taken again", "folder.mkdir()", "folder.mkdir(exist_ok=True)"),
         ("metrics behind the checkpoint stay", "or reached == opt.steps:", "or False:"),
         ("a missing line of metrics is passed over", "if reached < opt.steps:", "if False:"),
         ("the oldest checkpoints are kept", "self.steps()[:-keep]", "self.steps()[keep:]"),

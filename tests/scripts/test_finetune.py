@@ -463,6 +463,26 @@ def test_data_is_read_before_the_model_is_fetched(refused):
     assert "cannot read missing.txt" in refused("finetune.py", "--model", "no-such/model", "--data", "missing.txt")
 
 
+NOW = """
+import sys
+sys.path.insert(0, {scripts!r})
+import finetune
+finetune.time.strftime = lambda *_: "now"
+sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
+"""
+
+
+def test_two_runs_of_one_moment(model, texts, tmp_path, environment, root):
+    (tmp_path / "now.py").write_text(NOW.format(scripts=str(root / "scripts")))
+    command = [sys.executable, "now.py", "--model", str(model), "--data", str(texts), "--max-steps", "1", "--samples",
+               "0", "--quiet"]
+    for process in [popen(command, tmp_path, environment) for _ in range(2)]:
+        _, stderr = process.communicate(timeout=60)
+        assert (process.returncode, stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["now", "now-2"]
+    assert all((tmp_path / "runs" / name / "adapter").exists() for name in ("now", "now-2"))
+
+
 # Records with prompts
 
 
@@ -506,6 +526,20 @@ def test_each_kind_of_data_can_be_trained_on(script, tmp_path, model, name, cont
     (tmp_path / name).write_text(content)
     stdout = script("finetune.py", "--model", model, "--data", name, *options, "--max-steps", 1, "--samples", 0)
     assert f"data       {name}: {line}" in stdout
+
+
+@pytest.mark.parametrize("fraction, train, held_out", [
+    (0.3, "1 text, 130 tokens, 130 learned, end of text learned in 1 of 1", "7 blocks, 71 tokens, 70 learned"),
+    (0.7, "1 text, 40 tokens, 40 learned, end of text learned in 0 of 1",
+     "16 blocks, 161 tokens, 160 learned, among them the end of 1 text"),
+])
+def test_the_end_of_a_stream_is_where_its_last_block_is(script, tmp_path, model, fraction, train, held_out):
+    """A hash says on which side that is."""
+    (tmp_path / "d.txt").write_text("".join(chr(97 + i * i % 26) for i in range(200)))
+    stdout = script("finetune.py", "--model", model, "--data", "d.txt", "--split", "none", "--max-length", 11,
+                    "--val-fraction", fraction, "--preview", 0)
+    assert f"data       d.txt: {train}; 1 longer than 11 tokens" in stdout
+    assert f"held out   d.txt: {held_out}\n" in stdout
 
 
 def test_steps_may_be_given_by_tokens(script, tmp_path, model, texts):
