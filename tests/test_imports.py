@@ -31,7 +31,7 @@ ORDER = """
     inside inside_page
     gradcheck gradcases
     questions harness
-    run train fit estimate report
+    run train fit estimate forecast report
     __init__
 """.split()
 

@@ -108,7 +108,7 @@ def test_what_is_printed(finished):
                  r"data +\S+texts.txt: 10 texts, 260 tokens, 250 learned, end of text learned in 10 of 10",
                  r"held out +\S+held-out.txt: 2 texts, 50 tokens, 48 learned, end of text learned in 2 of 2",
                  r"training +15 steps of 4 texts, 5 epochs.*",
-                 r"estimate +\d+.\d MB of memory at the most, .* backward pass of \d+ tokens; about \d s",
+                 r"estimate +\d+.\d MB of memory at the most, .* backward pass of \d+ tokens; about \d+ s in all",
                  r"saved +run.adapter \(\d+ kB\) after \d+.\d s"):
         assert len(re.findall(f"^{line}$", stdout, re.M)) == 1, line
     samples = re.findall(r"^(.+)\n  before   (.+)\n  after    (.+)$", stdout, re.M)
