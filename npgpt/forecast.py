@@ -192,7 +192,7 @@ def _measured(model, sequences, at_most, clock):
 def _sampled(model, clock):
     """How long a generated token takes."""
     tokens = min(4, model.config.n_positions - 1)
-    return _timed(lambda: generate(model, [0], tokens, seed=0), clock) / max(1, tokens)
+    return _timed(lambda: generate(model, [0], tokens, seed=0), clock, MOMENT / 6) / max(1, tokens)
 
 
 def _checkpoint(model, folder, clock):

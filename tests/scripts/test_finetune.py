@@ -287,6 +287,45 @@ def test_ctrl_c_while_measuring(script, tmp_path, model, texts, held_out, enviro
 
 # Watching
 
+COUNT = """
+import sys
+sys.path.insert(0, {scripts!r})
+import finetune
+measure, calls = finetune.evaluate.mean_nll, []
+finetune.evaluate.mean_nll = lambda *args: calls.append(args) or measure(*args)
+status = finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, "")))
+print("measured", len(calls), "times")
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["--keep-best"]], ids=str)
+def test_nothing_is_measured_twice(tmp_path, model, texts, held_out, environment, root, flags):
+    """Before training and at 2, 4 and 5: what was measured last is what is shown, or the lowest with --keep-best."""
+    (tmp_path / "count.py").write_text(COUNT.format(scripts=str(root / "scripts")))
+    command = [sys.executable, "count.py", "--model", model, "--data", texts, "--val-data", held_out, "--out", "run",
+               "--samples", "0", "--max-steps", "5", "--eval-every", "2", "--lr", "0.02", *flags]
+    process = popen([str(each) for each in command], tmp_path, environment)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "\nmeasured 4 times\n" in stdout
+    losses = [line["val_loss"] for line in metrics(tmp_path / "run") if "val_loss" in line]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["after"]["val_loss"] == (min(losses) if flags else losses[-1])
+    assert stderr.count("0/5 [00:00<?, ?step/s, measuring the held-out loss]") == 1
+    assert stderr.count("measuring the held-out loss]") == 4
+    assert re.search(r"5/5 [^\r]*step/s, loss [^\r]*\n$", stderr)  # the bar as it is left
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--max-steps", 2], "2 steps of 4 texts, 0.667 epochs; "), (["--max-steps", 3], "3 steps of 4 texts, 1 epoch; "),
+    (["--max-steps", 1, "--batch-size", 1], "1 step of 1 text, 0.1 epochs; "),
+    (["--max-steps", 4, "--batch-tokens", 60], "4 steps of about 60 tokens, 0.8 epochs; "),
+])
+def test_the_part_of_an_epoch_is_said(script, model, texts, flags, said):
+    stdout = script("finetune.py", "--model", model, "--data", texts, "--samples", 0, "--out", "run", *flags)
+    assert f"\ntraining   {said}" in stdout
+
 
 def test_the_held_out_loss_is_measured_every_few_steps(script, tmp_path, model, texts, held_out):
     script("finetune.py", "--model", model, "--data", texts, "--val-data", held_out, "--out", "run", "--samples", 0,
