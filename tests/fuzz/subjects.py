@@ -27,6 +27,8 @@ from npgpt.run import Run
 from npgpt.tokenizer import END_OF_TEXT
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=6, bos_token_id=None, eos_token_id=0)
+BLANK = " \t\r\n"  # what JSON takes for white space
+UNSURE = "unsure"  # of a file that may be loaded or refused
 TEXT = "the cat sat on the mat; the hat that the cat had sat on the mat.\n"
 
 
@@ -149,22 +151,7 @@ class TorchWeights(Subject):
         self.put("config.json", json.dumps(CONFIG.to_dict()).encode())
 
     def damage(self, rng):
-        file, legacy, self.whole = corrupt.Torch(self.tensors), rng.random() < 0.4, False
-        match rng.randrange(8):
-            case 0 | 1 | 2:
-                for _ in range(rng.choice([1, 1, 2])):
-                    file.corrupt(rng)
-                content = file.content(legacy)
-            case 3:
-                opcodes = b"".join(rng.choice(corrupt.OPCODES) for _ in range(rng.choice([1, 1, 2])))
-                content = file.content(legacy, opcodes=opcodes, place=rng.randrange(9))
-            case 4:
-                content = file.content(legacy, method=zipfile.ZIP_DEFLATED)
-                self.whole = legacy
-            case _:
-                whole = file.content(legacy)
-                content = corrupt.corrupt_bytes(rng, whole)
-                self.whole = content == whole
+        content, self.whole = corrupt_torch(rng, self.tensors)
         self.put("pytorch_model.bin", content)
 
     def load(self):
@@ -272,7 +259,6 @@ class Adapter(Subject):
         return load_adapter(self.model, self.folder)
 
     def check(self, model):
-        self.make_model()
         stored = held(self.content)
         names = {key: ".".join(re.search(r"(h\.\d.*)\.(lora_[AB])\b", key).groups()) for key in stored}
         assert len(set(names.values())) == len(names)
@@ -280,6 +266,11 @@ class Adapter(Subject):
             {name: tensor.data for name, tensor in model.trainable_parameters().items()},
             {names[key]: single(array) for key, array in stored.items()},
         )
+        self.check_use(model)
+
+    def check_use(self, model):
+        """Assert that the model computes, and that its adapter can be saved, loaded again and merged."""
+        self.make_model()
         with np.errstate(all="ignore"):
             logits = model.logits([1, 2, 10, 0])
             save_adapter(model, self.folder / "again")
@@ -291,6 +282,28 @@ class Adapter(Subject):
     def check_refusal(self):
         assert dict(self.model.named_modules()) == self.modules
         assert all(tensor.trainable for tensor in self.model.parameters().values())
+
+
+class OldAdapter(Adapter):
+    """The two files of PEFT before 2023, tensors in adapter_model.bin, of which that may be corrupted."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        (folder / "adapter_model.safetensors").unlink()
+
+    def damage(self, rng):
+        self.content, self.whole = corrupt_torch(rng, self.tensors)
+        self.put("adapter_model.bin", self.content)
+
+    def check(self, model):
+        if self.whole:
+            stored = {re.search(r"(h\.\d.*\.lora_[AB])", key)[1]: array for key, array in self.tensors.items()}
+            assert_same({name: tensor.data for name, tensor in model.trainable_parameters().items()}, stored)
+        self.check_use(model)
+
+    def check_refusal(self):
+        super().check_refusal()
+        assert not self.whole, "a valid file was refused"
 
 
 class State(Subject):
@@ -422,9 +435,72 @@ class Texts(Subject):
         "".join(texts).encode()  # no half of a surrogate pair
 
 
+class Json(Subject):
+    """A data file: JSON objects in an array, or one after another."""
+
+    def damage(self, rng):
+        values = [{"text": rng.choice([TEXT, "one", "na\u00efve \u2603", "\\"]), "id": [1, {"a": None}]}
+                  for _ in range(rng.randrange(4))]
+        blank = rng.choice(["", " ", "\n", "\r\n\t", "\n\n"])
+        if rng.random() < 0.3:
+            self.content = corrupt.corrupted_json(rng, values)
+        else:
+            damaged = [corrupt.corrupted_json(rng, value) if rng.random() < 0.2 else json.dumps(value).encode()
+                       for value in values]
+            array = rng.random() < 0.6
+            between = f"{blank},{blank}" if array else blank
+            start, end = ("[", "]") if array else ("", "")
+            self.content = f"{start}{blank}".encode() + between.encode().join(damaged) + f"{blank}{end}".encode()
+        if rng.random() < 0.4:
+            self.content = corrupt.corrupt_bytes(rng, self.content)
+        self.put("data.json", self.content)
+
+    def load(self):
+        return list(data.read_records(self.folder / "data.json"))
+
+    def check(self, records):
+        expected = json_objects(self.content)
+        assert expected is not None, "an invalid file was loaded"
+        assert expected is UNSURE or repr([record.fields for record in records]) == repr(expected)  # a NaN is no NaN
+
+    def check_refusal(self):
+        assert json_objects(self.content) in (None, UNSURE), "a valid file was refused"
+
+
+class Csv(Subject):
+    """A data file: rows whose first names the columns."""
+
+    def damage(self, rng):
+        fields = [TEXT, "one", "", " ", "a, b", 'say "so"', "two\nlines", "na\u00efve \u2603", "1"]
+        rows = [rng.sample(["text", "id", "na\u00efve", '"q"', " label "], rng.choice([1, 2, 2, 3]))]
+        rows += [[rng.choice(fields) for _ in rows[0]] for _ in range(rng.randrange(4))]
+        if rng.random() < 0.2:
+            rng.choice(rows).append("more")
+        end = rng.choice(["\n", "\r\n"])
+        lines = [",".join(field if rng.random() < 0.2 else '"' + field.replace('"', '""') + '"' for field in row)
+                 for row in rows]
+        lines.insert(rng.randrange(len(lines) + 1), rng.choice(["", lines[0]]))
+        self.content = end.join(lines).encode() + rng.choice([b"", end.encode()])
+        if rng.random() < 0.5:
+            self.content = corrupt.corrupt_bytes(rng, self.content)
+        self.put("data.csv", self.content)
+
+    def load(self):
+        return list(data.read_records(self.folder / "data.csv"))
+
+    def check(self, records):
+        expected = csv_records(self.content)
+        assert expected is not None, "an invalid file was loaded"
+        assert expected is UNSURE or [record.fields for record in records] == expected
+
+    def check_refusal(self):
+        assert csv_records(self.content) in (None, UNSURE), "a valid file was refused"
+
+
 KINDS = {
     "safetensors": Safetensors, "config": Config, "weights": Weights, "torch": TorchWeights, "index": Index,
-    "adapter": Adapter, "state": State, "tokenizer": TokenizerFiles, "texts": Texts,
+    "adapter": Adapter, "old-adapter": OldAdapter, "state": State, "tokenizer": TokenizerFiles, "texts": Texts,
+    "json": Json, "csv": Csv,
 }  # fmt: skip
 
 
@@ -490,6 +566,76 @@ def held(content):
     return tensors
 
 
+def json_objects(content):
+    """What the bytes of a .json data file hold, a list of dicts, or None where they are not valid. How deep values may
+    be nested depends on who asks."""
+    if content.count(b"[") + content.count(b"{") > 300:
+        return UNSURE
+    try:
+        text, values, at = content.decode("utf-8-sig"), [], 0
+        if text.lstrip(BLANK).startswith("["):
+            values = json.loads(text)
+        else:
+            while (at := len(text) - len(text[at:].lstrip(BLANK))) < len(text):
+                value, at = json.JSONDecoder().raw_decode(text, at)
+                values.append(value)
+        assert all(type(value) is dict for value in values)
+    except (AssertionError, ValueError):
+        return None
+    return values
+
+
+def csv_records(content):
+    """What the bytes of a .csv data file hold, a list of dicts, or None where they are not valid. What columns may be
+    called is the reader's to say, and Python 3.10 refuses zero bytes."""
+    try:
+        rows = csv_rows(content.decode("utf-8-sig"))
+    except ValueError:
+        return None
+    if b"\0" in content or rows is None:
+        return UNSURE if b"\0" in content else None
+    while rows and not "".join(rows[0]).strip():
+        del rows[0]
+    names, *rows = [rows[0] if rows else [], *(row for row in rows[1:] if row)]
+    names = [name.strip() for name in names]
+    if "" in names or len({*names}) < len(names):
+        return UNSURE
+    if any(len(row) != len(names) for row in rows):
+        return None
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def csv_rows(text):
+    """The rows of a CSV text, lists of fields, or None where it is not valid: a quote opens a field only as its first
+    character, what follows the closing one ends the field, and a carriage return outside quotes ends the line."""
+    rows, row, field, state = [], [], "", "row begins"
+    for character in itertools.chain.from_iterable([*line, None] for line in re.findall("[^\n]*\n|[^\n]+", text)):
+        if state == "row has ended":
+            if character is None:
+                state = "row begins"
+            elif character not in "\r\n":
+                return None
+        elif state == "in quotes":
+            if character == '"':
+                state = "after quotes"
+            elif character is not None:
+                field += character
+        elif state == "after quotes" and character == '"':
+            field, state = field + character, "in quotes"
+        elif character in ("\r", "\n", None):
+            rows.append(row if state == "row begins" else [*row, field])
+            row, field, state = [], "", "row begins" if character is None else "row has ended"
+        elif character == ",":
+            row, field, state = [*row, field], "", "field begins"
+        elif state == "after quotes":
+            return None
+        elif character == '"' and state != "in a field":
+            state = "in quotes"
+        else:
+            field, state = field + character, "in a field"
+    return None if state == "in quotes" else rows
+
+
 def unique(pairs):
     """A JSON object as a dict; no key may occur twice."""
     assert isinstance(pairs, corrupt.Object) and len(dict(pairs)) == len(pairs)
@@ -504,6 +650,24 @@ def pretend(rng, config, tensors):
     tensors["h.0.mlp.c_fc.weight"] = np.zeros((width, 4 * width), np.float16)
     name = rng.choice(["h.{}.x", "h.{}.mlp.c_fc.weight", "h.{}.ln_1.bias"])
     tensors |= {name.format(layer): np.zeros(0, np.float16) for layer in range(1, layers)}
+
+
+def corrupt_torch(rng, tensors):
+    """The bytes of a file as torch.save writes it of `tensors`, corrupted, and whether they still hold just these."""
+    file, legacy = corrupt.Torch(tensors), rng.random() < 0.4
+    match rng.randrange(8):
+        case 0 | 1 | 2:
+            for _ in range(rng.choice([1, 1, 2])):
+                file.corrupt(rng)
+            return file.content(legacy), False
+        case 3:
+            opcodes = b"".join(rng.choice(corrupt.OPCODES) for _ in range(rng.choice([1, 1, 2])))
+            return file.content(legacy, opcodes=opcodes, place=rng.randrange(9)), False
+        case 4:
+            return file.content(legacy, method=zipfile.ZIP_DEFLATED), legacy
+    whole = file.content(legacy)
+    content = corrupt.corrupt_bytes(rng, whole)
+    return content, content == whole
 
 
 def corrupt_tensors(rng, tensors, name=None):
