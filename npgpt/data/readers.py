@@ -147,7 +147,7 @@ def _read_jsonl(path):
 
 def _read_json(path):
     """Hold one value and a piece of the file at a time, whether it is an array or objects one after another."""
-    decode, blank, pieces = json.JSONDecoder().raw_decode, re.compile(r"\s*"), _decoded(path)
+    decode, blank, pieces = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*"), _decoded(path)
     text, at, number = "", 0, 1  # what is held of the file, the place in it, and the line of that place
 
     def character():

@@ -17,6 +17,7 @@ from npgpt import (
     NpgptError,
     Tokenizer,
     add_lora,
+    data,
     load_adapter,
     safetensors,
     save_adapter,
@@ -36,6 +37,13 @@ def tensors(path, header, data=b""):
 
 def entry(dtype, shape, begin, end):
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize("content", ['\v{"text": "one"}', '[{"text": "one"}\f]', '[\u2028]', '{"text": "one"}\xa0'])
+def test_json_has_four_kinds_of_white_space(tmp_path, content):
+    (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    with pytest.raises(FormatError, match=r"x.json:1: not valid JSON"):
+        list(data.read_records(tmp_path / "x.json"))
 
 
 @pytest.fixture
