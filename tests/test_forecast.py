@@ -31,6 +31,7 @@ def adapted(seed=1):
     (TrainConfig(epochs=4, batch_size=3, max_steps=7), FitConfig(eval_every=7, save_every=7)),
     (TrainConfig(epochs=2, batch_tokens=20, accumulate=2), FitConfig(save_every=0)),
     (TrainConfig(epochs=3, batch_size=1, accumulate=3), FitConfig(eval_every=2, save_every=2, keep_best=True)),
+    (TrainConfig(epochs=3, batch_size=3), FitConfig(eval_every=2, save_every=0, keep_best=True)),
 ])
 @pytest.mark.parametrize("done", [0, 2, 3])
 def test_what_is_left_is_what_a_run_then_does(tmp_path, config, keeping, done):
@@ -66,6 +67,13 @@ def test_the_typical_micro_batch_is_of_the_mean_size():
     assert any(np.array_equal(batch.ids, part.ids) for part in parts)
     assert abs(len(batch.ids) - sum(LENGTHS) / 5) <= 2
     assert work.micro_batches == pytest.approx(sum(LENGTHS) / len(batch.ids))
+
+
+def test_one_long_text_is_not_typical():
+    """The parts of the only step have 20, 10 and 10 tokens."""
+    sequences = Sequences.of([np.arange(length) for length in (20, *[2] * 10)])
+    work, batch = forecast.left(sequences, TrainConfig(epochs=1, batch_size=3, accumulate=4), FitConfig())
+    assert (len(batch.ids), work.micro_batches) == (10, 4)
 
 
 def test_a_run_that_has_ended_has_nothing_left_but_samples():
@@ -119,6 +127,19 @@ def test_the_prices(monkeypatch):
     prices = forecast.tried(adapted(), batch, amounts, TrainConfig(), SEQUENCES, clock=clock)
     assert prices == pytest.approx(Work(0.01 + 0.001 * 16, 0.003, 0.0002 * 64 / 54, 0.02, 0))
     assert clock.now < 4 * forecast.MOMENT
+
+
+def test_an_update_and_a_checkpoint_are_tried_in_part(monkeypatch, tmp_path):
+    """c_attn's adapter of rank 2 on width 16 has 2 x 16 + 48 x 2 numbers; a row of 16 stands for them. With the moments
+    and what is saved once more they make 2,048 bytes, of which 512 are written."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(forecast, "SOME", 16)
+    monkeypatch.setattr(forecast, "WRITTEN", 512)
+    monkeypatch.setattr(forecast.os, "fsync", lambda _: setattr(clock, "now", clock.now + 0.001))
+    prices = forecast.tried(adapted(), SEQUENCES.batch([0]), Work(1, 1, 0, 0, 1), TrainConfig(), folder=tmp_path,
+                            clock=clock)
+    assert prices.updates == pytest.approx(0.003 * 128 / 16)
+    assert prices.checkpoints == pytest.approx(0.001 * forecast.FILES * 4)
 
 
 def test_what_there_is_none_of_is_not_tried(monkeypatch):

@@ -305,15 +305,16 @@ class Torch:
         tensor = self.tensors[name]
         storage = self.storages.get(tensor[0], ["", 0, b""])  # where the key was changed before, none of this file's
         number = rng.choice([-1, 0, 1, 2, 3, 64, 2**31, 2**62, 2**63, 2**64, 10**400, None, True, 1.0, "1"])
+        shape, strides = (each if isinstance(each, list) else [] for each in tensor[2:])  # else changed before
         match rng.randrange(9):
             case 0:
                 tensor[0] = rng.choice([self.tensors[other][0], "99", "../x", 3])
             case 1:
                 tensor[1] = number
             case 2:
-                tensor[2] = rng.choice([[number], [*tensor[2], number], tensor[2][1:], [1] * 65, [0, number], number])
+                tensor[2] = rng.choice([[number], [*shape, number], shape[1:], [1] * 65, [0, number], number])
             case 3:
-                tensor[3] = rng.choice([[number, 1], [*tensor[3], number], tensor[3][::-1], [0, 0], number])
+                tensor[3] = rng.choice([[number, 1], [*strides, number], strides[::-1], [0, 0], number])
             case 4:
                 kinds = ["Half", "Double", "Long", "Byte", "BFloat16", "Bool", "QInt8", "", "Untyped"]
                 storage[0] = f"{rng.choice(kinds)}Storage"
