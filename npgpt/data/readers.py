@@ -274,6 +274,8 @@ def _decoded(path):
             except UnicodeDecodeError as error:
                 number += error.object.count(b"\n", 0, error.start)
                 raise FormatError(f"{path}:{number}: not UTF-8 text: {error.reason}") from error
+            if not piece and decoder.getstate()[0]:  # a part of a byte-order mark, which it takes for none of the text
+                raise FormatError(f"{path}:{number}: not UTF-8 text: unexpected end of data")
             held = "\r" if piece and text.endswith("\r") else ""  # "\n" may follow
             text = text.removesuffix(held).replace("\r\n", "\n")
             number += text.count("\n")

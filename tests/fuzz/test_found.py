@@ -46,6 +46,14 @@ def test_json_has_four_kinds_of_white_space(tmp_path, content):
         list(data.read_records(tmp_path / "x.json"))
 
 
+@pytest.mark.parametrize("name, split", [("x.json", None), ("x.txt", "none"), ("x.txt", "line")])
+@pytest.mark.parametrize("content", [b"\xef", b"\xef\xbb"])
+def test_a_part_of_a_byte_order_mark_is_no_text(tmp_path, name, split, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FormatError, match=rf"{name}:1: not UTF-8 text: unexpected end of data"):
+        list(data.read_records(tmp_path / name, split))
+
+
 @pytest.fixture
 def model_folder(tmp_path):
     GPT2(CONFIG, seed=1).save_pretrained(tmp_path)
