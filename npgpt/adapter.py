@@ -37,6 +37,7 @@ from npgpt.lora_config import (
 )
 from npgpt.seeding import generator
 from npgpt.updates import LowRank
+from npgpt.vocabulary import needs_tables, other_vocabulary, take_tables, with_tables
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model.transformer."
@@ -68,18 +69,25 @@ IGNORED = {
 PLAIN_INITIALISATIONS = (None, "eva", "mica")
 # What tensors are called in the file, where not as in the model's parameters.
 IN_FILE = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_B_bias": "lora_B.bias",
-           "trained_weight": "weight", "trained_bias": "bias"}
+           "trained_weight": "weight", "trained_bias": "bias",
+           "trainable_tokens_delta": "token_adapter.trainable_tokens_delta"}
 
 
-def save_adapter(model, folder, name="default"):
+def save_adapter(model, folder, name="default", save_embedding_layers="auto"):
     """Write the adapter called `name` as PEFT does, in float32.
 
-    folder  where the two files go; the files of a name other than "default" go to folder/name
+    folder                 where the two files go; the files of a name other than "default" go to folder/name
+    save_embedding_layers  whether to write the token table and the head as well, whole. "auto": where the vocabulary
+                           was resized and the adapter does not hold all the new rows itself
 
     Each file is written whole or not at all, the configuration last: a folder that has one has its weights.
     Raises ConfigError where the model has no such adapter, FileError where the folder cannot be written.
     """
     made = {whole_name(module): update for module, update in updates(model, name).items()}
+    if save_embedding_layers not in (True, False, "auto"):
+        raise ConfigError(f'save_embedding_layers = {save_embedding_layers!r}: it must be True, False or "auto"')
+    if needs_tables(model, made) if save_embedding_layers == "auto" else save_embedding_layers:
+        made = with_tables(model, made)
     config = next(iter(made.values())).config
     tensors, ranks, alphas = {}, {}, {}
     for module, update in made.items():
@@ -145,6 +153,7 @@ def load_adapter(model, folder, name="default", trainable=True):
         layers = whole_names(model)
         for module, update in made.items():
             update.initialise(layers[module], generator(0, module))  # for what is taken off; A and B are filled below
+    take_tables(weights, model, config, made, tensors)
     _fill(weights, values, model, made, tensors)
     _warn_of_another_base(place, values, model)
     return attach(model, name, made, trainable)
@@ -251,9 +260,10 @@ def _lora_config(values, model, tensors):
 def _canonical(key):
     """The name by which a key of the file is compared: without the prefixes that depend on what class was wrapped, and
     without the adapter's name, which a state dict saved as it is in memory has."""
-    key = re.sub(r"^(?:base_model\.model\.)?(?:transformer\.)?", "", key).replace(".base_layer.", ".")
+    key = re.sub(r"^(?:base_model\.model\.)?(?:transformer\.)?", "", key)
+    key = key.replace(".token_adapter.", ".").replace(".base_layer.", ".")
     key = re.sub(r"\.(lora_[AB])(?:\.[^.]+)?\.(weight|bias)$", r".\1.\2", key)
-    key = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector)(?:\.[^.]+){0,2}$", r".\1", key)
+    key = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta)(?:\.[^.]+){0,2}$", r".\1", key)
     return re.sub(r"\.modules_to_save(?:\.[^.]+)?\.(weight|bias)$", r".\1", key)
 
 
@@ -266,20 +276,17 @@ def _fill(path, values, model, made, tensors):
     for module, update in made.items():
         short = short_name(module)
         for parameter, tensor in update.parameters().items():
-            expected[f"{short}.{IN_FILE.get(parameter, parameter)}"] = f"{short}.{parameter}", tensor
+            expected[_canonical(f"{short}.{IN_FILE.get(parameter, parameter)}")] = f"{short}.{parameter}", tensor
     found, unexpected, wrong = {}, [], []
     for name, ((key, array), *others) in tensors.items():
-        if name == "lm_head.weight" and isinstance(made.get("lm_head"), LowRank):
-            base = whole_names(model)["lm_head"].weight  # PEFT writes it beside an update of the head
-            if not (array.shape == base.shape and np.array_equal(array.astype(base.dtype), base.data)):
-                wrong.append(f"{key!r} is not this model's head")
-        elif name not in expected:
+        if name not in expected:
             others = [(key, array), *others]
         else:
             found[name] = array
             shape = expected[name][1].shape
             if array.shape != shape or array.dtype.kind != "f":
-                wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, where {shape} of floats is right")
+                wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, where {shape} of floats is right"
+                             f"{other_vocabulary(model, array.shape, shape)}")
         unexpected += [repr(key) for key, _ in others]
     missing = [called for name, (called, _) in expected.items() if name not in found]
 
