@@ -159,6 +159,23 @@ def load_adapter(model, folder, name="default", trainable=True):
     return attach(model, name, made, trainable)
 
 
+def make_room(model, folder):
+    """Give `model` rows for the tokens that the adapter in `folder` was trained with, where it has fewer. In place.
+
+    Raises FileError, FormatError, and what `resize_token_embeddings` raises.
+    """
+    place = Path(folder)
+    values, weights = read_json(place / CONFIG_FILE), find_weights(place)
+    axes = {"wte.weight": 0, "lm_head.weight": 0, "wte.lora_embedding_A": 1, "lm_head.lora_B.weight": 0}
+    rows = [array.shape[axes[name]] for key, array in READERS[weights.suffix](weights).items()
+            if (name := _canonical(key)) in axes and array.ndim == 2]
+    indices = values.get("trainable_token_indices") or []
+    for listed in indices.values() if isinstance(indices, dict) else [indices]:
+        rows += [row + 1 for row in listed if type(row) is int]
+    if max(rows, default=0) > model.config.vocab_size:
+        model.resize_token_embeddings(max(rows))
+
+
 def _most(values, default):
     """The commonest of the values, the first of several; `default` where there is none."""
     values = list(values)

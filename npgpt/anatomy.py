@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, find_weights, load_adapter, refusals
+from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, find_weights, load_adapter, make_room, refusals
 from npgpt.checkpoint import READERS
 from npgpt.errors import FormatError, NpgptError
 from npgpt.files import read_json
@@ -145,10 +145,11 @@ def _part(where, fields, module, tensors):
 
 def _against_base(place, model, parts):
     """Complete `parts` with what the base tells; return what is refused, as a list of one sentence or none."""
-    name = "dissected"
+    name, count = "dissected", model.config.vocab_size
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is among the hazards
+            make_room(model, place)
             load_adapter(model, place, name, trainable=False)
     except NpgptError as error:
         return [str(error)]
@@ -161,6 +162,7 @@ def _against_base(place, model, parts):
         W = W.T if module == "lm_head" else W  # which is (out, in), as a table of tokens is
         parts[module] = part._replace(relative=float(moved) / size, amplification=amplification(part.update, W))
     delete_adapter(model, name)
+    model.resize_token_embeddings(count)  # as it was before there was room for the adapter's tokens
     return []
 
 

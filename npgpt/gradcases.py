@@ -255,11 +255,14 @@ def models():
     ]]
 
 
-def small_batch(vocab_size=13):
-    """Ragged sequences with repeated ids, one of a single token, and loss on some tokens only."""
+def small_batch(vocab_size=13, also=()):
+    """Ragged sequences with repeated ids, one of a single token, and loss on some tokens only. Each id of `also` is
+    there too, and is predicted."""
     draw = generator(0, "small batch")
     sequences = [draw.integers(0, vocab_size, length) for length in (5, 1, 7, 5, 2)]
-    return Batch.from_sequences(sequences, [draw.random(len(s)) < 0.8 for s in sequences])
+    masks = [draw.random(len(s)) < 0.8 for s in sequences]
+    pairs = [np.array([i, i]) for i in also]
+    return Batch.from_sequences(sequences + pairs, masks + [np.ones(2)] * len(pairs))
 
 
 def small_model(dtype=np.float64, **changes):

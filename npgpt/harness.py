@@ -12,9 +12,8 @@ from lm_eval.api.registry import register_model
 
 from npgpt import evaluate
 from npgpt.adapter import load_adapter
-from npgpt.gpt2 import GPT2
+from npgpt.pretrained import base_of
 from npgpt.questions import answers, encode_pair
-from npgpt.tokenizer import Tokenizer
 
 
 @register_model("npgpt")
@@ -31,10 +30,9 @@ class NpgptLM(LM):
     def __init__(self, model="gpt2", adapter=None, revision=None, batch_tokens=evaluate.BATCH_TOKENS, batch_size=None,
                  max_batch_size=None, device=None):
         super().__init__()
-        self.model = GPT2.from_pretrained(model, revision)
+        self.model, self.tokenizer = base_of(model, revision, [] if adapter is None else [adapter])
         if adapter is not None:
             load_adapter(self.model, adapter, trainable=False)
-        self.tokenizer = Tokenizer.from_pretrained(model, revision)
         self.batch_tokens = int(batch_tokens)
 
     def _losses(self, windows):

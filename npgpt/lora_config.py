@@ -239,6 +239,11 @@ def modules_to_save(model, config):
     return [name for name in modules if name in found]
 
 
+def tables(model):
+    """Return the whole names of the tables with a row for each token."""
+    return ["transformer.wte"] + ["lm_head"] * (not model.config.tie_word_embeddings)
+
+
 def token_rows(model, config):
     """Return dict whole name of a table -> token ids: what trainable_token_indices means in this model.
 

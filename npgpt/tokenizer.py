@@ -95,6 +95,28 @@ class Tokenizer:
         alphabet = _byte_level_alphabet()
         return bytes(alphabet[letter] for letter in self._tokenizer.id_to_token(i)).decode("utf-8", "backslashreplace")
 
+    def add_tokens(self, tokens):
+        """Add tokens, such as "<|user|>", that no text is ever cut within; returns the ids of those that are new.
+
+        tokens  list of str, none of them empty; one that the vocabulary has already stays as it is
+
+        They are special tokens, with the ids after the last one: the model then needs rows for them,
+        `model.resize_token_embeddings(tokenizer.vocab_size)`. In place. Raises ConfigError.
+        """
+        import tokenizers
+
+        for token in tokens:
+            if not isinstance(token, str) or not token.strip():
+                raise ConfigError(f"cannot add the token {token!r}: a token is a string that is not blank")
+        known = self._tokenizer.get_vocab()
+        new = [token for token in dict.fromkeys(tokens) if token not in known]
+        self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in new])
+        ids = [self._tokenizer.token_to_id(token) for token in new]
+        if len(set(ids) | set(known.values())) < len(ids) + len(known):
+            raise ConfigError(f"cannot add tokens to this tokenizer: its ids are not the numbers from 0 to "
+                              f"{len(known) - 1}, and a new token got an id that another has")
+        return ids
+
     def to_dict(self):
         """Return what `tokenizer.json` holds: vocabulary, merges, added tokens, .. as `tokenizers` writes them."""
         return json.loads(self._tokenizer.to_str())

@@ -1,5 +1,6 @@
 """The data of finetune.py: its flags, what is read, and what becomes of it, said in a few lines."""
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -99,6 +100,8 @@ def preview(settings, n):
     documents = read(settings)
     tokenizer = npgpt.Tokenizer.from_pretrained(settings["model"], settings["revision"])
     config = checkpoint.read_config(settings["model"], settings["revision"])
+    tokenizer.add_tokens(settings["add_tokens"] or [])
+    config = dataclasses.replace(config, vocab_size=max(config.vocab_size, tokenizer.vocab_size))
     sequences = encode(documents, settings, config, tokenizer, print)[0].sequences
     width, colour = shutil.get_terminal_size((100, 1)).columns, sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for i in range(min(n, len(sequences))):

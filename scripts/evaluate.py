@@ -7,7 +7,7 @@ import sys
 import cli
 from tqdm import tqdm
 
-from npgpt import bootstrap, data, metrics, questions, tasks
+from npgpt import bootstrap, data, load_adapter, metrics, pretrained, questions, tasks
 from npgpt.errors import NpgptError
 from npgpt.evaluate import exponential, mean_of_rows
 from npgpt.files import read_text
@@ -131,8 +131,10 @@ def main(args):
     name = cli.choose_model(args.model, args.revision)
     records, results = Records(args.out), {}
     for adapter in (None, *args.adapter):
-        model, tokenizer = cli.load(name, args.revision, adapter)
-        if adapter is None:
+        model, tokenizer = pretrained.base_of(name, args.revision, args.adapter)
+        if adapter is not None:
+            load_adapter(model, adapter, trainable=False)
+        else:
             task, about, in_words = TASKS[args.task](args, tokenizer, model)
             if not task.items:
                 raise NpgptError(f"{args.data} holds no item for --task {args.task}")

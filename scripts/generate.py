@@ -10,6 +10,7 @@ import cli
 import numpy as np
 
 import npgpt
+from npgpt import pretrained
 from npgpt.errors import ConfigError, FileError
 from npgpt.generate import before_stop, pieces, tokens
 from npgpt.lora import set_adapter
@@ -64,7 +65,7 @@ def parse_arguments(argv):
 
 
 def main(args):
-    model, tokenizer = cli.load(cli.choose_model(args.model, args.revision), args.revision)
+    model, tokenizer = pretrained.base_of(cli.choose_model(args.model, args.revision), args.revision, args.adapter)
     voices = [("base", [])] if len(args.adapter) != 1 else []
     for i, folder in enumerate(args.adapter):
         npgpt.load_adapter(model, folder, f"adapter {i}", trainable=False)

@@ -42,6 +42,8 @@ def main(args):
         model, tokenizer = cli.load(name, args.revision, args.adapter)
         merge.save_merged(model, folder, args.dtype, args.max_shard_size)
         left_out = carry_over(name, args.revision, folder)
+        if tokenizer.to_dict() != npgpt.Tokenizer.from_pretrained(name, args.revision).to_dict():
+            tokenizer.save(folder)  # an adapter's, with tokens that were added
     written = [path.stat().st_size for path in args.out.glob("model*.safetensors")]
     print(f"merged {' + '.join(args.adapter)} into {name}: {args.out} ({args.dtype}, {sum(written) / 1e6:,.1f} MB"
           f"{f' in {len(written)} files' if len(written) > 1 else ''})")

@@ -30,7 +30,7 @@ ORDER = """
     merge gguf spectrum anatomy
     inside inside_page
     gradcheck gradcases
-    questions harness
+    pretrained questions harness
     run train fit estimate report
     __init__
 """.split()

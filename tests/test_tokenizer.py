@@ -292,3 +292,44 @@ if SHARED.is_dir():
         tokenizer = Tokenizer.from_pretrained(SHARED / "models" / "chemts-zinc-gpt2-0.2m")
         assert (tokenizer.eos_id, tokenizer.vocab_size) == (14, 66)
         assert tokenizer.encode("[C@H]").tolist() == [27] and tokenizer.decode([17, 27, 22]) == "C[C@H]O"
+
+
+# Added tokens
+
+
+def test_added_tokens_have_the_next_ids_and_are_never_cut():
+    tokenizer = Tokenizer.from_pretrained("tiny")
+    n = tokenizer.vocab_size
+    assert tokenizer.add_tokens(["<|user|>", "<|end|>", "<|user|>"]) == [n, n + 1]
+    assert tokenizer.vocab_size == n + 2
+    ids = tokenizer.encode("a<|user|> list<|end|>")
+    assert ids[1] == n
+    assert ids[-1] == n + 1
+    assert tokenizer.decode(ids) == "a<|user|> list<|end|>"
+    assert tokenizer.token(n) == "<|user|>"
+
+
+def test_tokens_that_are_there_are_not_added_again(tmp_path):
+    tokenizer = Tokenizer.from_pretrained("tiny")
+    n = tokenizer.vocab_size
+    assert tokenizer.add_tokens([END_OF_TEXT, "<|user|>"]) == [n]
+    assert tokenizer.add_tokens(["<|user|>"]) == []
+    tokenizer.save(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert again.to_dict() == tokenizer.to_dict()
+    assert again.eos_id == tokenizer.eos_id
+
+
+@pytest.mark.parametrize("token", ["", " ", 3, None])
+def test_what_cannot_be_a_token(token):
+    tokenizer = Tokenizer.from_pretrained("tiny")
+    before = tokenizer.vocab_size
+    with pytest.raises(ConfigError, match=r"cannot add the token .*: a token is a string that is not blank"):
+        tokenizer.add_tokens(["<|user|>", token])
+    assert tokenizer.vocab_size == before
+
+
+def test_a_vocabulary_with_gaps_cannot_grow():
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "b": 3}, merges=[]))
+    with pytest.raises(ConfigError, match="its ids are not the numbers from 0 to 1"):
+        Tokenizer(inner).add_tokens(["<|x|>", "<|y|>"])

@@ -16,9 +16,9 @@ from npgpt import data, evaluate, safetensors
 from npgpt.data import encode_texts, read_texts
 
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
-         "--out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --epochs --max-steps --batch-size "
-         "--batch-tokens --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed "
-         "--threads --checkpoint --save-every --keep --eval-every --keep-best --patience --resume --config "
+         "--out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --add-tokens --epochs --max-steps "
+         "--batch-size --batch-tokens --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip "
+         "--seed --threads --checkpoint --save-every --keep --eval-every --keep-best --patience --resume --config "
          "--max-memory --preview --full --samples --quiet").split()
 
 
