@@ -35,6 +35,7 @@ from npgpt.lora_config import (
     whole_name,
     whole_names,
 )
+from npgpt.names import parameter_name, unwrapped
 from npgpt.seeding import generator
 from npgpt.updates import LowRank
 
@@ -63,6 +64,8 @@ IGNORED = {
     "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
     "loftq_config", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
 }  # fmt: skip
+# The fields that hold names of modules.
+NAMES = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern")
 # The initialisations that leave the base as it was, beside npgpt's own. The others subtract from it what they put into
 # A and B; of those, PEFT's "pissa" can be repeated exactly from the base, and is.
 PLAIN_INITIALISATIONS = (None, "eva", "mica")
@@ -182,7 +185,14 @@ def _read_config(path):
         raise FormatError(f"{path}: {refusal}")
     if values["init_lora_weights"] in PLAIN_INITIALISATIONS:
         values["init_lora_weights"] = True
-    return values
+    return values | {field: _unwrapped(values[field]) for field in NAMES}
+
+
+def _unwrapped(value):
+    """A field's value, its module names without those of wrappers; an expression, which is no name, is left alone."""
+    if isinstance(value, list):
+        return [unwrapped(name) if isinstance(name, str) else name for name in value]
+    return {unwrapped(name): item for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def refusals(values):
@@ -249,9 +259,9 @@ def _lora_config(values, model, tensors):
 
 
 def _canonical(key):
-    """The name by which a key of the file is compared: without the prefixes that depend on what class was wrapped, and
+    """The name by which a key of the file is compared: without what depends on the classes around the model, and
     without the adapter's name, which a state dict saved as it is in memory has."""
-    key = re.sub(r"^(?:base_model\.model\.)?(?:transformer\.)?", "", key).replace(".base_layer.", ".")
+    key = parameter_name(key).replace(".base_layer.", ".")
     key = re.sub(r"\.(lora_[AB])(?:\.[^.]+)?\.(weight|bias)$", r".\1.\2", key)
     key = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector)(?:\.[^.]+){0,2}$", r".\1", key)
     return re.sub(r"\.modules_to_save(?:\.[^.]+)?\.(weight|bias)$", r".\1", key)

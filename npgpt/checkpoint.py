@@ -5,7 +5,8 @@ is one that GPT-2 files are known to carry and nobody needs, or is an error; and
 names differ between files, and the shapes never do:
 
     "h.0.attn.c_attn.weight"               the released gpt2 files, and the names of GPT2.parameters()
-    "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: the prefix is dropped, as are model. gpt. module.
+    "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: what stands before or around it is left out, see
+                                           `names`
     "h.0.attn.bias", "..masked_bias"       causal masks, stored as buffers: dropped ("attn.c_attn.bias" is a parameter)
     "lm_head.weight"                       the head; where the config says it is tied it can only repeat "wte.weight"
 """
@@ -20,9 +21,8 @@ from npgpt import files, hub, safetensors, torchfile
 from npgpt.errors import ConfigError, FileError, FormatError
 from npgpt.gpt2 import GPT2, GPT2Config
 from npgpt.lora import adapted_layers
+from npgpt.names import MASK, parameter_name
 
-PREFIXES = re.compile(r"^(?:(?:model|gpt|module|transformer)\.)+")
-MASK = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
 READERS = {".json": files.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
 WHOLE = hub.WEIGHTS[0]
 
@@ -106,7 +106,7 @@ def _by_parameter(stored, config, path):
     """Return the stored tensors under the names of GPT2.parameters(), without the masks and without a tied head."""
     tensors, keys = {}, {}
     for key, array in stored.items():
-        name = PREFIXES.sub("", key)
+        name = parameter_name(key)
         if MASK.fullmatch(name):
             continue
         if name == "lm_head.decoder.weight":  # as the original DialoGPT files say

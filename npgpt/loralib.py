@@ -26,9 +26,10 @@ import numpy as np
 
 from npgpt import safetensors, torchfile
 from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, PREFIX, WEIGHTS_FILE
-from npgpt.checkpoint import MASK, PREFIXES, cast
+from npgpt.checkpoint import cast
 from npgpt.errors import ConfigError, FormatError
 from npgpt.files import write_json
+from npgpt.names import MASK, parameter_name
 
 OUTPUTS = ("q", "k", "v")  # of c_attn, in this order
 
@@ -53,7 +54,7 @@ def convert(path, folder, lora_alpha, enable_lora=("q", "v"), model=None):
     path, folder = Path(path), Path(folder)
     stored = safetensors.read(path) if path.suffix == ".safetensors" else torchfile.read(path)
     rest = {name: cast(f"{path}: {key}", array, np.float32, copy=False) for key, array in stored.items()
-            if not MASK.fullmatch(name := PREFIXES.sub("", key))}
+            if not MASK.fullmatch(name := parameter_name(key))}
     modules = list(dict.fromkeys(name.rpartition(".lora_")[0] for name in rest if re.search(r"\.lora_[AB]$", name)))
     if not modules:
         raise FormatError(f"{path} has no tensor whose name ends in .lora_A: it is not a loralib checkpoint")

@@ -271,12 +271,32 @@ def test_absent_fields_have_peft_s_defaults(tmp_path):
         lambda key: key.replace(".weight", ".default.weight"),
         lambda key: key.replace(".weight", ".some_name.weight"),
         lambda key: key.removeprefix("base_model.model."),
+        lambda key: key.replace("transformer.", "_orig_mod.transformer."),
+        lambda key: key.replace(".attn.", "._orig_mod.attn."),
+        lambda key: f"module.{key.replace('.c_attn.', '.module.c_attn._orig_mod.').replace('.weight', '.a.weight')}",
+        lambda key: "pretrained_model." + key,
+        lambda key: key.replace("base_model.model.", "base_model.model.model."),
     ],
-    ids=["model without a head", "default in the key", "a name in the key", "no prefix"],
+    ids=["model without a head", "default in the key", "a name in the key", "no prefix", "compiled", "compiled blocks",
+         "several wrappers", "TRL's value head", "a Lightning module"],
 )
 def test_other_spellings_of_keys(folder, spell):
     edit_weights(folder, lambda tensors: {spell(key): array for key, array in tensors.items()})
     assert_same_bits(arrays(load_adapter(base(), folder)), arrays(adapted()))
+
+
+def test_names_of_wrapped_modules_in_the_configuration(tmp_path):
+    """PEFT writes "all-linear" out, with the wrapper's name where each block was compiled; and so its patterns."""
+    model = adapted(["mlp.c_fc", "h.1.attn.c_attn"], model=base())
+    save_adapter(model, tmp_path)
+    edit_weights(tmp_path, lambda tensors: {key.replace(".h.1.", ".h.1._orig_mod."): tensors[key] for key in tensors})
+    edit_config(tmp_path, target_modules=["transformer.h.0.mlp.c_fc", "transformer.h.1._orig_mod.mlp.c_fc",
+                                          "_orig_mod.transformer.h.1._orig_mod.attn.c_attn"],
+                rank_pattern={"h.1._orig_mod.mlp.c_fc": 2}, r=3)
+    refused(tmp_path, r"lora_A\.weight' has shape \(2, 8\), float32, where \(3, 8\)")
+    edit_config(tmp_path, rank_pattern={"_orig_mod.mlp.c_fc": 2, "h.1._orig_mod.attn.c_attn": 2},
+                alpha_pattern={"h.1._orig_mod.attn.c_attn": 8})
+    assert_same_bits(arrays(load_adapter(base(), tmp_path)), arrays(model))
 
 
 def test_pattern_of_a_model_without_a_head(tmp_path):
@@ -447,12 +467,14 @@ KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
         (lambda t: t | {"base_model.model.lm_head.weight": t[KEY]}, r"not expected .*\.lm_head\.weight'$"),
         (lambda t: t | {"h.2.attn.c_attn.lora_A.weight": t[KEY]}, r"not expected 'h\.2.*lora_A\.weight'$"),
         (lambda t: t | {"h.1.attn.c_attn.lora_A.weight": t[KEY]}, "not expected .*lora_A.weight'$"),
+        (lambda t: t | {KEY.replace("h.1", "h.1._orig_mod"): t[KEY]}, "not expected .*h.1.*lora_A.weight'$"),
         (lambda t: t | {KEY: t[KEY].T.copy()}, r"lora_A\.weight' has shape \(8, 2\), .* where \(2, 8\) of floats"),
         (lambda t: t | {KEY: t[KEY].astype(np.int32)}, r"has shape \(2, 8\), int32, where \(2, 8\) of floats"),
         (lambda t: t | {"two\nlines": t[KEY]}, r"not expected 'two\\nlines'$"),
         (lambda t: t | {KEY.replace("lora_A", "lora_C"): t[KEY]}, "not expected .*lora_C.weight'$"),
     ],
-    ids=["tensor less", "layer less", "none", "head", "layer more", "twice", "transposed", "integers", "odd", "other"],
+    ids=["tensor less", "layer less", "none", "head", "layer more", "twice", "twice, wrapped", "transposed", "integers",
+         "odd", "other"],
 )
 def test_every_tensor_is_accounted_for(folder, edit, match):
     edit_weights(folder, edit)

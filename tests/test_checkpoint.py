@@ -109,13 +109,26 @@ def test_half_precision_is_widened(tmp_path, tied):
         np.testing.assert_array_equal(array, weights(tied)[name].astype(np.float16).astype(np.float32))
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer.", "model.", "gpt.", "module.transformer.", "model.transformer."])
+@pytest.mark.parametrize("prefix", [
+    "", "transformer.", "model.", "gpt.", "module.transformer.", "model.transformer.", "_orig_mod.module.transformer.",
+    "pretrained_model.transformer.",
+])
 def test_prefixes_and_masks(tmp_path, model, prefix):
     tensors = {name if name == "lm_head.weight" else prefix + name: array for name, array in weights(model).items()}
     for layer in range(2):
         tensors[f"{prefix}h.{layer}.attn.bias"] = np.tri(6, dtype=[bool, np.uint8][layer]).reshape(1, 1, 6, 6)
         tensors[f"{prefix}h.{layer}.attn.masked_bias"] = np.float32(-1e4)
     put(tmp_path, {key: np.asarray(array) for key, array in tensors.items()}, model.config)
+    assert_same(GPT2.from_pretrained(tmp_path), model)
+
+
+def test_wrappers_around_blocks(tmp_path, model):
+    """torch.compile, FSDP and checkpoints of activations may stand around each block, and masks are inside them."""
+    put(tmp_path, {f"transformer.{name}".replace(".attn.", "._orig_mod.attn._fsdp_wrapped_module."): array
+                   for name, array in weights(model).items() if name != "lm_head.weight"}
+        | {"transformer.h.0._orig_mod.attn.bias": np.ones((1, 1, 6, 6), np.uint8)}
+        | ({} if model.config.tie_word_embeddings else {"_orig_mod.lm_head.weight": weights(model)["lm_head.weight"]}),
+        model.config)
     assert_same(GPT2.from_pretrained(tmp_path), model)
 
 
@@ -142,6 +155,8 @@ def test_two_keys_for_one_parameter(tmp_path, tied):
     tensors = weights(tied)
     put(tmp_path, tensors | {"transformer.ln_f.bias": tensors["ln_f.bias"]})
     assert "'ln_f.bias' and 'transformer.ln_f.bias' both mean ln_f.bias" in refused(tmp_path)
+    put(tmp_path, tensors | {"h.0._orig_mod.ln_1.bias": tensors["h.0.ln_1.bias"]})
+    assert "'h.0._orig_mod.ln_1.bias' and 'h.0.ln_1.bias' both mean h.0.ln_1.bias" in refused(tmp_path)
 
 
 def test_missing_and_unexpected_tensors_are_listed(tmp_path, tied):

@@ -18,7 +18,7 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 # The reading order. A module imports only from those before it, so what stands before `ops` knows no operation and what
 # stands before `gpt2` no model. A new module is put in its place here.
 ORDER = """
-    errors files seeding html metrics
+    errors files seeding html metrics names
     bootstrap wikitext
     batch threads machine memory hub safetensors torchfile tokenizer
     data.readers data.templates data.documents data.encoding data.order data.preview data

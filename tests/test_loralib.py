@@ -58,7 +58,7 @@ def test_a_checkpoint_computes_the_same_as_an_adapter(tmp_path, assert_close, en
                                   tensors["transformer.h.1.attn.c_attn.lora_A"])
 
 
-@pytest.mark.parametrize("prefix", ["", "module.transformer.", "transformer."])
+@pytest.mark.parametrize("prefix", ["", "module.transformer.", "transformer.", "_orig_mod.module.transformer."])
 @pytest.mark.parametrize("form", [None, legacy])
 def test_spellings_and_files(tmp_path, assert_close, prefix, form):
     tensors, weights = checkpoint(prefix=prefix)

@@ -62,6 +62,18 @@ def test_shards(tmp_path):
     assert_same_weights(npgpt.GPT2.from_pretrained(tmp_path), theirs)
 
 
+def test_compiled_models(tmp_path):
+    theirs = torch_model()
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for i, block in enumerate(theirs.transformer.h):
+        theirs.transformer.h[i] = torch.compile(block)
+    state = torch.compile(theirs).state_dict()
+    assert "_orig_mod.transformer.h.0._orig_mod.ln_1.weight" in state
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert_same_weights(npgpt.GPT2.from_pretrained(tmp_path), torch_model())
+
+
 def test_the_bare_model_and_a_shared_tensor_stored_once(tmp_path):
     theirs = torch_model()
     theirs.transformer.save_pretrained(tmp_path / "bare")  # keys without "transformer."
