@@ -20,7 +20,7 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 ORDER = """
     errors files seeding html metrics names
     bootstrap wikitext
-    batch threads machine memory hub safetensors torchfile tokenizer
+    batch threads machine memory hub safetensors pickles torchfile tokenizer
     data.readers data.templates data.documents data.encoding data.order data.preview data
     autograd
     ops.shares ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm

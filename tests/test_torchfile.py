@@ -250,6 +250,14 @@ def test_tensors_one_level_down(read, refused, key):
     assert list(read(archive({"model": tensor()}))) == ["model"]
 
 
+def test_what_stands_beside_the_tensors(tmp_path):
+    for content, beside in ((archive({"model": {"w": tensor()}, "model_args": {"n_layer": 2, "bias": None}, "n": 1.5}),
+                             {"model_args": {"n_layer": 2, "bias": None}, "n": 1.5}), (archive({"w": tensor()}), {})):
+        (tmp_path / "ckpt.pt").write_bytes(content)
+        tensors, found = torchfile.read_checkpoint(tmp_path / "ckpt.pt")
+        assert list(tensors) == ["w"] and found == beside
+
+
 def test_newer_pickle_protocols(read):
     def text(string):
         return b"\x8c" + bytes([len(string)]) + string.encode() + b"\x94"  # SHORT_BINUNICODE, MEMOIZE
