@@ -61,7 +61,7 @@ def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=Fals
     _check_sizes(tensors, config, weights_path)
     model = GPT2(config, seed=None, dtype=dtype)
     model.name_or_path = str(name)
-    _assign(model, tensors, weights_path)
+    assign(model, tensors, weights_path)
     return model
 
 
@@ -153,7 +153,7 @@ def _check_sizes(tensors, config, path):
         )
 
 
-def _assign(model, tensors, path):
+def assign(model, tensors, path):
     """Give every parameter its tensor. Raises FormatError unless names and shapes are the model's, all of them."""
     parameters = model.parameters()
     missing, unexpected = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()
