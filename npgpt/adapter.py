@@ -55,6 +55,9 @@ PEFT_DEFAULTS = {
     "trainable_token_indices": None, "use_bdlora": None, "use_dora": False, "use_qalora": False, "use_rslora": False,
     "velora_config": None,
 }  # fmt: skip
+# The fields that PEFT had once and has no more: one that is refused unless null, and two that say when and where it
+# computes and so change nothing.
+FORMER = {"enable_lora", "merge_weights", "runtime_config"}
 # The fields of npgpt's LoraConfig are acted on, and those of READ. Those of IGNORED change nothing: what PEFT finds out
 # from the layers by itself (fan_in_fan_out), settings of features that have a switch of their own. Every other field
 # must have its default.
@@ -176,7 +179,7 @@ def _read_config(path):
     values = read_json(path)
     if values.get("peft_type") != "LORA":
         raise FormatError(f"{path}: peft_type = {values.get('peft_type')!r}, where npgpt reads 'LORA' only")
-    unknown = sorted(values.keys() - PEFT_DEFAULTS.keys())
+    unknown = sorted(values.keys() - PEFT_DEFAULTS.keys() - FORMER)
     if unknown:
         text = f"{path}: npgpt does not know {', '.join(map(repr, unknown))} and goes on without"
         warnings.warn(one_line(text), stacklevel=3)
@@ -202,6 +205,9 @@ def refusals(values):
         if not (value == default or value is None or value is False or value in ([], {}, "")):
             yield (f"{field} = {value!r} changes what the adapter computes, and npgpt does not support it; it must be "
                    f"{default!r}")
+    if values.get("enable_lora") is not None:
+        yield (f"enable_lora = {values['enable_lora']!r} means A and B for each of q, k and v, as PEFT wrote until "
+               "version 0.2; convert_adapter.py makes today's form of the adapter_model.bin beside it")
     init = values["init_lora_weights"]
     if init == "olora" or not (isinstance(init, bool) or init in (*PLAIN_INITIALISATIONS, *INITIALISATIONS[2:])):
         yield (f"init_lora_weights = {init!r} rewrote the base weights, and this file does not hold them; have PEFT "

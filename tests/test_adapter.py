@@ -360,6 +360,22 @@ def test_unknown_fields_are_named(folder):
     assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("version", ["0.2", "0.12"])
+def test_files_of_older_versions(folder, version):
+    """Every field of such a version, those that PEFT has dropped since too, and none that came later: no warning."""
+    path = folder / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    old = {"base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout",
+           "modules_to_save", "peft_type", "r", "target_modules", "task_type"}
+    if version == "0.2":
+        fields = {field: fields[field] for field in old} | {"enable_lora": None, "merge_weights": True}
+    else:
+        fields = {field: fields[field] for field in (*old, "rank_pattern", "alpha_pattern", "use_dora", "loftq_config")}
+        fields["runtime_config"] = {"ephemeral_gpu_offload": False}
+    path.write_text(json.dumps(fields))
+    assert_same_bits(arrays(load_adapter(base(), folder)), arrays(adapted()))
+
+
 def test_a_base_of_another_name_is_pointed_out(folder):
     edit_config(folder, base_model_name_or_path="openai-community/gpt2")
     model = base()
@@ -386,6 +402,7 @@ def refused(folder, match, error=FormatError, model=None):
 
 
 UNSUPPORTED = {
+    "enable_lora": [[True, False, True], [], False],
     "alora_invocation_tokens": [[1, 2]],
     "arrow_config": [{"top_k": 2}],
     "kasa_config": [{"beta": 0.1}],
