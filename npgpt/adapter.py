@@ -137,8 +137,7 @@ def load_adapter(model, folder, name="default", trainable=True):
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)
     values = _read_config(place / CONFIG_FILE)
-    weights = find_weights(place)
-    arrays = READERS[weights.suffix](weights)
+    weights, arrays = read_weights(place)
     tensors = {}
     for key, array in arrays.items():
         tensors.setdefault(_canonical(key), []).append((key, array))
@@ -177,6 +176,9 @@ def _place(folder, name):
 def _read_config(path):
     """Return the fields of the adapter_config.json at `path`. Raises FormatError for what npgpt does not support."""
     values = read_json(path)
+    if "peft_type" not in values and "fine_tune_type" in values:
+        raise FormatError(f"{path} is MLX's, with lora_a (in, r) and lora_b (r, out) in adapters.safetensors; PEFT's "
+                          "form, with lora_A (r, in), lora_B (out, r) and lora_alpha = scale * r, would be right")
     if values.get("peft_type") != "LORA":
         raise FormatError(f"{path}: peft_type = {values.get('peft_type')!r}, where npgpt reads 'LORA' only")
     unknown = sorted(values.keys() - PEFT_DEFAULTS.keys() - FORMER)
@@ -215,14 +217,25 @@ def refusals(values):
     base = values["base_model_name_or_path"]
     if not isinstance(base, str | None):
         yield f"base_model_name_or_path = {base!r}: it must be a string or null"
-    if values["task_type"] == "SEQ_CLS":
-        yield "task_type = 'SEQ_CLS' needs a classifier; npgpt has the language model's head"
+    if values["task_type"] in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"):
+        yield f"task_type = {values['task_type']!r} needs a classifier; npgpt has the language model's head"
 
 
-def find_weights(place):
-    """Return the path of the adapter's tensors; the older adapter_model.bin counts where it stands alone."""
+def read_weights(place):
+    """Return the path of the adapter's tensors, and the tensors as a dict key -> array.
+
+    The older adapter_model.bin counts where it stands alone. Raises FileError, and FormatError also where there are no
+    tensors or one is empty: what is saved of a state dict that was filtered twice, or with DeepSpeed's ZeRO-3.
+    """
     old = place / "adapter_model.bin"
-    return old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE
+    path = old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE
+    arrays = READERS[path.suffix](path)
+    empty = next((f"{key!r} in it holds no numbers" for key, array in arrays.items() if not array.size), None)
+    if empty or not arrays:
+        raise FormatError(f"{path} is not a whole adapter, {empty or 'it holds no tensors'}: it was saved without its "
+                          "weights, as happens with ZeRO-3 (zero_to_fp32.py gathers them) and with a replaced "
+                          "state_dict; look for them in the checkpoints of the training")
+    return path, arrays
 
 
 def _lora_config(values, model, tensors):

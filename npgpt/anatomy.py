@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, find_weights, load_adapter, refusals
-from npgpt.checkpoint import READERS
+from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, load_adapter, read_weights, refusals
 from npgpt.errors import FormatError, NpgptError
 from npgpt.files import read_json
 from npgpt.lora import adapted_layers, delete_adapter
@@ -85,8 +84,7 @@ def dissect(folder, model=None):
         raise FormatError(f"{place / CONFIG_FILE}: peft_type = {fields.get('peft_type')!r}, where 'LORA' is expected")
     fields = PEFT_DEFAULTS | fields
     _check(place / CONFIG_FILE, fields)
-    path = find_weights(place)
-    arrays = READERS[path.suffix](path)
+    path, arrays = read_weights(place)
     factors, others = {}, {}
     for key, array in arrays.items():
         match = KEY.fullmatch(parameter_name(key))

@@ -9,6 +9,10 @@ names differ between files, and the shapes never do:
                                            `names`
     "h.0.attn.bias", "..masked_bias"       causal masks, stored as buffers: dropped ("attn.c_attn.bias" is a parameter)
     "lm_head.weight"                       the head; where the config says it is tied it can only repeat "wte.weight"
+    "v_head.summary.weight", ..            heads that were trained beside the language model's and leave it as it is, of
+                                           TRL's value head and GPT2DoubleHeadsModel: dropped
+
+What is no plain language model is refused by name: a classifier's head, LoRA that was not merged, quantised weights.
 """
 
 import math
@@ -25,6 +29,11 @@ from npgpt.names import MASK, parameter_name
 
 READERS = {".json": files.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
 WHOLE = hub.WEIGHTS[0]
+BESIDE_THE_HEAD = ("v_head.", "multiple_choice_head.")
+# Names that transformers' GPT2Config takes as well, for what has another name in GPT-2's files.
+ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+           "num_hidden_layers": "n_layer"}
+UNQUANTISED = "load it with what quantised it and save the model it makes of that (transformers: model.dequantize())"
 
 
 def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=False):
@@ -72,6 +81,14 @@ def read_config(name, revision=None, local_files_only=False):
         raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
     with hub.reading(name, path.name, revision):
         values = files.read_json(path)
+    if quantisation := values.get("quantization_config"):
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise ConfigError(f"{path}: quantization_config: the weights are quantised ({method}), and npgpt reads floats; "
+                          f"{UNQUANTISED}")
+    for alias, field in ALIASES.items():
+        if alias in values and values.setdefault(field, values[alias]) != values[alias]:
+            raise ConfigError(f"{path}: {field} = {values[field]!r} and {alias} = {values[alias]!r} are one field's "
+                              "names; they must be equal")
     try:
         return GPT2Config.from_dict(values)
     except ConfigError as error:
@@ -107,14 +124,13 @@ def _by_parameter(stored, config, path):
     tensors, keys = {}, {}
     for key, array in stored.items():
         name = parameter_name(key)
-        if MASK.fullmatch(name):
+        if MASK.fullmatch(name) or name.startswith(BESIDE_THE_HEAD):
             continue
+        _check_kind(f"{path}: {key!r}", name, array)
         if name == "lm_head.decoder.weight":  # as the original DialoGPT files say
             name = "lm_head.weight"
         if name in tensors:
             raise FormatError(f"{path}: {keys[name]!r} and {key!r} both mean {name}; a file must hold one of them")
-        if array.dtype.kind != "f":
-            raise FormatError(f"{path}: {key!r} holds {array.dtype} numbers; weights must be F64, F32, F16 or BF16")
         tensors[name], keys[name] = array, key
     if config.tie_word_embeddings and "lm_head.weight" in tensors:
         head = tensors.pop("lm_head.weight")
@@ -125,6 +141,22 @@ def _by_parameter(stored, config, path):
                 'with "tie_word_embeddings": false there the head would be used'
             )
     return tensors
+
+
+def _check_kind(where, name, array):
+    """Raise FormatError for a tensor that tells that the file holds something else than a plain language model."""
+    if ".lora_" in name:
+        raise FormatError(f"{where} is LoRA's, not merged: PEFT's merge_and_unload() would make a plain model of it, "
+                          "and its save_pretrained saves the adapter alone; convert_adapter.py reads loralib's files")
+    if name.startswith(("score.", "classifier.", "qa_outputs.")):
+        raise FormatError(f"{where} is the head of a model that gives labels: its language model's was not trained; "
+                          "GPT2LMHeadModel's files would be right")
+    if not array.size:
+        raise FormatError(f"{where} holds no numbers, as DeepSpeed's ZeRO-3 saves what lies on several processes; its "
+                          "zero_to_fp32.py gathers them")
+    if array.dtype.kind != "f":
+        raise FormatError(f"{where} holds {array.dtype} numbers; weights must be F64, F32, F16 or BF16: of a quantised "
+                          f"model, {UNQUANTISED}")
 
 
 def _check_sizes(tensors, config, path):

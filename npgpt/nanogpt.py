@@ -103,10 +103,12 @@ def _config(path, tensors, arguments, n_head, activation, tokenizer):
         raise FormatError(f"{path}: its model_args have {strange[0]!r}, which is not nanoGPT's: what such a variant "
                           f"computes is not known here; nanoGPT's are {', '.join(sorted(MODEL_ARGS))}")
     vocab_size, n_embd = tensors["wte.weight"].shape
-    inner = len(tensors["h.0.mlp.c_fc.weight"])
+    widen = tensors["h.0.mlp.c_fc.weight"].shape  # (inner, C)
+    inner = widen[0]
     sizes = {
         "vocab_size": vocab_size, "n_embd": n_embd, "n_positions": len(tensors["wpe.weight"]),
-        "n_layer": len({name.split(".")[1] for name in tensors if re.match(r"h\.\d+\.", name)}),
+        # counted by large matrices, which no file can hold without their bytes
+        "n_layer": sum(name.endswith(".mlp.c_fc.weight") and array.shape == widen for name, array in tensors.items()),
     }
     biased = any(name.endswith(".bias") for name in tensors)
     held = {**{name: sizes[field] for name, field in SIZES.items()}, "bias": biased}

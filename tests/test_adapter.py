@@ -415,7 +415,7 @@ UNSUPPORTED = {
     "use_qalora": [True],
     "velora_config": [{"a": 1}],
     "init_lora_weights": ["pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "newer", 3],
-    "task_type": ["SEQ_CLS"],
+    "task_type": ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"],
 }
 
 
@@ -480,7 +480,9 @@ KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
     [
         (lambda t: {key: t[key] for key in t if key != KEY}, r"missing h\.1\.attn\.c_attn\.lora_A$"),
         (lambda t: {key: t[key] for key in t if ".h.1." not in key}, r"missing h\.1\.attn\.c_attn\.lora_A and 1 more$"),
-        (lambda t: {}, r"missing h\.0\.attn\.c_attn\.lora_A and 3 more$"),
+        (lambda t: {}, "is not a whole adapter, it holds no tensors: it was saved without its weights"),
+        (lambda t: {key: np.zeros(0, "f4") for key in t}, "'base_model.*lora_A.weight' in it holds no numbers: it"),
+        (lambda t: t | {KEY: np.zeros((2, 0), "f4")}, "'base_model.*h.1.*lora_A.weight' in it holds no numbers: it"),
         (lambda t: t | {"base_model.model.lm_head.weight": t[KEY]}, r"not expected .*\.lm_head\.weight'$"),
         (lambda t: t | {"h.2.attn.c_attn.lora_A.weight": t[KEY]}, r"not expected 'h\.2.*lora_A\.weight'$"),
         (lambda t: t | {"h.1.attn.c_attn.lora_A.weight": t[KEY]}, "not expected .*lora_A.weight'$"),
@@ -490,12 +492,28 @@ KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
         (lambda t: t | {"two\nlines": t[KEY]}, r"not expected 'two\\nlines'$"),
         (lambda t: t | {KEY.replace("lora_A", "lora_C"): t[KEY]}, "not expected .*lora_C.weight'$"),
     ],
-    ids=["tensor less", "layer less", "none", "head", "layer more", "twice", "twice, wrapped", "transposed", "integers",
-         "odd", "other"],
+    ids=["tensor less", "layer less", "none", "placeholders", "a placeholder", "head", "layer more", "twice",
+         "twice, wrapped", "transposed", "integers", "odd", "other"],
 )
 def test_every_tensor_is_accounted_for(folder, edit, match):
     edit_weights(folder, edit)
     refused(folder, match)
+
+
+@pytest.mark.parametrize("form", [archive, legacy])
+def test_an_empty_file_of_the_older_form(folder, form):
+    """443 bytes of no tensors: what came of PEFT 0.3 where a script had replaced the model's state_dict."""
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(form({}, {}))
+    refused(folder, r"adapter_model\.bin is not a whole adapter, it holds no tensors: .* with a replaced state_dict")
+
+
+def test_an_adapter_of_mlx(folder):
+    """Its two files have the names of others, and matrices the other way round."""
+    (folder / "adapter_config.json").write_text(json.dumps({
+        "fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.0},
+    }))
+    refused(folder, r"adapter_config\.json is MLX's, .* lora_alpha = scale \* r, would be right")
 
 
 def test_rank_of_the_file_and_of_the_config(folder):
