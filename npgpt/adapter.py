@@ -176,9 +176,8 @@ def _place(folder, name):
 def _read_config(path):
     """Return the fields of the adapter_config.json at `path`. Raises FormatError for what npgpt does not support."""
     values = read_json(path)
-    if "peft_type" not in values and "fine_tune_type" in values:
-        raise FormatError(f"{path} is MLX's, with lora_a (in, r) and lora_b (r, out) in adapters.safetensors; PEFT's "
-                          "form, with lora_A (r, in), lora_B (out, r) and lora_alpha = scale * r, would be right")
+    if "peft_type" not in values and "lora_parameters" in values:
+        raise FormatError(f"{path} is MLX's, not PEFT's; convert_adapter.py makes PEFT's form of its folder")
     if values.get("peft_type") != "LORA":
         raise FormatError(f"{path}: peft_type = {values.get('peft_type')!r}, where npgpt reads 'LORA' only")
     unknown = sorted(values.keys() - PEFT_DEFAULTS.keys() - FORMER)

@@ -161,6 +161,10 @@ def _check_kind(where, name, array):
 
 def _check_sizes(tensors, config, path):
     """Compare config.json's sizes with the file's, before anything of config.json's sizes is made."""
+    linear = tensors.get("h.0.attn.c_attn.weight")
+    if linear is not None and linear.ndim == 2 and len(linear) == 3 * linear.shape[1]:
+        raise FormatError(f"{path} holds the weights of linear layers (out, in), as nanoGPT and MLX do, where GPT-2's "
+                          "are (in, out); convert_checkpoint.py turns them")
     for field, said, name, axis in (
         ("vocab_size", config.vocab_size, "wte.weight", 0),
         ("n_embd", config.n_embd, "wte.weight", 1),

@@ -88,7 +88,7 @@ def convert(path, folder, lora_alpha, enable_lora=("q", "v"), model=None):
         "lora_alpha": lora_alpha * count,
         "r": rank,
         "rank_pattern": {f"transformer.{module}": r for module, r in ranks.items() if r != rank},
-        "target_modules": _targets(modules),
+        "target_modules": targets(modules),
         "task_type": "CAUSAL_LM",
     }
     safetensors.write(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
@@ -141,7 +141,7 @@ def _trained_biases(path, rest, model):
     return biases if differ else {}
 
 
-def _targets(modules):
+def targets(modules):
     """Return names for target_modules: without "h.N." where the modules are the same in all layers from 0 on."""
     layers, kinds = zip(*(re.fullmatch(r"h\.(\d+)\.(.+)|.+", module).groups() for module in modules), strict=True)
     kinds = list(dict.fromkeys(kinds))

@@ -1,7 +1,8 @@
-"""nanoGPT's and minGPT's checkpoints -> a model folder. Both are GPT-2, made of other layers and saved in other ways.
+"""nanoGPT's and minGPT's checkpoints -> a model folder. They are GPT-2, made of other layers and saved in other ways.
 
     nanoGPT  ckpt.pt   {"model": tensors, "model_args": sizes, "optimizer": .., "iter_num": .., "config": ..}
     minGPT   model.pt  the tensors alone, with causal masks among them
+    MLX      model.safetensors of a GPT-2 that it saved: the tensors alone
 
 The names are GPT-2's, perhaps behind torch.compile's "_orig_mod.". What differs, and what becomes of it:
 
@@ -9,22 +10,23 @@ The names are GPT-2's, perhaps behind torch.compile's "_orig_mod.". What differs
     bias = False               linear layers and layer norms have no biases: zeros, which compute the same
     vocab_size = 50304         the 50,257 tokens of GPT-2, padded: kept, so that logits and losses stay what they were;
                                no text becomes the ids beyond, and training has made them unlikely
-    head                       nanoGPT ties it to the token table, minGPT does not: tied where the two are equal
-    activation                 minGPT, and nanoGPT until June 2023, have the tanh form "gelu_new", as GPT-2 has; nanoGPT
-                               since then has the exact form, "gelu". A file does not say which, unless it is so old
-                               that its model_args have no "bias"
+    head                       minGPT does not tie it to the token table: tied where there is none or the two are equal
+    activation                 minGPT, MLX, and nanoGPT until June 2023, have the tanh form "gelu_new", as GPT-2 has;
+                               nanoGPT since then has the exact form, "gelu". A file does not say which, unless it is
+                               so old that its model_args have no "bias"
 
 Not one number is computed.
 
-Source: github.com/karpathy/nanoGPT (model.py, train.py; pull request 274 for the activation), and mingpt/model.py in
-github.com/karpathy/minGPT.
+Source: github.com/karpathy/nanoGPT (model.py, train.py; pull request 274 for the activation); mingpt/model.py in
+github.com/karpathy/minGPT; mlx_lm/models/gpt2.py in github.com/ml-explore/mlx-lm.
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 
-from npgpt import files, pickles, torchfile
+from npgpt import files, pickles, safetensors, torchfile
 from npgpt.checkpoint import assign
 from npgpt.errors import ConfigError, FormatError
 from npgpt.gpt2 import GPT2, GPT2Config
@@ -49,7 +51,8 @@ def convert(path, folder, n_head=None, activation=None, tokenizer=None):
     Raises FileError; FormatError for a file that is no such checkpoint, or of a variant that computes something else;
     ConfigError for arguments that are missing, or differ from what the file says.
     """
-    stored, beside = torchfile.read_checkpoint(path)
+    path = Path(path)
+    stored, beside = (safetensors.read(path), {}) if path.suffix == ".safetensors" else torchfile.read_checkpoint(path)
     tensors = _by_parameter(path, stored)
     config = _config(path, tensors, beside.get("model_args"), n_head, activation, tokenizer)
     model = GPT2(config, seed=None, dtype=np.float32)
@@ -96,7 +99,7 @@ def _config(path, tensors, arguments, n_head, activation, tokenizer):
     """Return the GPT2Config of the tensors and of model_args, None where the file has none."""
     if arguments is None and (n_head is None or activation is None):
         raise ConfigError(f"{path} has no model_args, and tensors tell neither the number of heads nor the activation: "
-                          "n_head and activation must be given; minGPT's activation is gelu_new")
+                          "n_head and activation must be given; those of minGPT and MLX are gelu_new")
     arguments = {"bias": True} if arguments is None else arguments
     if not isinstance(arguments, dict) or not MODEL_ARGS.issuperset(arguments):
         strange = sorted(map(str, arguments.keys() - MODEL_ARGS)) if isinstance(arguments, dict) else [arguments]

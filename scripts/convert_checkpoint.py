@@ -1,4 +1,4 @@
-"""Turn a checkpoint of nanoGPT or minGPT into a model folder, exactly; npgpt and transformers load it."""
+"""Turn a checkpoint of nanoGPT, minGPT or MLX into a model folder, exactly; npgpt and transformers load it."""
 
 import os
 import sys
@@ -12,11 +12,13 @@ from npgpt import nanogpt
 
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("checkpoint", metavar="FILE", help="nanoGPT's ckpt.pt or minGPT's model.pt")
-    parser.add_argument("--n-head", type=int, help="heads; needed where the file does not say, as minGPT's does not")
+    parser.add_argument("checkpoint", metavar="FILE",
+                        help="nanoGPT's ckpt.pt, minGPT's model.pt, or MLX's model.safetensors")
+    parser.add_argument("--n-head", type=int,
+                        help="heads; needed where the file has no model_args, as minGPT's and MLX's have none")
     parser.add_argument("--activation", choices=("gelu", "gelu_new"),
                         help="gelu: nanoGPT since June 2023, whose files are taken for that; gelu_new: nanoGPT before, "
-                             "and minGPT, whose files do not say")
+                             "minGPT and MLX; needed where the file has no model_args")
     parser.add_argument("--tokenizer", metavar="NAME",
                         help="also write the tokenizer: meta.pkl, which nanoGPT writes beside data of characters, or a "
                              "model that has it, gpt2 for most others")

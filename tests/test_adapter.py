@@ -508,14 +508,6 @@ def test_an_empty_file_of_the_older_form(folder, form):
     refused(folder, r"adapter_model\.bin is not a whole adapter, it holds no tensors: .* with a replaced state_dict")
 
 
-def test_an_adapter_of_mlx(folder):
-    """Its two files have the names of others, and matrices the other way round."""
-    (folder / "adapter_config.json").write_text(json.dumps({
-        "fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.0},
-    }))
-    refused(folder, r"adapter_config\.json is MLX's, .* lora_alpha = scale \* r, would be right")
-
-
 def test_rank_of_the_file_and_of_the_config(folder):
     edit_config(folder, r=4)
     refused(folder, r"h\.0\.attn\.c_attn\.lora_A\.weight' has shape \(2, 8\), float32, where \(4, 8\) .* and 3 more$")

@@ -232,6 +232,8 @@ def test_general_names_in_the_configuration(tmp_path, tied):
 
 def test_wrong_shapes(tmp_path, tied):
     tensors = weights(tied)
+    put(tmp_path, tensors | {"h.0.attn.c_attn.weight": tensors["h.0.attn.c_attn.weight"].T.copy()})
+    assert "(out, in), as nanoGPT and MLX do, where GPT-2's are (in, out); convert_checkpoint.py" in refused(tmp_path)
     put(tmp_path, tensors | {"h.1.attn.c_attn.weight": tensors["h.1.attn.c_attn.weight"].T.copy()})
     assert "h.1.attn.c_attn.weight has shape (24, 8), but this configuration's is (8, 24)" in refused(tmp_path)
     put(tmp_path, tensors | {"ln_f.bias": np.zeros((1, 8), np.float32), "ln_f.weight": np.zeros(9, np.float32)})

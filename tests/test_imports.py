@@ -26,7 +26,7 @@ ORDER = """
     ops.shares ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops.dora ops
     optim nn gpt2 lora_config lora_init updates lora combine
-    checkpoint adapter loralib nanogpt warpers sampling decoding generate beam evaluate tasks records
+    checkpoint adapter loralib mlx nanogpt warpers sampling decoding generate beam evaluate tasks records
     merge gguf spectrum anatomy
     inside inside_page
     gradcheck gradcases
