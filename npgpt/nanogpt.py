@@ -88,10 +88,12 @@ def _by_parameter(path, stored):
         if name not in tensors or tensors[name].ndim != 2:
             raise FormatError(f"{path}: missing matrix {name}, which nanoGPT and minGPT have; this file has "
                               f"{', '.join(sorted(tensors)[:4]) or 'no tensors'}")
-    rows, columns = tensors["h.0.attn.c_attn.weight"].shape
-    if columns == 3 * rows:
+    shape, width = tensors["h.0.attn.c_attn.weight"].shape, tensors["wte.weight"].shape[1]
+    if shape == (width, 3 * width):
         raise FormatError(f"{path} stores its weights (in, out), as transformers does: it is no checkpoint of nanoGPT, "
                           "and is read as it is, as pytorch_model.bin in a folder with its config.json")
+    if shape != (3 * width, width):  # before anything is made that is as large as the product
+        raise FormatError(f"{path}: h.0.attn.c_attn.weight has shape {shape}, where {(3 * width, width)} is right")
     return tensors
 
 

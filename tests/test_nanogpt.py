@@ -136,6 +136,8 @@ REFUSED = {
                       r"1 missing: 'h\.1\.ln_1\.bias'"),
     "a tensor more": (state() | {"score.weight": np.ones((1, C), "f4")}, ARGUMENTS, {}, FormatError,
                       "1 unexpected: 'score.weight'"),
+    "another width": (state() | {"transformer.wte.weight": np.ones((1, 10**6), "f2")}, ARGUMENTS, {},
+                      FormatError, r"c_attn.weight has shape \(24, 8\), where \(3000000, 1000000\) is right"),
     "another shape": (state() | {"transformer.h.0.mlp.c_proj.weight": np.ones((C, C), "f4")}, ARGUMENTS, {},
                       FormatError, r"h\.0\.mlp\.c_proj\.weight has shape \(8, 8\), but"),
     "twice": (state() | {"_orig_mod.lm_head.weight": np.ones((29, C), "f4")}, ARGUMENTS, {}, FormatError,
