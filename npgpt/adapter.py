@@ -35,6 +35,7 @@ from npgpt.lora_config import (
     whole_name,
     whole_names,
 )
+from npgpt.names import parameter_name, unwrapped
 from npgpt.seeding import generator
 from npgpt.updates import LowRank
 from npgpt.vocabulary import needs_tables, other_vocabulary, take_tables, with_tables
@@ -55,6 +56,9 @@ PEFT_DEFAULTS = {
     "trainable_token_indices": None, "use_bdlora": None, "use_dora": False, "use_qalora": False, "use_rslora": False,
     "velora_config": None,
 }  # fmt: skip
+# The fields that PEFT had once and has no more: one that is refused unless null, and two that say when and where it
+# computes and so change nothing.
+FORMER = {"enable_lora", "merge_weights", "runtime_config"}
 # The fields of npgpt's LoraConfig are acted on, and those of READ. Those of IGNORED change nothing: what PEFT finds out
 # from the layers by itself (fan_in_fan_out), settings of features that have a switch of their own. Every other field
 # must have its default.
@@ -64,6 +68,8 @@ IGNORED = {
     "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
     "loftq_config", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
 }  # fmt: skip
+# The fields that hold names of modules.
+NAMES = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern")
 # The initialisations that leave the base as it was, beside npgpt's own. The others subtract from it what they put into
 # A and B; of those, PEFT's "pissa" can be repeated exactly from the base, and is.
 PLAIN_INITIALISATIONS = (None, "eva", "mica")
@@ -139,8 +145,7 @@ def load_adapter(model, folder, name="default", trainable=True):
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)
     values = _read_config(place / CONFIG_FILE)
-    weights = find_weights(place)
-    arrays = READERS[weights.suffix](weights)
+    weights, arrays = read_weights(place)
     tensors = {}
     for key, array in arrays.items():
         tensors.setdefault(_canonical(key), []).append((key, array))
@@ -165,9 +170,9 @@ def make_room(model, folder):
     Raises FileError, FormatError, and what `resize_token_embeddings` raises.
     """
     place = Path(folder)
-    values, weights = read_json(place / CONFIG_FILE), find_weights(place)
+    values, (_, arrays) = read_json(place / CONFIG_FILE), read_weights(place)
     axes = {"wte.weight": 0, "lm_head.weight": 0, "wte.lora_embedding_A": 1, "lm_head.lora_B.weight": 0}
-    rows = [array.shape[axes[name]] for key, array in READERS[weights.suffix](weights).items()
+    rows = [array.shape[axes[name]] for key, array in arrays.items()
             if (name := _canonical(key)) in axes and array.ndim == 2]
     indices = values.get("trainable_token_indices") or []
     for listed in indices.values() if isinstance(indices, dict) else [indices]:
@@ -197,9 +202,11 @@ def _place(folder, name):
 def _read_config(path):
     """Return the fields of the adapter_config.json at `path`. Raises FormatError for what npgpt does not support."""
     values = read_json(path)
+    if "peft_type" not in values and "lora_parameters" in values:
+        raise FormatError(f"{path} is MLX's, not PEFT's; convert_adapter.py makes PEFT's form of its folder")
     if values.get("peft_type") != "LORA":
         raise FormatError(f"{path}: peft_type = {values.get('peft_type')!r}, where npgpt reads 'LORA' only")
-    unknown = sorted(values.keys() - PEFT_DEFAULTS.keys())
+    unknown = sorted(values.keys() - PEFT_DEFAULTS.keys() - FORMER)
     if unknown:
         text = f"{path}: npgpt does not know {', '.join(map(repr, unknown))} and goes on without"
         warnings.warn(one_line(text), stacklevel=3)
@@ -208,7 +215,14 @@ def _read_config(path):
         raise FormatError(f"{path}: {refusal}")
     if values["init_lora_weights"] in PLAIN_INITIALISATIONS:
         values["init_lora_weights"] = True
-    return values
+    return values | {field: _unwrapped(values[field]) for field in NAMES}
+
+
+def _unwrapped(value):
+    """A field's value, its module names without those of wrappers; an expression, which is no name, is left alone."""
+    if isinstance(value, list):
+        return [unwrapped(name) if isinstance(name, str) else name for name in value]
+    return {unwrapped(name): item for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def refusals(values):
@@ -218,6 +232,9 @@ def refusals(values):
         if not (value == default or value is None or value is False or value in ([], {}, "")):
             yield (f"{field} = {value!r} changes what the adapter computes, and npgpt does not support it; it must be "
                    f"{default!r}")
+    if values.get("enable_lora") is not None:
+        yield (f"enable_lora = {values['enable_lora']!r} means A and B for each of q, k and v, as PEFT wrote until "
+               "version 0.2; convert_adapter.py makes today's form of the adapter_model.bin beside it")
     init = values["init_lora_weights"]
     if init == "olora" or not (isinstance(init, bool) or init in (*PLAIN_INITIALISATIONS, *INITIALISATIONS[2:])):
         yield (f"init_lora_weights = {init!r} rewrote the base weights, and this file does not hold them; have PEFT "
@@ -225,14 +242,25 @@ def refusals(values):
     base = values["base_model_name_or_path"]
     if not isinstance(base, str | None):
         yield f"base_model_name_or_path = {base!r}: it must be a string or null"
-    if values["task_type"] == "SEQ_CLS":
-        yield "task_type = 'SEQ_CLS' needs a classifier; npgpt has the language model's head"
+    if values["task_type"] in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"):
+        yield f"task_type = {values['task_type']!r} needs a classifier; npgpt has the language model's head"
 
 
-def find_weights(place):
-    """Return the path of the adapter's tensors; the older adapter_model.bin counts where it stands alone."""
+def read_weights(place):
+    """Return the path of the adapter's tensors, and the tensors as a dict key -> array.
+
+    The older adapter_model.bin counts where it stands alone. Raises FileError, and FormatError also where there are no
+    tensors or one is empty: what is saved of a state dict that was filtered twice, or with DeepSpeed's ZeRO-3.
+    """
     old = place / "adapter_model.bin"
-    return old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE
+    path = old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE
+    arrays = READERS[path.suffix](path)
+    empty = next((f"{key!r} in it holds no numbers" for key, array in arrays.items() if not array.size), None)
+    if empty or not arrays:
+        raise FormatError(f"{path} is not a whole adapter, {empty or 'it holds no tensors'}: it was saved without its "
+                          "weights, as happens with ZeRO-3 (zero_to_fp32.py gathers them) and with a replaced "
+                          "state_dict; look for them in the checkpoints of the training")
+    return path, arrays
 
 
 def _lora_config(values, model, tensors):
@@ -275,10 +303,9 @@ def _lora_config(values, model, tensors):
 
 
 def _canonical(key):
-    """The name by which a key of the file is compared: without the prefixes that depend on what class was wrapped, and
+    """The name by which a key of the file is compared: without what depends on the classes around the model, and
     without the adapter's name, which a state dict saved as it is in memory has."""
-    key = re.sub(r"^(?:base_model\.model\.)?(?:transformer\.)?", "", key)
-    key = key.replace(".token_adapter.", ".").replace(".base_layer.", ".")
+    key = parameter_name(key).replace(".token_adapter.", ".").replace(".base_layer.", ".")
     key = re.sub(r"\.(lora_[AB])(?:\.[^.]+)?\.(weight|bias)$", r".\1.\2", key)
     key = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta)(?:\.[^.]+){0,2}$", r".\1", key)
     return re.sub(r"\.modules_to_save(?:\.[^.]+)?\.(weight|bias)$", r".\1", key)

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, find_weights, load_adapter, make_room, refusals
-from npgpt.checkpoint import READERS
+from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, load_adapter, make_room, read_weights, refusals
 from npgpt.errors import FormatError, NpgptError
 from npgpt.files import read_json
 from npgpt.lora import adapted_layers, delete_adapter
 from npgpt.lora_config import matches, named, whole_name
+from npgpt.names import parameter_name
 from npgpt.spectrum import Spectrum, amplification, overlap, spectrum
 
-# base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, with or without its prefixes and the adapter's name
+# h.0.attn.c_attn.lora_A.weight, with or without the adapter's name
 KEY = re.compile(
-    r"(?:base_model\.model\.)?(?:transformer\.)?(?P<module>.+?)\.lora_(?:embedding_)?(?P<part>A|B|magnitude_vector)"
+    r"(?P<module>.+?)\.lora_(?:embedding_)?(?P<part>A|B|magnitude_vector)"
     r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?:weight|(?P<bias>bias)))?"
 )
 TABLES = ("wte", "lm_head")  # one matrix, where they are tied
@@ -84,11 +84,10 @@ def dissect(folder, model=None):
         raise FormatError(f"{place / CONFIG_FILE}: peft_type = {fields.get('peft_type')!r}, where 'LORA' is expected")
     fields = PEFT_DEFAULTS | fields
     _check(place / CONFIG_FILE, fields)
-    path = find_weights(place)
-    arrays = READERS[path.suffix](path)
+    path, arrays = read_weights(place)
     factors, others = {}, {}
     for key, array in arrays.items():
-        match = KEY.fullmatch(key)
+        match = KEY.fullmatch(parameter_name(key))
         if match:
             factors.setdefault(match["module"], {})[match["part"] + (".bias" if match["bias"] else "")] = array
         else:

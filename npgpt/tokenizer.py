@@ -137,6 +137,11 @@ class Tokenizer:
         return self._eos_id
 
     @property
+    def end_id(self):
+        """The end-of-text id, as `eos_id`; None where there is none, as in a vocabulary of characters."""
+        return self._eos_id
+
+    @property
     def vocab_size(self):
         """How many tokens there are, special ones included."""
         return self._tokenizer.get_vocab_size()

@@ -18,15 +18,15 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 # The reading order. A module imports only from those before it, so what stands before `ops` knows no operation and what
 # stands before `gpt2` no model. A new module is put in its place here.
 ORDER = """
-    errors files seeding html metrics
+    errors files seeding html metrics names
     bootstrap wikitext
-    batch threads machine memory hub safetensors torchfile tokenizer
+    batch threads machine memory hub safetensors pickles torchfile tokenizer
     data.readers data.templates data.documents data.encoding data.order data.preview data
     autograd
     ops.shares ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops.dora ops
     optim nn gpt2 lora_config lora_init updates tables lora combine
-    checkpoint vocabulary adapter loralib warpers sampling decoding generate beam evaluate tasks records
+    checkpoint vocabulary adapter loralib mlx nanogpt warpers sampling decoding generate beam evaluate tasks records
     merge gguf spectrum anatomy
     inside inside_page
     gradcheck gradcases

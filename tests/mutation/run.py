@@ -41,6 +41,7 @@ ALSO_FIRST = {
     "lora.py": ["test_adapters.py", "test_updates.py", "test_combine.py"],
     "lora_config.py": ["test_lora.py", "test_updates.py"], "lora_init.py": ["test_updates.py", "test_lora.py"],
     "adapter.py": ["test_updates.py"], "updates.py": ["test_adapters.py"],
+    "pickles.py": ["test_torchfile.py"],
 }
 
 

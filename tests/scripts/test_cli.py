@@ -21,6 +21,7 @@ FLAGS = {
     "evaluate.py": ["--model", "--adapter", "--data", "--context", "--stride", "--json"],
     "inspect_adapter.py": ["--model", "--revision", "--compare", "--json", "--plot"],
     "convert_adapter.py": ["--alpha", "--enable", "--model", "--revision", "--out"],
+    "convert_checkpoint.py": ["--n-head", "--activation", "--tokenizer", "--out"],
     "inspect_text.py": ["--model", "--adapter", "--prompt", "--max-tokens", "--out"],
     "merge.py": ["--model", "--adapter", "--out", "--dtype", "--max-shard-size", "--text", "--no-certificate"],
     "export_gguf.py": ["--model", "--adapter", "--out", "--dtype"],
