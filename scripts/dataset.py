@@ -11,7 +11,7 @@ from npgpt import checkpoint, data
 TEXTS = Path(npgpt.__file__).parent / "texts"
 TRAINING, HELD_OUT = TEXTS / "train.txt", TEXTS / "validation.txt"
 DEFAULTS = {"data": None, "val_data": None, "val_fraction": 0.0, "split": None, "separator": None, "template": None,
-            "train_on_prompt": False, "max_length": None}
+            "train_on_prompt": False, "special_tokens": False, "max_length": None}
 
 
 def add_flags(add):
@@ -26,6 +26,8 @@ def add_flags(add):
     add("--template", "what records are put into, with their fields in braces and \\n for a new line; the last field "
         "and what follows is learned (default: one for each kind of record)")
     add("--train-on-prompt", "learn prompts too", action="store_true")
+    add("--special-tokens", "special tokens spelled out in the data, such as <|endoftext|>, become those tokens; "
+        "without this they are plain text, and only those in --template are tokens", action="store_true")
     add("--max-length", "longest sequence in tokens; longer texts are split (default: the model's context)", type=int)
 
 
@@ -58,8 +60,11 @@ def encode(places_and_documents, settings, config, tokenizer, say):
     for i, (place, documents) in enumerate(places_and_documents):
         if i == 0 or documents.template.text != places_and_documents[0][1].template.text:
             say(f"template   {documents.template}")
+            if tokens := documents.template.spelled(tokenizer.special_tokens):
+                say(f"           special tokens in it: {', '.join(tokens)}")
         fraction = settings["val_fraction"] if i == 0 else 0.0
-        for e in data.encode(tokenizer, documents, max_length, fraction)[:2 if fraction else 1]:
+        sides = data.encode(tokenizer, documents, max_length, fraction, not settings["special_tokens"])
+        for e in sides[:2 if fraction else 1]:
             if not e.targets:
                 raise npgpt.NpgptError(f"{place}: nothing to {'measure on' if encoded else 'learn'}: {reason(e)}")
             if e.highest >= config.vocab_size:
@@ -81,6 +86,8 @@ def summary(e, max_length):
                  f"{count(len(e.sequences), 'sequence')}")
     if e.cut:
         line += f", {e.cut:,} tokens in none"
+    if e.spelled:
+        line += f"; {count(e.spelled, 'special token')} spelled out, taken as plain text (see --special-tokens)"
     return line
 
 

@@ -1,5 +1,6 @@
 """Records to text: what a record's fields are put into, and which part of it is learned."""
 
+import re
 import string
 from typing import NamedTuple
 
@@ -29,11 +30,50 @@ LEARNED_ROLE = "assistant"
 MESSAGE = '{"role": "...", "content": "..."}'
 
 
+class Text(str):
+    """A text that knows which parts of it are a template's own words: `literals`, ((begin, end), ...), in order.
+
+    A special token that is spelled out in a literal is that token. Everywhere else, and so in what `str`'s own methods
+    return, it is plain text.
+    """
+
+    literals = ()
+
+    @classmethod
+    def join(cls, parts):
+        """Put str and Texts one behind the other; literals that meet become one."""
+        text, literals, at = cls("".join(parts)), [], 0
+        for part in parts:
+            for begin, end in getattr(part, "literals", ()):
+                if literals and literals[-1][1] == at + begin:
+                    begin = literals.pop()[0] - at
+                literals.append((at + begin, at + end))
+            at += len(part)
+        text.literals = tuple(literals)
+        return text
+
+    @classmethod
+    def literal(cls, words):
+        """Return the words of a template."""
+        text = cls(words)
+        text.literals = ((0, len(words)),) if words else ()
+        return text
+
+    def between(self, begin, end=None):
+        """Return self[begin:end], 0 <= begin <= end <= len(self), with the literals in it."""
+        end = len(self) if end is None else end
+        text = Text(self[begin:end])
+        text.literals = tuple((max(first, begin) - begin, min(last, end) - begin) for first, last in self.literals
+                              if first < end and last > begin)
+        return text
+
+
 class Document(NamedTuple):
     """A record as text.
 
     where     "path:line"
-    segments  list of (text, learned): text a str, a Stream, or END; empty where the record is blank
+    segments  list of (text, learned): text a str (a Text where a template has words of its own), a Stream, or END;
+              empty where the record is blank
     key       str: records of one key ask the same, and are held out together or not at all
     """
 
@@ -52,6 +92,9 @@ class Template:
 
     Spaces that end a prompt are learned, as part of what follows: a token of GPT-2's begins with the space before its
     word, so a prompt is asked, here as later, without it.
+
+    A special token spelled out in the template is that token; spelled out in a field it is plain text. The role of a
+    message, where it is one word, counts as the template's: <|{role}|> is the token <|user|> where there is one.
     """
 
     def __init__(self, kind, text=None, train_on_prompt=False):
@@ -77,6 +120,15 @@ class Template:
         each = "each message; " if self.kind == "messages" else ""
         role = f", of the role {LEARNED_ROLE}" if each and not self.train_on_prompt else ""
         return f"{line}  ({each}in brackets: learned{role})"
+
+    def spelled(self, tokens):
+        """Return those of the special tokens `tokens`, a list of str, that this template spells out, for some role."""
+        def texts(role):
+            return ("".join(literal + {None: "", "role": role}.get(name, "\0") for literal, name in paragraph)
+                    for paragraph in self._paragraphs)
+
+        return [token for token in tokens
+                if any(token in text for role in ["", *re.findall(r"\w+", token)] for text in texts(role))]
 
     @classmethod
     def of(cls, record, text=None, train_on_prompt=False):
@@ -113,28 +165,30 @@ class Template:
             segments = [(prompt, False), (text, True), (rest, True), (END, True)]
             return [segment for segment in segments if segment[0] != ""], ""
         asked = [value for name, value in values.items() if name != self.fields[-1]]
-        return [*_divided(prompt, text + rest), (END, True)], "\0".join(asked or [last])
+        return [*_divided(prompt, [text, rest]), (END, True)], "\0".join(asked or [last])
 
     def _of_messages(self, where, fields):
         """Return (segments, key) of a record with messages."""
         messages = fields.get("messages")
         if not isinstance(messages, list) or not messages:
             raise FormatError(f'{where}: no "messages" in a list; expected {{"messages": [{MESSAGE}, ...]}}')
-        segments, asked, key = [], "", []
+        segments, asked, key = [], Text(), []
         for i, message in enumerate(messages, start=1):
             place = f"{where}: message {i}"
             if not isinstance(message, dict):
                 raise FormatError(f"{place} is {json_name(message)}; expected {MESSAGE}")
             values = {name: _value(place, message, name) for name in self.fields}
+            if re.fullmatch(r"\w+", values["role"]):
+                values["role"] = Text.literal(values["role"])
             if _is_blank(values["content"]):
                 raise FormatError(f'{place}: its "content" is blank')
             prompt, text, rest = self._fill(values)
-            asked += prompt.lstrip() if i == 1 else prompt
+            asked = Text.join([asked, prompt.between(len(prompt) - len(prompt.lstrip())) if i == 1 else prompt])
             if values["role"] == LEARNED_ROLE:
-                segments += [*_divided(asked, text + rest), (END, True)]
-                asked = ""
+                segments += [*_divided(asked, [text, rest]), (END, True)]
+                asked = Text()
             else:
-                asked += text + rest
+                asked = Text.join([asked, text, rest])
                 key += [] if segments else [values["content"]]
         if asked and not self.train_on_prompt:
             raise FormatError(f"{where}: the last message is of the role {values['role']!r}; expected "
@@ -149,9 +203,9 @@ class Template:
             if names and all(_is_blank(values[name]) for name in names):
                 continue
             for literal, name in [("\n\n", None), *paragraph]:
-                texts += [literal] if name is None else [literal, values[name]]
+                texts += [Text.literal(literal)] if name is None else [Text.literal(literal), values[name]]
                 last = last if name is None else len(texts) - 1
-        return "".join(texts[1:last]), texts[last], "".join(texts[last + 1:])
+        return Text.join(texts[1:last]), texts[last], Text.join(texts[last + 1:])
 
 
 def _parsed(text):
@@ -164,9 +218,9 @@ def _parsed(text):
 
 
 def _divided(prompt, learned):
-    """Return the segments of a prompt and what is learned after it; the space between them belongs to the latter."""
-    asked = prompt.rstrip(" ")
-    return [*([(asked, False)] if asked else []), (prompt[len(asked):] + learned, True)]
+    """Return the segments of a prompt and of the texts learned after it, to which the space between them belongs."""
+    n = len(prompt.rstrip(" "))
+    return [*([(prompt.between(0, n), False)] if n else []), (Text.join([prompt.between(n), *learned]), True)]
 
 
 def _kind(fields):

@@ -16,7 +16,8 @@ from npgpt import data, evaluate, safetensors
 from npgpt.data import encode_texts, read_texts
 
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
-         "--out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --epochs --max-steps --batch-size "
+         "--special-tokens --out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --epochs "
+         "--max-steps --batch-size "
          "--batch-tokens --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed "
          "--threads --checkpoint --save-every --keep --eval-every --keep-best --patience --resume --config "
          "--max-memory --preview --full --samples --quiet").split()
@@ -493,6 +494,23 @@ def test_each_kind_of_data_can_be_trained_on(script, tmp_path, model, name, cont
     (tmp_path / name).write_text(content)
     stdout = script("finetune.py", "--model", model, "--data", name, *options, "--max-steps", 1, "--samples", 0)
     assert f"data       {name}: {line}" in stdout
+
+
+def test_special_tokens_are_text_in_the_data_and_tokens_in_the_template(script, tmp_path, model):
+    """A preview shows what becomes what."""
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a<|endoftext|>", "completion": "b"}\n')
+    template = "{prompt}<|endoftext|>{completion}"
+    plain = "│".join("a<|endoftext|>")
+    for options, shown, line in (
+        ([], f"{plain}[b][<|endoftext|>]", "1 text, 16 tokens, 2 learned, end of text learned in 1 of 1; 1 special "
+                                           "token spelled out, taken as plain text (see --special-tokens)"),
+        (["--special-tokens"], "a│<|endoftext|>[b][<|endoftext|>]", "1 text, 4 tokens, 2 learned,"),
+        (["--template", template], f"{plain}│<|endoftext|>[b][<|endoftext|>]", "1 text, 17 tokens, 2 learned,"),
+    ):
+        stdout = script("finetune.py", "--model", model, "--data", "pairs.jsonl", "--preview", 1, *options)
+        assert "".join(stdout.split("in brackets\n")[1].split("\n")) == shown
+        assert f"data       pairs.jsonl: {line}" in stdout
+        assert ("special tokens in it: <|endoftext|>" in stdout) == ("--template" in options)
 
 
 def test_steps_may_be_given_by_tokens(script, tmp_path, model, texts):
