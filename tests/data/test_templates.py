@@ -198,9 +198,9 @@ def test_texts_that_are_no_templates(template, reason):
     assert str(caught.value).startswith(f"template {template!r}: {reason}")
 
 
-@pytest.mark.parametrize("template", ["{content}", "{content} {role}", "{role} {content} {a}"])
+@pytest.mark.parametrize("template", ["{content}", "{content} {role}", "{role} {content} {a}", "{role}{content}{name}"])
 def test_a_template_of_messages_has_a_role_and_a_content(template):
-    with pytest.raises(ConfigError, match=r"that of a message has \{role\} and then {content}"):
+    with pytest.raises(ConfigError, match=r"that of a message has \{role\} and then \{content\}, and may have "):
         Template("messages", template)
 
 
