@@ -86,8 +86,8 @@ def splits(path):
     data/valid.jsonl, test/a.txt. Empty where `path` is no folder, or has no names of this kind: where no file has one,
     or some have none and no other is for training.
     """
-    path, found = Path(path), {}
-    for file in _files_below(path) if path.is_dir() else ():
+    folder, found = str(path) and Path(path).is_dir(), {}
+    for file in _files_below(Path(path)) if folder else ():
         parts = file.relative_to(path).parts
         words = [word for part in parts for word in re.split(r"[-._ 0-9]+", part.lower())]
         split = next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "other")

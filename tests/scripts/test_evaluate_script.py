@@ -94,6 +94,7 @@ def test_special_tokens_in_the_data_are_text_unless_asked_for(script, model, tmp
     command = ["evaluate.py", "--model", model, "--data", "texts.txt", "--protocol", "document", "--json"]
     assert json.loads(script(*command))["text_tokens"] == {"document": 19}
     assert json.loads(script(*command, "--special-tokens"))["text_tokens"] == {"document": 7}
+    assert json.loads(script(*command, "--split", "<|endoftext|>"))["texts"] == 2
     (tmp_path / "data.jsonl").write_text('{"text": "a<|endoftext|>b c"}\n{"text": "ab c"}\n')
     command = ["evaluate.py", "--model", model, "--task", "lambada", "--data", "data.jsonl", "--json"]
     assert script(*command) != script(*command, "--special-tokens")
