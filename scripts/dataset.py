@@ -57,21 +57,20 @@ def sources_of(settings):
             if "train" not in files:
                 raise npgpt.NpgptError(f"{settings['data']}: nothing to train on: no file in it is named train, and "
                                        f"there are files of the splits {', '.join(files)}")
-            training = named(settings["data"], files["train"]), files["train"]
+            training = named(files["train"]), files["train"]
             if "validation" in files:
-                held_out = named(settings["data"], files["validation"]), files["validation"]
+                held_out = named(files["validation"]), files["validation"]
     if settings["val_fraction"]:
         held_out = None
     elif settings["val_data"] is not None:
         files = data.splits(settings["val_data"]).get("validation")
-        held_out = (named(settings["val_data"], files), files) if files else (settings["val_data"],) * 2
+        held_out = (named(files), files) if files else (settings["val_data"],) * 2
     return training, held_out
 
 
-def named(folder, files):
-    """Return how files in a folder are called: by the first and the last of them."""
-    first, last = (f"{folder}/{file.relative_to(folder).as_posix()}" for file in (files[0], files[-1]))
-    return first if len(files) == 1 else f"{first} .. {Path(last).name} ({len(files)} files)"
+def named(files):
+    """Return how files are called: by the first and the last of them."""
+    return files[0].as_posix() if len(files) == 1 else f"{files[0].as_posix()} .. {files[-1].name} ({len(files)} files)"
 
 
 def say_what_is_used(settings, say):
@@ -82,7 +81,8 @@ def say_what_is_used(settings, say):
                     if settings[name] and settings[name] != folder), "measured on")
     uses = {"train": "trained on", "validation": instead, "test": "not touched", "other": "left out"}
     if files:
-        told = (f"{named(folder, files[split]).removeprefix(f'{folder}/')} {uses[split]}" for split in files)
+        below = f"{Path(folder).as_posix()}/"
+        told = (f"{named(files[split]).removeprefix(below)} {uses[split]}" for split in files)
         say(f"files      {folder}: {'; '.join(told)}")
 
 
