@@ -54,7 +54,7 @@ def stream(model, tokenizer, prompt, max_new_tokens=50, temperature=1.0, top_k=N
            stop_strings=(), context="whole", **rules):
     """Continue a text, and yield the new text piece by piece, as it is made.
 
-    prompt        str
+    prompt        str; a special token spelled out in it, as <|endoftext|>, is that token
     stop_strings  the text ends before the first of these
 
     The other arguments and the errors are those of `generate`. The text also ends at the tokenizer's end of text. A

@@ -43,7 +43,8 @@ class NpgptLM(LM):
     def loglikelihood(self, requests, disable_tqdm=False):
         """(context, continuation) -> [(log p of the continuation, whether it is what greedy decoding says), ...]"""
         context = self.model.config.n_positions
-        windows = [evaluate.continuation(*encode_pair(self.tokenizer, *request.args), context) for request in requests]
+        pairs = [encode_pair(self.tokenizer, *request.args, split_special_tokens=False) for request in requests]
+        windows = [evaluate.continuation(*pair, context) for pair in pairs]
         results = [(-float(nll.sum()), bool(greedy.all())) for nll, greedy in self._losses(windows)]
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, result)

@@ -53,7 +53,8 @@ def main(args):
         print("the token table or the head was changed, so these are two matrices now, no longer tied")
     if text is None:
         return 0
-    found = merge.certify(model, npgpt.GPT2.from_pretrained(args.out), tokenizer.encode(text))
+    ids = tokenizer.encode(text, split_special_tokens=True)
+    found = merge.certify(model, npgpt.GPT2.from_pretrained(args.out), ids)
     text = f"npgpt/texts/{TEXT.name}" if args.text == TEXT else args.text
     print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {text}")
     print(f"  largest |difference of logits|  {found.difference:.1e}, of logits up to {found.largest:.1f}")

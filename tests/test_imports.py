@@ -21,7 +21,8 @@ ORDER = """
     errors files seeding html metrics names
     bootstrap wikitext
     batch threads machine memory hub safetensors pickles torchfile tokenizer
-    data.readers data.templates data.documents data.encoding data.order data.preview data
+    data.readers data.parquet data.sources data.fields data.chats data.templates
+    data.documents data.encoding data.order data.preview data
     autograd
     ops.shares ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops.dora ops
