@@ -215,14 +215,18 @@ def _read_config(path):
         raise FormatError(f"{path}: {refusal}")
     if values["init_lora_weights"] in PLAIN_INITIALISATIONS:
         values["init_lora_weights"] = True
-    return values | {field: _unwrapped(values[field]) for field in NAMES}
+    return without_wrappers(values)
 
 
-def _unwrapped(value):
-    """A field's value, its module names without those of wrappers; an expression, which is no name, is left alone."""
-    if isinstance(value, list):
-        return [unwrapped(name) if isinstance(name, str) else name for name in value]
-    return {unwrapped(name): item for name, item in value.items()} if isinstance(value, dict) else value
+def without_wrappers(values):
+    """Return the fields `values`, every one of them there, with the names of modules in them without those of wrappers.
+    An expression, which is no name, is left alone."""
+    def plain(value):
+        if isinstance(value, list):
+            return [unwrapped(name) if isinstance(name, str) else name for name in value]
+        return {unwrapped(name): item for name, item in value.items()} if isinstance(value, dict) else value
+
+    return values | {field: plain(values[field]) for field in NAMES}
 
 
 def refusals(values):

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, load_adapter, make_room, read_weights, refusals
+from npgpt.adapter import (
+    CONFIG_FILE,
+    PEFT_DEFAULTS,
+    load_adapter,
+    make_room,
+    read_weights,
+    refusals,
+    without_wrappers,
+)
 from npgpt.errors import FormatError, NpgptError
 from npgpt.files import read_json
 from npgpt.lora import adapted_layers, delete_adapter
@@ -82,7 +90,7 @@ def dissect(folder, model=None):
     fields = read_json(place / CONFIG_FILE)
     if fields.get("peft_type") != "LORA":
         raise FormatError(f"{place / CONFIG_FILE}: peft_type = {fields.get('peft_type')!r}, where 'LORA' is expected")
-    fields = PEFT_DEFAULTS | fields
+    fields = without_wrappers(PEFT_DEFAULTS | fields)
     _check(place / CONFIG_FILE, fields)
     path, arrays = read_weights(place)
     factors, others = {}, {}

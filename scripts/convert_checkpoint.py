@@ -38,8 +38,12 @@ def main(args):
           f"{'tied' if config.tie_word_embeddings else 'of its own'}: {args.out}")
     if tokenizer is None:
         print("it has no tokenizer yet: --tokenizer gpt2, or --tokenizer meta.pkl for characters, writes one too")
-    elif tokenizer.vocab_size < config.vocab_size:
+        return
+    if tokenizer.vocab_size < config.vocab_size:
         print(f"ids from {tokenizer.vocab_size:,} on are in the model, padded, and not in the tokenizer")
+    if tokenizer.end_id is None:
+        print("its tokens have none for the end of text, which fine-tuning and evaluation need: eos_token_id in "
+              f"{args.out / 'config.json'} can name one, that of a new line for instance")
 
 
 if __name__ == "__main__":

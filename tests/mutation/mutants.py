@@ -849,6 +849,7 @@ TABLE = {
         ("B is saved as A", "array.astype(np.float32, copy=False)",
          'arrays.get("lora_A", array).astype(np.float32, copy=False)'),
         ("names in the configuration keep their wrappers", "return [unwrapped(name) if", "return [name if"),
+        ("and those in its patterns", "{unwrapped(name): item", "{name: item"),
         ("a loaded adapter is always trainable", "name, made, trainable)", "name, made, True)"),
         ("another rank in the file is let in", "if array.shape != shape or", "if"),
         ("one of two tensors for one place is passed over",
