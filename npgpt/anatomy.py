@@ -11,15 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.adapter import (
-    CONFIG_FILE,
-    PEFT_DEFAULTS,
-    load_adapter,
-    make_room,
-    read_weights,
-    refusals,
-    without_wrappers,
-)
+from npgpt.adapter import load_adapter, make_room, read_weights
+from npgpt.adapter_config import CONFIG_FILE, PEFT_DEFAULTS, refusals, without_wrappers
 from npgpt.errors import FormatError, NpgptError
 from npgpt.files import read_json
 from npgpt.lora import adapted_layers, delete_adapter

@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from npgpt import safetensors, torchfile
-from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, PREFIX, WEIGHTS_FILE
+from npgpt.adapter import PREFIX, WEIGHTS_FILE
+from npgpt.adapter_config import CONFIG_FILE, PEFT_DEFAULTS
 from npgpt.checkpoint import cast
 from npgpt.errors import ConfigError, FormatError
 from npgpt.files import write_json

@@ -27,7 +27,8 @@ ORDER = """
     ops.shares ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops.dora ops
     optim nn gpt2 lora_config lora_init updates tables lora combine
-    checkpoint vocabulary adapter loralib mlx nanogpt warpers sampling decoding generate beam evaluate tasks records
+    checkpoint vocabulary adapter_config adapter loralib mlx nanogpt
+    warpers sampling decoding generate beam evaluate tasks records
     merge gguf spectrum anatomy
     inside inside_page
     gradcheck gradcases
