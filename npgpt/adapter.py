@@ -25,7 +25,7 @@ from npgpt import safetensors
 from npgpt.adapter_config import CONFIG_FILE, FIELDS, PEFT_DEFAULTS, lora_config, read_config
 from npgpt.checkpoint import READERS, cast
 from npgpt.errors import ConfigError, FileError, FormatError, one_line
-from npgpt.files import read_json, write_json
+from npgpt.files import write_json
 from npgpt.lora import attach, check_new, make_updates, updates
 from npgpt.lora_config import short_name, whole_name, whole_names
 from npgpt.names import parameter_name
@@ -133,7 +133,10 @@ def make_room(model, folder):
     Raises FileError, FormatError, and what `resize_token_embeddings` raises.
     """
     place = Path(folder)
-    values, (_, arrays) = read_json(place / CONFIG_FILE), read_weights(place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what `load_adapter` will say
+        values = read_config(place / CONFIG_FILE)
+    _, arrays = read_weights(place)
     axes = {"wte.weight": 0, "lm_head.weight": 0, "wte.lora_embedding_A": 1, "lm_head.lora_B.weight": 0}
     rows = [array.shape[axes[name]] for key, array in arrays.items()
             if (name := _canonical(key)) in axes and array.ndim == 2]

@@ -1,4 +1,4 @@
-"""What training will take, before it starts: memory, from what the operations save, and time, from a timed product.
+"""What memory training will take, before it starts, from what the operations save.
 
     M = process + saved + work + gradients
 
@@ -14,7 +14,6 @@ gradients  of all that is trained; the token table has two, from both its uses, 
 
 import functools
 import math
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +22,8 @@ from npgpt.autograd import Record, Tensor
 from npgpt.batch import NO_TARGET, Batch
 from npgpt.memory import resident
 from npgpt.ops.cross_entropy import ROWS, TOKENS
-from npgpt.ops.shares import product
 from npgpt.seeding import generator
-from npgpt.threads import that_pay, workers
-
-OVERHEAD = 1.3  # a step's time over that of its products alone, about
+from npgpt.threads import that_pay
 
 
 class Memory(NamedTuple):
@@ -119,26 +115,6 @@ def _owner(array):
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
-
-
-def seconds_a_token(model, tokens, threads=None):
-    """Return about how long a token takes in a step of micro-batches of `tokens` tokens: a product of the model's
-    widest shape is timed, and all of the step's are reckoned at its rate."""
-    config = model.config
-    C, inner = config.n_embd, config.n_inner or 4 * config.n_embd
-    x, W = np.ones((min(tokens, 512), C), np.float32), np.ones((C, inner), np.float32)
-    with workers(that_pay(model, tokens, threads)):
-        times = []
-        for _ in range(20):  # the first ones meet threads that BLAS still keeps awake from earlier products
-            started = time.perf_counter()
-            product(x, W)
-            times.append(time.perf_counter() - started)
-    rate = 2 * len(x) * C * inner / min(times)
-    blocks = 2 * config.n_layer * (4 * C * C + 2 * C * inner)
-    full = model.wte.weight.trainable
-    passes = (3 if full else 2) + (1 if model.gradient_checkpointing else 0)
-    head = 2 * C * config.vocab_size * (4 if model.head().trainable else 2)  # trained, its logits are made twice
-    return OVERHEAD * (passes * blocks + head) / rate
 
 
 def largest_micro_batch(sequences, config, steps=200):

@@ -100,7 +100,8 @@ def settled(text, stop_strings):
 
 def tokens(model, prompts, max_new_tokens, sampling, seed=None, eos_id=None, stop_strings=(), tokenizer=None,
            context="whole"):
-    """Yield (i, token, logits (V,)) for each new token of prompt i, all prompts in step: what `generate` is made of.
+    """Return an iterator over (i, token, logits (V,)), each new token of prompt i, all prompts in step: what `generate`
+    is made of. Unusable arguments are refused now, before the first token is asked for.
 
     sampling  Sampling; the other arguments and the errors are those of `generate_batch`
     """
@@ -110,6 +111,11 @@ def tokens(model, prompts, max_new_tokens, sampling, seed=None, eos_id=None, sto
     if stop_strings and (tokenizer is None or isinstance(stop_strings, str) or not all(stop_strings)):
         raise ConfigError(f"stop_strings = {stop_strings!r}: they must be a list of strings, none of them empty, and "
                           "come with the tokenizer")
+    return _drawn(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer)
+
+
+def _drawn(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer):
+    """Yield what `tokens` returns an iterator over."""
     if max_new_tokens == 0 or not texts:
         return
     rngs = [np.random.default_rng() if seed is None else generator(seed + i, "sample") for i in range(len(texts))]

@@ -18,12 +18,13 @@ def base_of(name, revision=None, adapters=()):
     folders hold a tokenizer.json, else the base's. Raises ConfigError where two adapters have different tokenizers,
     and what loading raises.
     """
-    model = from_pretrained(name, revision)
-    for folder in adapters:
-        make_room(model, folder)
     folders = [folder for folder in adapters if os.path.isfile(Path(folder) / "tokenizer.json")]
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
     for folder, tokenizer in zip(folders, tokenizers, strict=True):
         if tokenizer.to_dict() != tokenizers[0].to_dict():
             raise ConfigError(f"{folders[0]} and {folder} have different tokenizers: use one of the adapters at a time")
-    return model, tokenizers[0] if tokenizers else Tokenizer.from_pretrained(name, revision)
+    tokenizer = tokenizers[0] if tokenizers else Tokenizer.from_pretrained(name, revision)
+    model = from_pretrained(name, revision)
+    for folder in adapters:
+        make_room(model, folder)
+    return model, tokenizer

@@ -14,6 +14,7 @@ complete up to every checkpoint, and what is behind the checkpoint is cut off wh
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -28,7 +29,7 @@ from npgpt.lora import adapted_layers
 
 
 class Run:
-    """A run folder. `create` makes one, `open` finds one."""
+    """A run folder. `create` and `create_anew` make one, `open` finds one."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -51,6 +52,24 @@ class Run:
         except OSError as error:
             raise FileError(f"cannot write into {folder}: {error.strerror or error}") from error
         return run
+
+    @classmethod
+    def create_anew(cls, parent, name):
+        """Make the folder `name` in `parent`, or where that is taken, `name`-2, -3, .. Returns the Run.
+
+        No two runs come by the same folder, though they start at the same moment. Raises FileError.
+        """
+        try:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            for number in itertools.count(1):
+                folder = Path(parent, name if number == 1 else f"{name}-{number}")
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    return cls.create(folder)
+        except FileError:
+            raise
+        except OSError as error:
+            raise FileError(f"cannot write into {parent}: {error.strerror or error}") from error
 
     @classmethod
     def open(cls, folder):

@@ -5,6 +5,7 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
+import numbers
 import threading
 
 import threadpoolctl
@@ -12,6 +13,7 @@ import threadpoolctl
 from npgpt.errors import ConfigError
 
 LEAST_WIDTH = 300     # with fewer tokens than LEAST_WORK allows, a narrower model's matrices fit into one core's cache
+MOST = 1024           # threads: more than the cores of any machine this is for; each further one only takes memory
 LEAST_WORK = 1 << 15  # tokens times width: with less, handing shares round costs more than it gives
 
 _lock, _inside = threading.Lock(), []  # the threads that are in a block of `blas_threads`
@@ -36,10 +38,21 @@ def available():
     return max((info["num_threads"] for info in _controller().info()), default=1)
 
 
+def checked(threads):
+    """Return `threads`. Raises ConfigError where so many threads cannot work.
+
+    The bound is no machine's own number of cores, so that a run of a large one can be made again on a small one.
+    """
+    if isinstance(threads, bool) or not isinstance(threads, numbers.Integral) or not 1 <= threads <= MOST:
+        raise ConfigError(f"threads = {threads!r}: it must be a whole number from 1 to {MOST:,}")
+    return threads
+
+
 def that_pay(model, tokens, threads=None):
-    """How many threads should work on so many tokens at once: `threads`, or where that is None, as many as pay."""
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads = {threads}: it must be at least 1")
+    """How many threads should work on so many tokens at once: `threads`, or where that is None, as many as pay.
+    Raises ConfigError: see `checked`."""
+    if threads is not None:
+        checked(threads)
     width = model.config.n_embd
     return threads or (max(available(), crew()) if width >= LEAST_WIDTH or tokens * width >= LEAST_WORK else 1)
 

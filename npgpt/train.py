@@ -14,7 +14,7 @@ from npgpt.data import Order, Sequences
 from npgpt.errors import ConfigError, DivergedError
 from npgpt.optim import clip_grad_norm, schedule
 from npgpt.seeding import generator
-from npgpt.threads import that_pay, workers
+from npgpt.threads import checked, that_pay, workers
 
 
 class StepResult(NamedTuple):
@@ -37,7 +37,7 @@ def train_step(model, batch, opt, max_grad_norm=1.0, rng=None, threads=None, mic
 
     Returns a StepResult. The same arguments and thread count give the same bits. Ctrl-C (KeyboardInterrupt) finds the
     weights as they were before the step or as they are after it. Raises DivergedError, before the update, where loss or
-    gradient are no longer finite numbers.
+    gradient are no longer finite numbers, and ConfigError for an unusable number of threads.
     """
     with workers(that_pay(model, len(batch.ids) // micro_batches, threads)):
         loss, grads = loss_and_gradients(model, batch, rng, micro_batches)
@@ -117,14 +117,16 @@ class TrainConfig:
 
     def __post_init__(self):
         least = {"epochs": 1, "max_steps": 1, "batch_size": 1, "batch_tokens": 2, "accumulate": 1, "lr": 0, "warmup": 0,
-                 "grad_clip": 0, "seed": 0, "threads": 1}
+                 "grad_clip": 0, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)
-            if value is None and name in ("max_steps", "batch_tokens", "threads"):
+            if value is None and name in ("max_steps", "batch_tokens"):
                 continue
             kind, word = (numbers.Real, "number") if name in ("lr", "grad_clip") else (numbers.Integral, "whole number")
             if not isinstance(value, kind) or not low <= value < math.inf:
                 raise ConfigError(f"{name} = {value}: it must be a {word} of at least {low}")
+        if self.threads is not None:
+            checked(self.threads)
         schedule(self.schedule, 0, 1)
 
     def order(self, lengths):

@@ -6,6 +6,8 @@ of decoding is the time it takes to read the weights once. --peers measures PyTo
 where they are installed (extra `peers`).
 """
 
+import cli
+
 import json
 import os
 import platform
@@ -15,7 +17,6 @@ import subprocess
 import sys
 import time
 
-import cli
 import numpy as np
 import peers
 from threadpoolctl import threadpool_info
@@ -30,7 +31,7 @@ def parse_arguments(argv):
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(case_names())} (default: all)")
     parser.add_argument("--peers", action="store_true", help="measure the installed peers as well")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all that BLAS may use)")
+    parser.add_argument("--threads", type=cli.threads, help="CPU threads (default: all that BLAS may use)")
     parser.add_argument("--runs", type=int, default=7, help="counted runs of each figure (default %(default)s)")
     parser.add_argument("--measure", help=cli.argparse.SUPPRESS)  # a side: one case of it, in this process
     args = parser.parse_args(argv)
@@ -271,5 +272,4 @@ def measure_load():
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

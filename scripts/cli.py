@@ -1,15 +1,21 @@
 """What the command lines share: one-line errors, and which model `--model` means."""
 
+import start
+
 import argparse
+import contextlib
+import io
 import os
 import re
 import sys
 import warnings
+from pathlib import Path
 
 import npgpt
 from npgpt import hub, pretrained
-from npgpt.errors import HubError
+from npgpt.errors import ConfigError, HubError
 from npgpt.lora import set_adapter
+from npgpt.threads import checked
 
 DEFAULT_MODEL = "gpt2"
 FALLBACK = "tiny"
@@ -24,22 +30,71 @@ class Parser(argparse.ArgumentParser):
 
 def run(command):
     """Call `command()` and return the exit status: 2 and one line on stderr for what npgpt calls an error."""
+    start.imported()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a pipe shows each line at once, in any encoding
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a pipe shows each line at once, in any encoding
     try:
-        return command() or 0
+        try:
+            return command() or 0
+        finally:
+            sys.stdout.flush()  # here, where it can be said that this failed
     except npgpt.NpgptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"error: out of memory: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # nobody reads on, as behind `| head`; what is still in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # what a shell reports of a program ended by SIGPIPE
+    except OSError as error:
+        if not _write_nowhere():
+            raise
+        if isinstance(error, BrokenPipeError):  # nobody reads on, as behind `| head`
+            return 141  # what a shell reports of a program ended by SIGPIPE
+        print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    finally:
+        start.ended()
+
+
+def _write_nowhere():
+    """If standard output takes no more, let what is still in its buffer go nowhere. Tells whether that is so."""
+    try:
+        print(flush=True)  # to be seen only above a traceback: the error was not this stream's
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def filled(text):
+    """Return what a flag is given, which must not be empty, as that of a variable the shell does not know is."""
+    if not text:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return text
+
+
+def path(text):
+    """Return the Path that a flag names. An empty one would be the working directory, which nobody means by it."""
+    return Path(filled(text))
+
+
+def same_place(one, other):
+    """Tell whether two paths are those of one file or folder that is there, however they are spelled."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(one, other)
+    return False
+
+
+def threads(text):
+    """Return the number of threads that a flag is given."""
+    count = int(text)
+    try:
+        return checked(count)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(error) from error
 
 
 def size(text):
@@ -55,6 +110,12 @@ def add_model_arguments(parser):
     parser.add_argument("--model", help=f"hub id, folder, or '{FALLBACK}', the model in the package (default "
                                         f"{DEFAULT_MODEL}, or {FALLBACK} where that cannot be had)")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+
+
+def check_revision(parser, args):
+    """Refuse `--revision` where no `--model` is named, for commands that then read none."""
+    if args.revision is not None and args.model is None:
+        parser.error("--revision is of the model that --model names, and there is none")
 
 
 def choose_model(name, revision=None):

@@ -1,10 +1,9 @@
 """Turn a loralib checkpoint of GPT-2, the form of the LoRA paper's own results, or an MLX adapter into an adapter in
 PEFT's form."""
 
-import sys
-from pathlib import Path
-
 import cli
+
+import sys
 
 import npgpt
 from npgpt import loralib, mlx
@@ -13,7 +12,7 @@ from npgpt.errors import FileError
 
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("checkpoint", metavar="FILE",
+    parser.add_argument("checkpoint", type=cli.path, metavar="FILE",
                         help="what torch.save wrote of loralib's, .pt or .bin (or an adapter_model.bin of PEFT until "
                              "0.2); or the folder of an MLX adapter, which needs no more than --out")
     parser.add_argument("--alpha", type=float,
@@ -22,17 +21,20 @@ def parse_arguments(argv):
                         help="which of c_attn's outputs q, k and v have an update (default %(default)s)")
     parser.add_argument("--model", help="the base; needed where the file holds its weights as well, to compare them")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the adapter to")
+    parser.add_argument("--out", required=True, type=cli.path, metavar="DIR", help="folder to write the adapter to")
     args = parser.parse_args(argv)
-    if args.alpha is None and not Path(args.checkpoint).is_dir():
+    cli.check_revision(parser, args)
+    if args.alpha is None and not args.checkpoint.is_dir():
         parser.error("the following arguments are required: --alpha")
+    if args.checkpoint.is_dir() and (args.alpha is not None or args.model is not None):
+        parser.error("--alpha and --model are for a loralib file; an MLX adapter's folder says all of it")
     return args
 
 
 def main(args):
     if (args.out / "adapter_config.json").exists():
         raise FileError(f"{args.out} holds an adapter already: name another folder with --out")
-    if Path(args.checkpoint).is_dir():
+    if args.checkpoint.is_dir():
         fields = mlx.convert(args.checkpoint, args.out)
     else:
         model = args.model and npgpt.GPT2.from_pretrained(args.model, args.revision)
@@ -43,5 +45,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

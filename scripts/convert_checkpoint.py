@@ -1,10 +1,9 @@
 """Turn a checkpoint of nanoGPT, minGPT or MLX into a model folder, exactly; npgpt and transformers load it."""
 
+import cli
+
 import os
 import sys
-from pathlib import Path
-
-import cli
 
 import npgpt
 from npgpt import nanogpt
@@ -12,17 +11,17 @@ from npgpt import nanogpt
 
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("checkpoint", metavar="FILE",
+    parser.add_argument("checkpoint", type=cli.path, metavar="FILE",
                         help="nanoGPT's ckpt.pt, minGPT's model.pt, or MLX's model.safetensors")
     parser.add_argument("--n-head", type=int,
                         help="heads; needed where the file has no model_args, as minGPT's and MLX's have none")
     parser.add_argument("--activation", choices=("gelu", "gelu_new"),
                         help="gelu: nanoGPT since June 2023, whose files are taken for that; gelu_new: nanoGPT before, "
                              "minGPT and MLX; needed where the file has no model_args")
-    parser.add_argument("--tokenizer", metavar="NAME",
+    parser.add_argument("--tokenizer", type=cli.filled, metavar="NAME",
                         help="also write the tokenizer: meta.pkl, which nanoGPT writes beside data of characters, or a "
                              "model that has it, gpt2 for most others")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder to write the model to")
+    parser.add_argument("--out", required=True, type=cli.path, metavar="DIR", help="new folder to write the model to")
     return parser.parse_args(argv)
 
 
@@ -47,5 +46,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

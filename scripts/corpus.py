@@ -4,6 +4,8 @@
 downloaded, and the same Python and NumPy give the same list. Run this file to print its size and a sample.
 """
 
+import cli
+
 import ast
 import importlib
 import inspect
@@ -181,7 +183,11 @@ def documents():
     return [text for text in (clean(raw, seen) for raw in unique) if text]
 
 
-if __name__ == "__main__":
+def main():
     found = documents()
     print(f"{len(found):,} documents, {sum(map(len, found)):,} characters")
     print("\n\n".join(found[:: len(found) // 20]))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

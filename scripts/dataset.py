@@ -1,5 +1,7 @@
 """The data of finetune.py: its flags, what is read, and what becomes of it, said in a few lines."""
 
+import cli
+
 import dataclasses
 import os
 import shutil
@@ -19,9 +21,9 @@ def add_flags(add):
     """add(flag, help, **options of argparse)"""
     add("--data", "what to train on: .txt, .jsonl, .json, .csv or .parquet, or a folder of them, of which the files "
         "named train are used; records have text, prompt and completion, instruction, input and output, messages or "
-        "conversations (default: the texts in the package)")
+        "conversations (default: the texts in the package)", type=cli.filled)
     add("--val-data", "what to measure on, before, after each epoch and after (default: in a folder the files named "
-        "validation, valid, val or dev; without --data the held-out texts in the package)")
+        "validation, valid, val or dev; without --data the held-out texts in the package)", type=cli.filled)
     add("--val-fraction", "hold out this part of the data, chosen by a hash, instead", type=float)
     add("--split", "what a text is in plain text: line, a line; blank, what blank lines enclose; none, a whole file, "
         "which is then cut into blocks; or what stands between a mark such as '<|endoftext|>' (default line, in a "
@@ -122,8 +124,12 @@ def encode(places_and_documents, settings, config, tokenizer, say):
 
 def summary(e, max_length):
     """Return what became of the documents, in a line."""
-    line = (f"{count(e.texts, 'text') if e.texts else count(len(e.sequences), 'block')}, {e.tokens:,} tokens, "
-            f"{e.targets:,} learned, end of text learned in {e.ended:,} of {e.texts:,}")
+    figures = f"{e.tokens:,} tokens, {e.targets:,} learned"
+    if e.texts:
+        line = f"{count(e.texts, 'text')}, {figures}, end of text learned in {e.ended:,} of {e.texts:,}"
+    else:  # blocks of texts that count on the other side, with the ends that came to be here
+        line = f"{count(len(e.sequences), 'block')}, {figures}"
+        line += f", among them the end of {count(e.ended, 'text')}" if e.ended else ""
     if e.blank:
         line += f"; {e.blank:,} blank left out"
     if e.split:

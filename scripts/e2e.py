@@ -9,6 +9,8 @@ batches of 8, no clipping, loss on the words alone) but for three: the update of
 values, where theirs has two for queries and values; there is no label smoothing; and their words come from ten beams.
 """
 
+import cli
+
 import argparse
 import dataclasses
 import functools
@@ -17,7 +19,6 @@ import sys
 import time
 from pathlib import Path
 
-import cli
 from tqdm import tqdm
 
 import npgpt
@@ -65,9 +66,10 @@ def parse_arguments(argv):
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_model_arguments(parser)
     files = f"a meaning, {SEPARATOR} and words for it a line"
-    parser.add_argument("--train", required=True, metavar="FILE", help=f"what to train on: {files}")
-    parser.add_argument("--test", required=True, metavar="FILE", help="what to measure on, in the same form")
-    parser.add_argument("--out", type=Path, default=Path("runs/e2e.json"), metavar="FILE",
+    parser.add_argument("--train", required=True, type=cli.path, metavar="FILE", help=f"what to train on: {files}")
+    parser.add_argument("--test", required=True, type=cli.path, metavar="FILE",
+                        help="what to measure on, in the same form")
+    parser.add_argument("--out", type=cli.path, default=Path("runs/e2e.json"), metavar="FILE",
                         help="where to put all figures and what was generated (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="passes over --train (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="texts a step (default %(default)s)")
@@ -184,5 +186,4 @@ def print_table(rows):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

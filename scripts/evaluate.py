@@ -1,10 +1,11 @@
 """Evaluate GPT-2, and adapters beside it, on a task: perplexity by named protocols, or questions with known answers."""
 
+import cli
+
 import argparse
 import json
 import sys
 
-import cli
 from tqdm import tqdm
 
 from npgpt import bootstrap, data, load_adapter, metrics, pretrained, questions, tasks
@@ -17,10 +18,11 @@ from npgpt.records import Records, complete, fingerprint
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__, epilog=DATA, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_model_arguments(parser)
-    parser.add_argument("--adapter", metavar="DIR", action="append", default=[],
+    parser.add_argument("--adapter", type=cli.filled, metavar="DIR", action="append", default=[],
                         help="folder of a LoRA adapter, to be set beside the base model; may be given again")
     parser.add_argument("--task", choices=TASKS, default="perplexity", help="(default %(default)s)")
-    parser.add_argument("--data", required=True, metavar="FILE", help="see below for what the tasks read")
+    parser.add_argument("--data", required=True, type=cli.filled, metavar="FILE",
+                        help="see below for what the tasks read")
     parser.add_argument("--split", metavar="HOW",
                         help="what a text is in plain text, as in finetune.py: line, blank, none or a mark between "
                              "texts such as '<|endoftext|>' (default line)")
@@ -28,29 +30,49 @@ def parse_arguments(argv):
                         help="special tokens spelled out in the data, such as <|endoftext|>, become those tokens; "
                              "without this they are plain text")
     parser.add_argument("--limit", type=int, help="take only the first so many texts or questions")
-    parser.add_argument("--out", metavar="FILE",
+    parser.add_argument("--out", type=cli.path, metavar="FILE",
                         help="keep each answer in this .jsonl file; an evaluation that was interrupted goes on from it")
     parser.add_argument("--samples", type=int, default=bootstrap.SAMPLES,
                         help="bootstrap samples for intervals and tests (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    group = parser.add_argument_group("perplexity")
-    group.add_argument("--protocol", nargs="+", choices=tasks.Perplexity.PROTOCOLS, metavar="NAME",
-                       default=tasks.Perplexity.PROTOCOLS, help="of disjoint, strided, document (default: all)")
-    group.add_argument("--context", type=int, default=1024,
-                       help="window in tokens, at most the model's (default %(default)s)")
-    group.add_argument("--stride", type=int,
-                       help="tokens between the starts of windows of the protocol strided (default: half the context)")
-    group.add_argument("--wikitext", action="store_true",
-                       help="the file is one of WikiText's: cut into pages, detokenised, words counted before that")
-    group = parser.add_argument_group("classification, exact-match, meaning-to-text")
-    group.add_argument("--labels", nargs="+", metavar="WORD", help="label words (default: those in the data)")
-    group.add_argument("--template", help="what a record is put into, its fields in braces and \\n for a new line "
-                                          "(default for classification: '{text}\\nLabel:', else as in finetune.py)")
-    group.add_argument("--separator", help="in plain text, what stands between prompt and answer, such as '||'")
-    group.add_argument("--max-new-tokens", type=int, default=64, help="most tokens of an answer (default %(default)s)")
-    group.add_argument("--stop", metavar="TEXT", help="an answer ends before this text, or with an end of text")
+    of_tasks = {}
+
+    def add_group(tasks_of):
+        """Return what adds a flag that these tasks alone have."""
+        group = parser.add_argument_group(", ".join(tasks_of))
+
+        def add(flag, default=None, **options):
+            action = group.add_argument(flag, default=argparse.SUPPRESS, **options)
+            of_tasks[action.dest] = flag, tasks_of, default
+
+        return add
+
+    add = add_group(["perplexity"])
+    add("--protocol", tasks.Perplexity.PROTOCOLS, nargs="+", choices=tasks.Perplexity.PROTOCOLS, metavar="NAME",
+        help="of disjoint, strided, document (default: all)")
+    add("--context", 1024, type=int, help="window in tokens, at most the model's (default 1024)")
+    add("--stride", type=int,
+        help="tokens between the starts of windows of the protocol strided (default: half the context)")
+    add("--wikitext", False, action="store_true",
+        help="the file is one of WikiText's: cut into pages, detokenised, words counted before that")
+    add_group(["classification"])(
+        "--labels", nargs="+", metavar="WORD", help="label words (default: those in the data)")
+    add_group(["classification", *ANSWERS])(
+        "--template", help="what a record is put into, its fields in braces and \\n for a new line (default for "
+                           "classification: '{text}\\nLabel:', else as in finetune.py)")
+    add = add_group(ANSWERS)
+    add("--separator", help="in plain text, what stands between prompt and answer, such as '||'")
+    add("--max-new-tokens", 64, type=int, help="most tokens of an answer (default 64)")
+    add("--stop", type=cli.filled, metavar="TEXT", help="an answer ends before this text, or with an end of text")
     args = parser.parse_args(argv)
+    for name, (flag, tasks_of, default) in of_tasks.items():
+        if name not in args:
+            setattr(args, name, default)
+        elif args.task not in tasks_of:
+            parser.error(f"{flag} is for --task {' or '.join(tasks_of)}, and has no effect on {args.task}")
+    if args.stride is not None and "strided" not in args.protocol:
+        parser.error("--stride is for --protocol strided, which is not asked for")
     if args.template is not None:
         args.template = args.template.replace("\\n", "\n").replace("\\t", "\t")
     for name, least in (("limit", 1), ("samples", 2), ("seed", 0), ("max_new_tokens", 1)):
@@ -115,6 +137,7 @@ def answers(measures):
     return task
 
 
+ANSWERS = ["exact-match", "meaning-to-text"]  # the tasks of writing
 TASKS = {
     "perplexity": perplexity,
     "lambada": lambada,
@@ -226,5 +249,4 @@ def cell(found, sign=""):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

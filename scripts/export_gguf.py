@@ -1,9 +1,8 @@
 """Write GPT-2, with LoRA adapters merged into it, as a GGUF file for llama.cpp."""
 
-import sys
-from pathlib import Path
-
 import cli
+
+import sys
 
 from npgpt import gguf
 from npgpt.errors import FileError
@@ -12,9 +11,9 @@ from npgpt.errors import FileError
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
     cli.add_model_arguments(parser)
-    parser.add_argument("--adapter", action="append", metavar="DIR",
+    parser.add_argument("--adapter", type=cli.filled, action="append", metavar="DIR",
                         help="folder of an adapter; give it several times to merge the sum of several")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write, NAME.gguf")
+    parser.add_argument("--out", required=True, type=cli.path, metavar="FILE", help="file to write, NAME.gguf")
     parser.add_argument("--dtype", choices=gguf.DTYPES, default="float16",
                         help="numbers in the matrices (default %(default)s)")
     return parser.parse_args(argv)
@@ -31,5 +30,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

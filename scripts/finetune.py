@@ -4,21 +4,21 @@ With no arguments: load gpt2 (or the embedded model where that is out of reach),
 show loss, perplexity and samples before and after, and save the adapter.
 """
 
+import cli
+
 import dataclasses
 import re
 import sys
 import time
 import warnings
-from pathlib import Path
 
-import cli
 import dataset
 import watch
-from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, new_settings, parse_arguments, read_settings, resumed_settings
+from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, given_in_all, new_settings, parse_arguments, resumed_settings
 
 import npgpt
-from npgpt import NpgptError, estimate, evaluate, lora, lora_config, machine
-from npgpt.errors import DivergedError, FileError
+from npgpt import NpgptError, estimate, evaluate, forecast, lora, lora_config, machine
+from npgpt.errors import ConfigError, DivergedError, FileError
 from npgpt.files import read_json
 from npgpt.fit import FitConfig, best_step, fit
 from npgpt.fit import save as save_checkpoint
@@ -26,7 +26,7 @@ from npgpt.memory import keep_freed_memory, resident
 from npgpt.report import write_report
 from npgpt.run import Run, difference, fingerprint
 from npgpt.tables import TrainedRows
-from npgpt.threads import blas_threads
+from npgpt.threads import blas_threads, checked
 from npgpt.train import TrainConfig
 
 SAMPLE_TOKENS = 40
@@ -36,8 +36,7 @@ SAMPLE_TEMPERATURE = 0.3
 def main(given):
     started = time.perf_counter()
     keep_freed_memory()
-    if "config" in given and "resume" not in given:
-        given = read_settings(given["config"]) | given
+    given = given_in_all(given)
     say = (lambda *_: None) if given.get("quiet") else print
     run = Run.open(given["resume"]) if "resume" in given else None
     settings = resumed_settings(run, given) if run else new_settings(given)
@@ -67,42 +66,50 @@ def main(given):
     about = description(settings, weights, training, held_out)
     if "config" in given:
         repeat(given["config"], about)
-    total = config.total_steps(config.order(training.sequences.lengths))
+    order = config.order(training.sequences.lengths)
+    total = config.total_steps(order)
+    if config.warmup >= total:
+        warnings.warn(f"--warmup {config.warmup}: this run has {dataset.count(total, 'step')}, so the learning rate "
+                      f"never reaches {config.lr:g}", stacklevel=2)
     if run:
         check_nothing_changed(run, about)
         run.resume(opt)
         say(f"resumed    {run.folder} after step {opt.steps} of {total}")
     else:
-        run = Run.create(given.get("out") or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        now = time.strftime("%Y-%m-%d_%H-%M-%S")
+        run = Run.create(given["out"]) if "out" in given else Run.create_anew("runs", now)
         run.write_config(about)
-    tokens = config.batch_tokens and config.batch_tokens * config.accumulate
-    step_size = f"about {tokens} tokens" if tokens else f"{config.batch_size * config.accumulate} texts"
-    say(f"training   {total:,} steps of {step_size}, {config.epochs} epochs; AdamW, "
-        f"learning rate {config.lr:g} ({config.schedule}), weight decay {settings['weight_decay']:g}")
-    if not given.get("quiet"):
-        say(f"estimate   {forecast(model, training.sequences, config, total - opt.steps, held)}")
+    say(f"training   {length(order, config, total)}; AdamW, learning rate {config.lr:g} ({config.schedule}), weight "
+        f"decay {settings['weight_decay']:g}")
 
     def measure():
-        return evaluate.mean_nll(model, held_out.sequences, held_out.sequences.loss_masks).nll
+        with bar.busy("measuring the held-out loss"):
+            return evaluate.mean_nll(model, held_out.sequences, held_out.sequences.loss_masks).nll
 
-    def look():
-        """What is compared before and after."""
-        samples = list(zip(PROMPTS, sample(model, tokenizer, settings), strict=False))
-        return {"val_loss": measure() if held_out else None, "samples": samples}
+    def samples():
+        with bar.busy("writing samples"):
+            return list(zip(PROMPTS, sample(model, tokenizer, settings), strict=False))
 
-    with blas_threads(threads_of(run.read_config(), run.folder)):  # those it began with: they decide the last bits
+    threads = threads_of(run.read_config(), run.folder)  # those it began with: they decide the last bits
+    if not given.get("quiet"):
+        with blas_threads(threads):
+            takes = forecast_memory(model, training.sequences, config, held)
+            seconds = forecast_seconds(model, training, held_out, config, keeping, settings, run, opt.steps)
+        say(f"estimate   {takes}; about {estimate.duration(time.perf_counter() - started + seconds)} in all")
+    with blas_threads(threads), watch.Bar(opt.steps, total, given.get("quiet", False)) as bar:
         try:
             if "before" not in run.results():
-                run.record("before", look())
+                run.record("before", {"val_loss": measure() if held_out else None, "samples": samples()})
             steps = fit(run, model, training.sequences, opt, config, keeping, measure if held_out else None)
             with watch.Stop() as stop:
-                for _ in watch.watched(steps, opt.steps, total, given.get("quiet", False)):
+                for _ in bar.steps(steps):
                     if stop.asked:
                         break
             stopped = stop.asked and opt.steps < total
         except KeyboardInterrupt:
             stopped = True
             if len(run.metrics()) < opt.steps:  # in the midst of a step, of which there is no account
+                bar.close()
                 return cut_off(run)
         except FileError as error:
             raise FileError(f"{error}; {way_on(run)}") from error
@@ -114,21 +121,37 @@ def main(given):
             if place == run.model or settings["add_tokens"]:
                 tokenizer.save(place)
         if stopped:
+            bar.close()
             print(f"stopped    after step {opt.steps} of {total}: saved in {place}; go on with --resume {run.folder}")
             return 130
-        run.record("after", look())
+        measured = dict(run.evaluations()).get(opt.steps)  # `fit` ends with a measurement, and so does what it keeps
+        run.record("after", {"val_loss": measured, "samples": samples()})
     return conclude(run, model, place, settings, say, started)
 
 
-def forecast(model, sequences, config, steps, held):
-    """Return what training will take, in a line."""
+def length(order, config, total):
+    """Return how long training is, in words."""
+    tokens = config.batch_tokens and config.batch_tokens * config.accumulate
+    size = f"about {tokens} tokens" if tokens else dataset.count(config.batch_size * config.accumulate, "text")
+    epochs = total / order.steps_per_epoch
+    return f"{dataset.count(total, 'step')} of {size}, {epochs:.3g} epoch{'' if epochs == 1 else 's'}"
+
+
+def forecast_memory(model, sequences, config, held):
+    """Return what memory training will take, in words."""
     batch = estimate.largest_micro_batch(sequences, config)
     takes = estimate.memory(model, batch, config.threads, held, config.accumulate)
-    order = config.order(sequences.lengths)
-    tokens = steps * sequences.lengths.sum() / order.steps_per_epoch
-    seconds = tokens * estimate.seconds_a_token(model, len(batch.ids), config.threads)
     return (f"{estimate.spelled(takes.total)} of memory at the most, {estimate.spelled(takes.saved)} of it saved for "
-            f"the backward pass of {len(batch.ids):,} tokens; about {estimate.duration(seconds)}")
+            f"the backward pass of {len(batch.ids):,} tokens")
+
+
+def forecast_seconds(model, training, held_out, config, keeping, settings, run, done):
+    """Return how long the rest of the run will take."""
+    held_out = held_out and held_out.sequences
+    amounts, batch = forecast.left(
+        training.sequences, config, keeping, done, measured=int(held_out.lengths.sum()) if held_out else 0,
+        sampled=settings["samples"] * SAMPLE_TOKENS, before="before" not in run.results())
+    return forecast.seconds(amounts, forecast.tried(model, batch, amounts, config, held_out, run.folder))
 
 
 def fit_into(most, held, settings, model, training, config, say):
@@ -179,10 +202,10 @@ def repeat(path, about):
 def threads_of(about, place):
     """Return the BLAS threads that a run's config.json holds. Raises NpgptError."""
     machine = about.get("machine")
-    threads = machine.get("threads") if isinstance(machine, dict) else None
-    if type(threads) is not int or threads < 1:
-        raise NpgptError(f"{place}: machine.threads = {threads!r}: it must be a whole number of at least 1")
-    return threads
+    try:
+        return checked(machine.get("threads") if isinstance(machine, dict) else None)
+    except ConfigError as error:
+        raise NpgptError(f"{place}: machine.{error}") from error
 
 
 def check_nothing_is_measured(settings):
@@ -331,5 +354,4 @@ def size(folder):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None, __doc__)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None, __doc__))))

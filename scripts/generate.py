@@ -1,12 +1,12 @@
 """Continue a prompt with GPT-2, with or without adapters: once, several times, or line by line (--interactive)."""
 
+import cli
+
 import contextlib
 import json
 import sys
 import time
-from pathlib import Path
 
-import cli
 import numpy as np
 
 import npgpt
@@ -25,11 +25,11 @@ RULES = {"min_p": float, "typical_p": float, "repetition_penalty": float, "frequ
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
     cli.add_model_arguments(parser)
-    parser.add_argument("--adapter", metavar="DIR", action="append", default=[],
+    parser.add_argument("--adapter", type=cli.filled, metavar="DIR", action="append", default=[],
                         help="folder of a LoRA adapter to put on the model; given again: the answers of the base model "
                              "and of each adapter, one below the other")
     parser.add_argument("--prompt", help="text to continue; '-', or neither this nor a file: standard input")
-    parser.add_argument("--prompt-file", metavar="FILE", help="file that holds the text to continue")
+    parser.add_argument("--prompt-file", type=cli.path, metavar="FILE", help="file that holds the text to continue")
     parser.add_argument("--interactive", action="store_true",
                         help="continue each line that is typed; Ctrl-C stops a reply, Ctrl-D ends")
     parser.add_argument("--max-new-tokens", type=int, default=50, help="most tokens to add (default %(default)s)")
@@ -41,9 +41,9 @@ def parse_arguments(argv):
     for name, kind in RULES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X",
                             help="see npgpt.sampling.Sampling")
-    parser.add_argument("--bad-word", metavar="TEXT", action="append", default=[],
+    parser.add_argument("--bad-word", type=cli.filled, metavar="TEXT", action="append", default=[],
                         help="never complete this text, as it is or after a space; may be given again")
-    parser.add_argument("--stop", metavar="TEXT", action="append", default=[],
+    parser.add_argument("--stop", type=cli.filled, metavar="TEXT", action="append", default=[],
                         help="end before this text; may be given again")
     parser.add_argument("--context", choices=["whole", "slide"], default="whole",
                         help="slide: go on past the context, letting go of its older half (default %(default)s)")
@@ -76,11 +76,7 @@ def main(args):
     if args.interactive:
         return converse(args, model, tokenizer, voices, sampling)
     prompt = read_prompt(args)
-    for label, active in voices:
-        set_adapter(model, active, trainable=False)
-        if len(voices) > 1 and not args.json:
-            print(f"== {label}")
-        answer(args, model, tokenizer, label, prompt, sampling)
+    answers(args, model, tokenizer, voices, prompt, sampling)
     return 0
 
 
@@ -90,7 +86,7 @@ def read_prompt(args):
         return args.prompt
     source = args.prompt_file or "standard input"
     try:
-        raw = Path(args.prompt_file).read_bytes() if args.prompt_file else sys.stdin.buffer.read()
+        raw = args.prompt_file.read_bytes() if args.prompt_file else sys.stdin.buffer.read()
         text = raw.decode("utf-8").rstrip("\r\n")
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror}") from error
@@ -101,12 +97,22 @@ def read_prompt(args):
     return text
 
 
-def answer(args, model, tokenizer, label, prompt, sampling):
-    """Print the texts that one voice makes of a prompt."""
+def answers(args, model, tokenizer, voices, prompt, sampling):
+    """Print the texts that each voice makes of a prompt."""
+    for label, active in voices:
+        set_adapter(model, active, trainable=False)
+        heading = f"== {label}" if len(voices) > 1 and not args.json else None
+        answer(args, model, tokenizer, label, heading, prompt, sampling)
+
+
+def answer(args, model, tokenizer, label, heading, prompt, sampling):
+    """Print the texts that one voice makes of a prompt, below its heading."""
     count, start = 0, time.perf_counter()
     for first in range(0, args.num_samples, TOGETHER):
         samples = range(first, min(first + TOGETHER, args.num_samples))
-        made = start_tokens(args, model, tokenizer, prompt, sampling, samples)
+        made = start_tokens(args, model, tokenizer, prompt, sampling, samples)  # or an error comes, before any text
+        if heading and not first:
+            print(heading)
         if args.num_samples == 1 and not args.show_probs and not args.json:
             count = show(prompt, made, tokenizer, args.stop)
             break
@@ -140,9 +146,11 @@ def show(prompt, made, tokenizer, stop):
             count += 1
             yield token
 
-    print(prompt, end="", flush=True)
+    text = pieces(counted(), tokenizer, stop)
+    begin = next(text, "")  # an error comes here, before any text
+    print(prompt + begin, end="", flush=True)
     try:
-        for piece in pieces(counted(), tokenizer, stop):
+        for piece in text:
             print(piece, end="", flush=True)
     finally:
         print()
@@ -194,11 +202,8 @@ def converse(args, model, tokenizer, voices, sampling):
             print()
             continue
         try:
-            for label, active in voices if prompt else ():
-                set_adapter(model, active, trainable=False)
-                if len(voices) > 1:
-                    print(f"== {label}")
-                answer(args, model, tokenizer, label, prompt, sampling)
+            if prompt:
+                answers(args, model, tokenizer, voices, prompt, sampling)
         except KeyboardInterrupt:
             print("[stopped]")
         except npgpt.NpgptError as error:  # a prompt that is too long, say
@@ -206,5 +211,4 @@ def converse(args, model, tokenizer, voices, sampling):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

@@ -4,10 +4,11 @@ Without --model: every operation over awkward shapes, and whole small models. Wi
 those of the adapter on it, by name, for the loss of a small ragged batch. All in float64.
 """
 
+import cli
+
 import argparse
 import sys
 
-import cli
 import numpy as np
 
 import npgpt
@@ -22,9 +23,11 @@ def parse_arguments(argv):
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="hub id, folder or 'tiny': check this model instead (minutes for gpt2)")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
-    parser.add_argument("--adapter", metavar="DIR", help="with --model: check the adapter in this folder on it")
+    parser.add_argument("--adapter", type=cli.filled, metavar="DIR",
+                        help="with --model: check the adapter in this folder on it")
     parser.add_argument("--seed", type=int, default=0, help="of the random directions and cotangents (default 0)")
     args = parser.parse_args(argv)
+    cli.check_revision(parser, args)
     if args.adapter and not args.model:
         parser.error("--adapter needs --model, the model it is for")
     return args
@@ -62,5 +65,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

@@ -1,9 +1,9 @@
 """EleutherAI's lm-evaluation-harness with npgpt among its models: its own command line, which --help explains."""
 
+import cli
+
 import importlib
 import sys
-
-import cli
 
 import npgpt
 

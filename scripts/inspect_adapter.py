@@ -1,11 +1,11 @@
 """What a LoRA adapter is: its updates' sizes, directions and ranks, and what can go wrong with it."""
 
+import cli
+
 import json
 import math
 import re
 import sys
-
-import cli
 
 import npgpt
 from npgpt import anatomy
@@ -18,15 +18,19 @@ MOST = 5   # modules that moved most
 
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("adapter", metavar="DIR", help="folder of the adapter")
+    parser.add_argument("adapter", type=cli.filled, metavar="DIR", help="folder of the adapter")
     parser.add_argument("--model", help="the base: hub id, folder or 'tiny'; the updates are then set against its "
                                         "weights (default: only the adapter's files are read)")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
-    parser.add_argument("--compare", metavar="DIR", help="folder of another adapter: how alike are the two?")
+    parser.add_argument("--compare", type=cli.filled, metavar="DIR",
+                        help="folder of another adapter: how alike are the two?")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--plot", metavar="FILE", help="draw norms by layer and spectra into this .png, .svg or .pdf "
-                                                       "(needs matplotlib: pip install 'npgpt[plot]')")
-    return parser.parse_args(argv)
+    parser.add_argument("--plot", type=cli.path, metavar="FILE",
+                        help="draw norms by layer and spectra into this .png, .svg or .pdf (needs matplotlib: "
+                             "pip install '.[plot]')")
+    args = parser.parse_args(argv)
+    cli.check_revision(parser, args)
+    return args
 
 
 def main(args):
@@ -182,5 +186,4 @@ def plot(found, path, title):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

@@ -1,10 +1,10 @@
 """Write a page that shows what GPT-2 does with a text: losses, attention, hidden states, the logit lens, and with an
 adapter, what it changed."""
 
+import cli
+
 import sys
 from pathlib import Path
-
-import cli
 
 import npgpt
 from npgpt import inside, inside_page, pretrained
@@ -14,12 +14,13 @@ from npgpt.files import replacing
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
     cli.add_model_arguments(parser)
-    parser.add_argument("--adapter", metavar="DIR", help="folder of a LoRA adapter, to see what it changes")
+    parser.add_argument("--adapter", type=cli.filled, metavar="DIR",
+                        help="folder of a LoRA adapter, to see what it changes")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to look at")
     parser.add_argument("--max-tokens", type=int, default=256,
                         help="look at this many tokens of it at most: the pictures grow by their square (default "
                              "%(default)s, or the model's context where that is less)")
-    parser.add_argument("--out", type=Path, default=Path("inside.html"), metavar="FILE",
+    parser.add_argument("--out", type=cli.path, default=Path("inside.html"), metavar="FILE",
                         help="the page to write (default %(default)s)")
     args = parser.parse_args(argv)
     if args.max_tokens < 1:
@@ -47,5 +48,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

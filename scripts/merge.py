@@ -1,10 +1,10 @@
 """Merge LoRA adapters into their base: a full model folder that transformers loads, compared with what was merged."""
 
+import cli
+
 import shutil
 import sys
 from pathlib import Path
-
-import cli
 
 import npgpt
 from npgpt import data, files, hub, merge
@@ -21,22 +21,26 @@ ROUNDING = {"float32": 1e-4, "float16": 1e-2}
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__)
     cli.add_model_arguments(parser)
-    parser.add_argument("--adapter", required=True, action="append", metavar="DIR",
+    parser.add_argument("--adapter", required=True, type=cli.filled, action="append", metavar="DIR",
                         help="folder of an adapter; give it several times to merge the sum of several")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder to write the model to")
+    parser.add_argument("--out", required=True, type=cli.path, metavar="DIR", help="new folder to write the model to")
     parser.add_argument("--dtype", choices=merge.DTYPES, default="float32",
                         help="numbers in the file (default %(default)s)")
     parser.add_argument("--max-shard-size", type=cli.size, metavar="SIZE",
                         help="such as 500MB: more than that goes into several files (default: one file)")
-    parser.add_argument("--text", type=Path, default=TEXT, metavar="FILE",
+    parser.add_argument("--text", type=cli.path, metavar="FILE",
                         help="text for the certificate (default: one of the package)")
     parser.add_argument("--no-certificate", action="store_true",
                         help="do not run the merged model beside the unmerged one")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.text and args.no_certificate:
+        parser.error("--text is for the certificate, and has no effect beside --no-certificate")
+    return args
 
 
 def main(args):
-    text = None if args.no_certificate else "\n".join(data.read_texts(args.text))
+    place = args.text or TEXT
+    text = None if args.no_certificate else "\n".join(data.read_texts(place))
     name = cli.choose_model(args.model, args.revision)
     with files.new_folder(args.out) as folder:
         model, tokenizer = cli.load(name, args.revision, args.adapter)
@@ -55,8 +59,8 @@ def main(args):
         return 0
     ids = tokenizer.encode(text, split_special_tokens=True)
     found = merge.certify(model, npgpt.GPT2.from_pretrained(args.out), ids)
-    text = f"npgpt/texts/{TEXT.name}" if args.text == TEXT else args.text
-    print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {text}")
+    place = f"npgpt/texts/{TEXT.name}" if place == TEXT else place
+    print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {place}")
     print(f"  largest |difference of logits|  {found.difference:.1e}, of logits up to {found.largest:.1f}")
     print(f"  KL divergence                   {found.kl:.1e} nats a token")
     print(f"  perplexity                      {found.unmerged.ppl:.4f} unmerged, {found.merged.ppl:.4f} merged")
@@ -81,5 +85,4 @@ def carry_over(name, revision, folder):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

@@ -6,11 +6,11 @@ Each run is named by its folder and by the settings in which it differs from the
 pip install '.[plot]'.
 """
 
+import cli
+
 import argparse
 import sys
 from pathlib import Path
-
-import cli
 
 from npgpt.errors import NpgptError
 from npgpt.files import replacing
@@ -20,8 +20,8 @@ from npgpt.run import Run
 
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, at its end or not")
-    parser.add_argument("--out", type=Path, default=Path("comparison.png"),
+    parser.add_argument("runs", nargs="+", type=cli.path, metavar="RUN", help="folder of a run, at its end or not")
+    parser.add_argument("--out", type=cli.path, default=Path("comparison.png"),
                         help="picture to write: .png, .svg or .pdf (%(default)s)")
     return parser.parse_args(argv)
 
@@ -50,7 +50,7 @@ def main(args):
             axes.legend(fontsize="small")
     try:
         with replacing(args.out) as temporary:
-            figure.savefig(temporary, format=Path(args.out).suffix[1:].lower() or None, dpi=150)
+            figure.savefig(temporary, format=args.out.suffix[1:].lower() or None, dpi=150)
     except ValueError as error:  # an ending it has no format for
         raise NpgptError(f"cannot write {args.out}: {error}") from error
     print(f"saved      {args.out}")
@@ -69,5 +69,4 @@ def names(runs):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

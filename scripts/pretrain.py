@@ -6,13 +6,14 @@ The folder then holds a whole model: config.json, model.safetensors (float16), t
 written each time the loss on held-out documents reaches a new low, so stopping early loses little.
 """
 
+import cli
+
 import math
 import platform
 import time
 import zlib
 from pathlib import Path
 
-import cli
 import corpus
 import numpy as np
 import tokenizers
@@ -63,7 +64,7 @@ The text comes from Python (PSF licence) and NumPy (BSD licence). None of it is 
 def parse_arguments(argv=None):
     """Return the settings, and the command line that gives them: what the model card quotes."""
     parser = cli.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder to write (%(default)s)")
+    parser.add_argument("--out", type=cli.path, default=Path("runs/pretrain"), help="folder to write (%(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps (%(default)s)")
     parser.add_argument("--warmup", type=int, default=150, help="steps of rising learning rate (%(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens a step, about (%(default)s)")
@@ -76,9 +77,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--n-layer", type=int, default=4, help="blocks (%(default)s)")
     parser.add_argument("--n-head", type=int, default=4, help="attention heads a block (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
+    parser.add_argument("--threads", type=cli.threads, default=2, help="CPU threads (%(default)s)")
     args = parser.parse_args(argv)
-    least = {"steps": 1, "warmup": 0, "batch_tokens": 2, "vocab_size": 257, "n_positions": 2, "seed": 0, "threads": 1}
+    least = {"steps": 1, "warmup": 0, "batch_tokens": 2, "vocab_size": 257, "n_positions": 2, "seed": 0}
     for name, smallest in least.items():
         if getattr(args, name) < smallest:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least {smallest}")

@@ -1,11 +1,11 @@
 """The settings of finetune.py: its flags, their defaults, files of settings, and what a resumed run may be told."""
 
+import cli
+
 import argparse
 import difflib
 import sys
-from pathlib import Path
 
-import cli
 import dataset
 
 import npgpt
@@ -28,6 +28,10 @@ DEFAULTS = {
     "eval_every": None, "keep_best": False, "patience": None,
 }
 TINY_DEFAULTS = {"lr": 2e-3, "targets": "all-linear", "epochs": 5}
+PLACES = ("data", "val_data")
+# A setting, and those that have no effect beside it.
+WITHOUT_EFFECT = {"full": ("rank", "alpha", "dora", "rslora", "init", "targets", "lr_ratio"),
+                  "batch_tokens": ("batch_size",)}
 TINY_REASON = "a model of 2.4 M parameters needs larger steps, and more of them, than gpt2"
 
 
@@ -49,14 +53,38 @@ def parse_arguments(argv, description):
     return vars(make_parser(description).parse_args(argv))
 
 
+def given_in_all(given):
+    """Return what was given on the command line and in the file of `--config`, where the former goes before: dict.
+
+    Raises NpgptError for a setting that has no effect beside another. The config.json of a run holds every setting
+    there is, so those in it are not blamed.
+    """
+    if "resume" in given:  # then the run says what its settings are
+        return given
+    from_file, of_run = read_settings(given["config"]) if "config" in given else ({}, False)
+    everything = from_file | given
+    for name, others in WITHOUT_EFFECT.items():
+        idle = [flag_of(other) for other in others if other in (given if of_run else everything)]
+        if name in everything and idle:
+            raise npgpt.NpgptError(f"{', '.join(idle)} would have no effect beside {flag_of(name)}: leave one or the "
+                                   "other out")
+    return everything
+
+
+def flag_of(name):
+    return f"--{name.replace('_', '-')}"
+
+
 def read_settings(path):
-    """Return the settings in a TOML file, or in the config.json of a run, as the command line would give them: dict.
+    """Return the settings in a TOML file, or in the config.json of a run, as the command line would give them, and
+    whether it was a run's: dict, bool.
 
     Names are those of the flags, with "-" or "_". Raises FileError (unreadable), FormatError (a name or a value that is
     no setting, with the nearest that is).
     """
     values = read_toml(path) if path.suffix.lower() == ".toml" else read_json(path)
-    if path.suffix.lower() != ".toml" and isinstance(values.get("settings"), dict):
+    of_run = path.suffix.lower() != ".toml" and isinstance(values.get("settings"), dict)
+    if of_run:
         values = values["settings"]
     parser = make_parser()
     flags = {action.dest: action for action in parser._actions if action.dest not in ("help", "config", "resume")}
@@ -66,7 +94,7 @@ def read_settings(path):
         if name not in flags:
             (nearest,) = difflib.get_close_matches(name, flags, n=1, cutoff=0)
             raise FormatError(f"{path}: {key} is no setting; {nearest} is the nearest that is one")
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         if flags[name].nargs == 0:
             if not isinstance(value, bool):
                 raise FormatError(f"{path}: {key} = {value!r}: it must be true or false")
@@ -78,7 +106,7 @@ def read_settings(path):
             argv += [flag, *map(str, value)] if several else [
                 f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"]
     parser.path = path
-    return vars(parser.parse_args(argv))
+    return vars(parser.parse_args(argv)), of_run
 
 
 def read_toml(path):
@@ -101,7 +129,7 @@ def make_parser(description=None):
         parser.add_argument(flag, help=text, **({"type": type} | options if options.get("action") is None else options))
 
     dataset.add_flags(add)
-    add("--out", "folder of the run (default runs/<time>)", type=Path)
+    add("--out", "folder of the run (default runs/<time>, or runs/<time>-2, .. where that is taken)", type=cli.path)
     add("--rank", "LoRA rank", type=int)
     add("--alpha", "LoRA alpha: the update is scaled by alpha / rank", type=float)
     add("--rslora", "scale the update by alpha / sqrt(rank) instead", action="store_true")
@@ -123,7 +151,8 @@ def make_parser(description=None):
     add("--schedule", "of the learning rate", choices=("constant", "linear", "cosine"))
     add("--grad-clip", "largest norm of the gradient; 0: no clipping", type=float)
     add("--seed", "of the adapter, the order of the texts, dropout and samples", type=int)
-    add("--threads", "CPU threads (default: all that BLAS may use, or 1 where there is little to do)", type=int)
+    add("--threads", "CPU threads (default: all that BLAS may use, or 1 where there is little to do)",
+        type=cli.threads)
     add("--checkpoint", "keep only the input of each block and compute the block again in the backward pass: less "
         "memory, a third more time, the same result", action="store_true")
     add("--max-memory", "what the process may take, such as 3GB: smaller micro-batches and, if need be, --checkpoint "
@@ -133,7 +162,7 @@ def make_parser(description=None):
     add("--eval-every", "steps between measurements of the held-out loss (default: an epoch)", type=int)
     add("--keep-best", "keep the checkpoint of the lowest held-out loss, and end with its adapter", action="store_true")
     add("--patience", "end after this many measurements without a new lowest loss", type=int)
-    add("--resume", "go on with the run in this folder, however it ended, from its last checkpoint", type=Path,
+    add("--resume", "go on with the run in this folder, however it ended, from its last checkpoint", type=cli.path,
         metavar="RUN")
     add("--full", "train all weights instead of an adapter", action="store_true")
     add("--samples", "how many sample texts to show before and after", type=int, choices=range(len(PROMPTS) + 1))
@@ -141,7 +170,7 @@ def make_parser(description=None):
         type=int, metavar="N")
     add("--quiet", "print only the result", action="store_true")
     add("--config", "take the settings from this TOML file, or from the config.json of a run; flags given beside it go "
-        "before", type=Path, metavar="FILE")
+        "before", type=cli.path, metavar="FILE")
     return parser
 
 
@@ -159,16 +188,16 @@ def resumed_settings(run, given):
     settings = run.read_config().get("settings")
     for name in ("config", "max_memory"):
         if name in given:
-            flag = f"--{name.replace('_', '-')} {given[name]}"
-            raise npgpt.NpgptError(f"{flag}: {run.folder} has its settings; leave the flag out")
+            raise npgpt.NpgptError(f"{flag_of(name)} {given[name]}: {run.folder} has its settings; leave the flag out")
     if not isinstance(settings, dict) or settings.keys() != DEFAULTS.keys():
         raise FormatError(f"{run.folder}/config.json does not hold the settings of a run: "
                           f"expected {', '.join(DEFAULTS)}")
-    if "out" in given:
+    if "out" in given and not cli.same_place(given["out"], run.folder):
         raise npgpt.NpgptError(f"--out {given['out']}: a run that is gone on with stays in its folder, {run.folder}; "
                                "leave the flag out")
     for name, value in given.items():
-        if name in DEFAULTS and value != settings[name]:
-            raise npgpt.NpgptError(f"--{name.replace('_', '-')} {value} differs from {settings[name]} in {run.folder}: "
+        place = name in PLACES and settings[name] is not None and cli.same_place(value, settings[name])
+        if name in DEFAULTS and value != settings[name] and not place:
+            raise npgpt.NpgptError(f"{flag_of(name)} {value} differs from {settings[name]} in {run.folder}: "
                                    "a resumed run goes on as it began; leave the flag out")
     return settings

@@ -7,13 +7,15 @@ the same command again goes on where the last one stopped. It ends with a table,
 the curves.
 """
 
+import cli
+
 import argparse
 import itertools
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import cli
 import watch
 from settings import parse_arguments as parse_finetune_arguments
 
@@ -28,7 +30,7 @@ AXES = {"rank": int, "alpha": float, "lr": float, "targets": str}
 
 def parse_arguments(argv):
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the sweep")
+    parser.add_argument("--out", type=cli.path, required=True, help="folder of the sweep")
     for name, kind in AXES.items():
         parser.add_argument(f"--{name}", type=kind, nargs="+", help=f"values of finetune.py's --{name}")
     parser.add_argument("finetune", nargs="*", metavar="-- FLAGS", help="what else finetune.py is given")
@@ -87,7 +89,7 @@ def fine_tune(run, chosen, flags):
         command += ["--out", str(run.folder), *(f"--{name}={value}" for name, value in chosen.items()), *flags]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child, watch.uninterrupted():
         status = child.wait()  # Ctrl-C reaches the child as well, which saves and ends
-    if status == 130:
+    if status in (130, -signal.SIGINT):  # the second: so early that Python was not ready for it
         raise KeyboardInterrupt
     if status:
         raise NpgptError(f"the run in {run.folder} ended with exit status {status}, for the reason above")
@@ -114,5 +116,4 @@ def picture(axes, head, rows):
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(None)
-    sys.exit(cli.run(lambda: main(arguments)))
+    sys.exit(cli.run(lambda: main(parse_arguments(None))))

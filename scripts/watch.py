@@ -36,17 +36,40 @@ def uninterrupted():
         signal.signal(signal.SIGINT, before)
 
 
-def watched(steps, done, total, quiet):
-    """Yield what `fit` yields, and show it in a progress bar: loss, its running mean, speed and, by tqdm, time left."""
-    losses, tokens, seconds, val_loss = [], 0, 0.0, None
-    with tqdm(total=total, initial=done, unit="step", disable=quiet) as bar:
+class Bar:
+    """A progress bar: loss, its running mean, speed and, by tqdm, time left; and what else takes time."""
+
+    def __init__(self, done, total, quiet):
+        self._bar, self._figures = tqdm(total=total, initial=done, unit="step", disable=quiet), ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Leave the bar as it is; what is printed from here on stands below it."""
+        self._bar.close()
+
+    def steps(self, steps):
+        """Yield what `fit` yields, and show it."""
+        losses, tokens, seconds, val_loss = [], 0, 0.0, None
+        self._bar.unpause()  # time left is reckoned from here on
         for step, measured in steps:
             losses.append(step.loss)
             tokens, seconds = tokens + step.tokens, seconds + step.seconds
             val_loss = val_loss if measured is None else measured
             held_out = "" if val_loss is None else f", held out {val_loss:.3f}"
             *_, mean = smoothed(losses[-200:])
-            bar.set_postfix_str(f"loss {step.loss:.3f}, mean {mean:.3f}{held_out}, {tokens / seconds:,.0f} tokens/s",
-                                refresh=False)
-            bar.update()
+            self._figures = f"loss {step.loss:.3f}, mean {mean:.3f}{held_out}, {tokens / seconds:,.0f} tokens/s"
+            self._bar.set_postfix_str(self._figures, refresh=False)
+            self._bar.update()
             yield step, measured
+
+    @contextlib.contextmanager
+    def busy(self, words):
+        """Say inside this block what it is that takes its time."""
+        self._bar.set_postfix_str(words)
+        yield
+        self._bar.set_postfix_str(self._figures)

@@ -33,7 +33,7 @@ ORDER = """
     inside inside_page
     gradcheck gradcases
     pretrained questions harness
-    run train fit estimate report
+    run train fit estimate forecast report
     __init__
 """.split()
 

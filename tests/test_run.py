@@ -1,6 +1,7 @@
 """The folder of a run: made once, written as it goes, and enough to go on from."""
 
 import builtins
+import concurrent.futures
 import errno
 import json
 import os
@@ -45,6 +46,17 @@ def test_a_run_is_made_once(tmp_path):
     with pytest.raises(FileError, match=r"b holds a run already: name another --out, or go on with it by --resume"):
         Run.create(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "metrics.jsonl").read_text()
+
+
+def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: Run.create_anew(tmp_path / "runs", "now"), range(8)))
+    assert {run.folder.name for run in runs} == {"now", *(f"now-{number}" for number in range(2, 9))}
+    assert all((run.folder / "metrics.jsonl").read_text() == "" for run in runs)
+    (tmp_path / "runs" / "then").write_text("")  # anything that is there, and be it a file
+    assert Run.create_anew(tmp_path / "runs", "then").folder == tmp_path / "runs" / "then-2"
+    with pytest.raises(FileError, match=r"cannot write into .*then: File exists"):
+        Run.create_anew(tmp_path / "runs" / "then", "now")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from npgpt import GPT2, GPT2Config, threads
 from npgpt.errors import ConfigError
+from npgpt.train import TrainConfig
 
 
 def model_of(width, **changes):
@@ -23,10 +24,18 @@ def test_without_a_number_of_threads_there_are_as_many_as_pay(monkeypatch, width
     assert threads.that_pay(model_of(width), tokens, 3) == 3
 
 
-@pytest.mark.parametrize("count", [0, -1])
-def test_fewer_threads_than_one_are_refused(count):
-    with pytest.raises(ConfigError, match=f"threads = {count}: it must be at least 1"):
-        threads.that_pay(model_of(8), 2, count)
+@pytest.mark.parametrize("count", [0, -1, threads.MOST + 1, 1_000_000, 2.0, True, "2"])
+def test_so_many_threads_are_refused(count):
+    for use in (threads.checked, lambda count: threads.that_pay(model_of(8), 2, count),
+                lambda count: TrainConfig(threads=count)):
+        with pytest.raises(ConfigError, match=f"threads = {count!r}: it must be a whole number from 1 to 1,024"):
+            use(count)
+
+
+@pytest.mark.parametrize("count", [1, 4 * threads.available(), threads.MOST])
+def test_more_threads_than_cores_are_allowed(count):
+    """A run's threads decide its last bits, and it may have been another machine's."""
+    assert threads.that_pay(model_of(8), 2, count) == TrainConfig(threads=count).threads == count
 
 
 @pytest.mark.parametrize("many", [threads.blas_threads, threads.workers])

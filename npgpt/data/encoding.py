@@ -178,8 +178,8 @@ class _Writer:
         return self
 
     def __exit__(self, *_):
-        self._ids.close()  # what is mapped stays mapped
-        self._learned.close()
+        with _writing(), self._ids, self._learned:  # which closes them, after a last write; what is mapped stays mapped
+            pass
 
     def add(self, document, ids_of_texts):
         """Write one document. ids_of_texts: iterator that gives of each of its texts what `_Reader.ids` does."""
@@ -244,8 +244,8 @@ class _Writer:
         with _writing():
             self._ids.flush()
             self._learned.flush()
-        ids = np.memmap(self._ids, np.uint32, "r") if self._size else np.empty(0, np.uint32)
-        learned = np.memmap(self._learned, np.uint8, "r") if self._size else np.empty(0, np.uint8)
+            ids = np.memmap(self._ids, np.uint32, "r") if self._size else np.empty(0, np.uint32)
+            learned = np.memmap(self._learned, np.uint8, "r") if self._size else np.empty(0, np.uint8)
         return tuple(side.encoded(ids, learned, int(self._highest), self._hashes) for side in self._sides)
 
     def _write(self, ids, mask):
@@ -260,8 +260,8 @@ class _Writer:
         with _writing():
             self._ids.flush()
             self._learned.flush()
-        return (np.frombuffer(os.pread(self._ids.fileno(), 4 * (end - begin), 4 * begin), np.uint32),
-                np.frombuffer(os.pread(self._learned.fileno(), end - begin, begin), np.uint8))
+            return (np.frombuffer(os.pread(self._ids.fileno(), 4 * (end - begin), 4 * begin), np.uint32),
+                    np.frombuffer(os.pread(self._learned.fileno(), end - begin, begin), np.uint8))
 
     def _is_held_out(self, key):
         return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < self._val_fraction * 2**64

@@ -25,6 +25,7 @@ os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFL
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests" / "scripts")]
 
 import cli  # noqa: E402
+
 import conftest  # noqa: E402
 import finetune  # noqa: E402
 

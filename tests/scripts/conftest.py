@@ -110,6 +110,8 @@ def refused(run_script, tmp_path):
         assert result.stderr.startswith("error: ")
         assert result.stderr.count("\n") == 1, result.stderr
         assert result.stderr.endswith("\n")
+        if name == "generate.py":
+            assert result.stdout == ""
         assert contents_of(tmp_path) == before
         return result.stderr
 

@@ -109,8 +109,6 @@ def test_held_out_data(refused, folder):
 
 def test_an_empty_name_is_not_the_default(refused):
     """As of an unset variable of the shell."""
-    assert "cannot read" in refused(*FINETUNE, "--data", "")
-    assert "cannot read" in refused(*FINETUNE, "--val-data", "")
     assert "a model is named by a folder or a hub id, not by ''" in refused(*FINETUNE, "--model", "")
 
 
@@ -207,6 +205,9 @@ def test_a_folder_has_no_revisions(refused):
     ("--lr nan", "lr = nan: it must be a number of at least 0"),
     ("--lr -1", "lr = -1.0"),
     ("--weight-decay -1", "weight_decay=-1.0"),
+    ("--threads 0", "argument --threads: threads = 0: it must be a whole number from 1 to 1,024"),
+    ("--threads 1000000", "argument --threads: threads = 1000000: it must be"),
+    ("--threads two", "argument --threads: invalid threads value: 'two'"),
     ("--epochs 0", "epochs = 0: it must be a whole number of at least 1"),
     ("--batch-size 0", "batch_size = 0"),
     ("--warmup -1", "warmup = -1"),
@@ -234,11 +235,13 @@ def test_options_of_finetune(refused, options, message):
     (["--seed", -1], "seed = -1"),
     (["--num-samples", 0], "--num-samples 0: it must be at least 1"),
     (["--min-p", 2], "min_p = 2.0: it must be above 0 and at most 1"),
-    (["--bad-word", ""], "bad_words_ids = "),
-    (["--stop", ""], "stop_strings = ['']"),
+    (["--bad-word", ""], "argument --bad-word: it must not be empty"),
+    (["--stop", ""], "argument --stop: it must not be empty"),
     (["--prompt-file", "text.txt"], "--prompt, --prompt-file and --interactive exclude each other"),
     (["--prompt", "-"], "the prompt from standard input is empty"),
     (["--max-new-tokens", 100], "shorten the prompt, ask for fewer tokens, or let the context slide"),
+    (["--adapter", "adapter", "--adapter", "adapter", "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
+    (["--num-samples", 9, "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
     (["--adapter", "none"], "cannot read none/adapter_config.json"),
     (["--adapter", "run"], "cannot read run/adapter_config.json"),
 ])
@@ -264,6 +267,16 @@ def test_options_of_evaluate(refused, options, message):
 ])
 def test_required_options(refused, command, missing):
     assert f"the following arguments are required: {missing}" in refused(*command)
+
+
+@pytest.mark.parametrize("command, message", [
+    ([*MERGE, "--no-certificate", "--text", "texts.txt"], "--text is for the certificate, and has no effect"),
+    (["gradcheck.py", "--revision", "v1"], "--revision is of the model that --model names, and there is none"),
+    (["inspect_adapter.py", "adapter", "--revision", "v1"], "--revision is of the model that --model names"),
+    (["convert_adapter.py", "x.pt", "--alpha", 1, "--out", "out", "--revision", "v1"], "--revision is of the model"),
+])
+def test_options_without_effect(refused, command, message):
+    assert message in refused(*command)
 
 
 # Adapters

@@ -1,11 +1,14 @@
 """What the command lines share: statuses, one-line messages, help, and which model is meant."""
 
+import cli
+
 import argparse
+import importlib
 import itertools
 import re
 import warnings
+from pathlib import Path
 
-import cli
 import pytest
 
 import npgpt
@@ -77,6 +80,54 @@ def test_wrong_arguments_are_one_line(capsys, arguments, message):
     captured = capsys.readouterr()
     assert captured.err == f"error: {message} (see some.py --help)\n"
     assert captured.out == ""
+
+
+class Found(Exception):
+    """Carries the parser of a script."""
+
+
+def parser_of(monkeypatch, name):
+    """The parser of scripts/<name>.py, before anything is parsed."""
+    def parse_args(parser, *_):
+        raise Found(parser)
+
+    module = importlib.import_module("settings" if name == "finetune" else name)
+    with monkeypatch.context() as patch, pytest.raises(Found) as found:
+        patch.setattr(cli.Parser, "parse_args", parse_args)
+        arguments = {"pretrain": [], "finetune": [[], ""]}.get(name, [[]])
+        module.parse_arguments(*arguments)
+    return found.value.args[0]
+
+
+PATHS = {
+    "convert_adapter": "checkpoint --out", "convert_checkpoint": "checkpoint --tokenizer --out",
+    "e2e": "--train --test --out", "evaluate": "--adapter --data --out",
+    "export_gguf": "--adapter --out", "finetune": "--data --val-data --out --resume --config",
+    "generate": "--adapter --prompt-file", "gradcheck": "--adapter", "inspect_adapter": "adapter --compare --plot",
+    "inspect_text": "--adapter --out", "merge": "--adapter --out --text", "plot": "runs --out", "pretrain": "--out",
+    "sweep": "--out", "benchmark": "",
+}
+
+
+def test_every_command_is_looked_at():
+    folder = Path(cli.__file__).parent
+    assert {path.stem for path in folder.glob("*.py") if "parse_arguments(" in path.read_text()} == {
+        *PATHS, "settings"}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_an_empty_path_is_refused(monkeypatch, capsys, name):
+    """As that of an unset variable of the shell; it would mean the working directory."""
+    parser, paths = parser_of(monkeypatch, name), PATHS[name].split()
+    for action in parser._actions:
+        named = action.metavar in ("DIR", "FILE", "RUN") or action.dest == "out" or action.type in (cli.path, Path)
+        assert not named or {*action.option_strings, action.dest} & {*paths}, f"is {action.dest} a path?"
+    for flag in paths:
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args([flag, ""] if flag.startswith("-") else [""])
+        assert end.value.code == 2
+        captured = capsys.readouterr()
+        assert re.fullmatch(r"error: argument \S+: it must not be empty \(see .*\)\n", captured.err)
 
 
 @pytest.mark.parametrize("cached, reachable, chosen", [

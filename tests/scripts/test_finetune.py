@@ -19,8 +19,7 @@ FLAGS = ("--model --revision --data --val-data --val-fraction --split --separato
          "--special-tokens --out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --add-tokens "
          "--epochs --max-steps --batch-size --batch-tokens --accumulate --max-length --lr --weight-decay --warmup "
          "--schedule --grad-clip --seed --threads --checkpoint --save-every --keep --eval-every --keep-best --patience "
-         "--resume --config "
-         "--max-memory --preview --full --samples --quiet").split()
+         "--resume --config --max-memory --preview --full --samples --quiet").split()
 
 
 def metrics(run):
@@ -109,7 +108,7 @@ def test_what_is_printed(finished):
                  r"data +\S+texts.txt: 10 texts, 260 tokens, 250 learned, end of text learned in 10 of 10",
                  r"held out +\S+held-out.txt: 2 texts, 50 tokens, 48 learned, end of text learned in 2 of 2",
                  r"training +15 steps of 4 texts, 5 epochs.*",
-                 r"estimate +\d+.\d MB of memory at the most, .* backward pass of \d+ tokens; about \d s",
+                 r"estimate +\d+.\d MB of memory at the most, .* backward pass of \d+ tokens; about \d+ s in all",
                  r"saved +run.adapter \(\d+ kB\) after \d+.\d s"):
         assert len(re.findall(f"^{line}$", stdout, re.M)) == 1, line
     samples = re.findall(r"^(.+)\n  before   (.+)\n  after    (.+)$", stdout, re.M)
@@ -288,6 +287,45 @@ def test_ctrl_c_while_measuring(script, tmp_path, model, texts, held_out, enviro
 
 # Watching
 
+COUNT = """
+import sys
+sys.path.insert(0, {scripts!r})
+import finetune
+measure, calls = finetune.evaluate.mean_nll, []
+finetune.evaluate.mean_nll = lambda *args: calls.append(args) or measure(*args)
+status = finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, "")))
+print("measured", len(calls), "times")
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["--keep-best"]], ids=str)
+def test_nothing_is_measured_twice(tmp_path, model, texts, held_out, environment, root, flags):
+    """Before training and at 2, 4 and 5: what was measured last is what is shown, or the lowest with --keep-best."""
+    (tmp_path / "count.py").write_text(COUNT.format(scripts=str(root / "scripts")))
+    command = [sys.executable, "count.py", "--model", model, "--data", texts, "--val-data", held_out, "--out", "run",
+               "--samples", "0", "--max-steps", "5", "--eval-every", "2", "--lr", "0.02", *flags]
+    process = popen([str(each) for each in command], tmp_path, environment)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "\nmeasured 4 times\n" in stdout
+    losses = [line["val_loss"] for line in metrics(tmp_path / "run") if "val_loss" in line]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["after"]["val_loss"] == (min(losses) if flags else losses[-1])
+    assert stderr.count("0/5 [00:00<?, ?step/s, measuring the held-out loss]") == 1
+    assert stderr.count("measuring the held-out loss]") == 4
+    assert re.search(r"5/5 [^\r]*step/s, loss [^\r]*\n$", stderr)  # the bar as it is left
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--max-steps", 2], "2 steps of 4 texts, 0.667 epochs; "), (["--max-steps", 3], "3 steps of 4 texts, 1 epoch; "),
+    (["--max-steps", 1, "--batch-size", 1], "1 step of 1 text, 0.1 epochs; "),
+    (["--max-steps", 4, "--batch-tokens", 60], "4 steps of about 60 tokens, 0.8 epochs; "),
+])
+def test_the_part_of_an_epoch_is_said(script, model, texts, flags, said):
+    stdout = script("finetune.py", "--model", model, "--data", texts, "--samples", 0, "--out", "run", *flags)
+    assert f"\ntraining   {said}" in stdout
+
 
 def test_the_held_out_loss_is_measured_every_few_steps(script, tmp_path, model, texts, held_out):
     script("finetune.py", "--model", model, "--data", texts, "--val-data", held_out, "--out", "run", "--samples", 0,
@@ -394,6 +432,19 @@ def test_a_resumed_run_goes_on_as_it_began(finished, refused, script, tmp_path):
         assert re.match(f"error: {name} .* differs from .* in run: .*leave the flag out", refused(
             "finetune.py", "--resume", "run", *given))
     assert "stays in its folder" in refused("finetune.py", "--resume", "run", "--out", "other")
+    (tmp_path / "copy").mkdir()
+    assert "stays in its folder" in refused("finetune.py", "--resume", "run", "--out", "copy")
+
+
+def test_the_folder_and_the_data_of_a_resumed_run_may_be_spelled_anyhow(finished, script, tmp_path, texts):
+    run, _, _ = finished
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "link").symlink_to("run")
+    (tmp_path / "texts").symlink_to(texts)
+    for out in ("run", "run/", "./run", "../" + tmp_path.name + "/run", tmp_path / "run", "link"):
+        script("finetune.py", "--resume", "run", "--out", out, "--quiet")
+    script("finetune.py", "--resume", "link", "--out", "run", "--data", "texts", "--quiet")
+    assert not (tmp_path / "link" / "run").exists()
 
 
 # The hub out of reach
@@ -449,6 +500,26 @@ def test_targets_may_be_spaced(script, model, texts):
 
 def test_data_is_read_before_the_model_is_fetched(refused):
     assert "cannot read missing.txt" in refused("finetune.py", "--model", "no-such/model", "--data", "missing.txt")
+
+
+NOW = """
+import sys
+sys.path.insert(0, {scripts!r})
+import finetune
+finetune.time.strftime = lambda *_: "now"
+sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
+"""
+
+
+def test_two_runs_of_one_moment(model, texts, tmp_path, environment, root):
+    (tmp_path / "now.py").write_text(NOW.format(scripts=str(root / "scripts")))
+    command = [sys.executable, "now.py", "--model", str(model), "--data", str(texts), "--max-steps", "1", "--samples",
+               "0", "--quiet"]
+    for process in [popen(command, tmp_path, environment) for _ in range(2)]:
+        _, stderr = process.communicate(timeout=60)
+        assert (process.returncode, stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["now", "now-2"]
+    assert all((tmp_path / "runs" / name / "adapter").exists() for name in ("now", "now-2"))
 
 
 # Records with prompts
@@ -558,6 +629,18 @@ def test_texts_between_marks(script, tmp_path, model):
     (tmp_path / "d.txt").write_text("a\n--\nb\n")
     stdout = script("finetune.py", "--model", model, "--data", "d.txt", "--split", "\\n--\\n", "--preview", 0)
     assert "data       d.txt: 2 texts, 4 tokens" in stdout
+@pytest.mark.parametrize("fraction, train, held_out", [
+    (0.3, "1 text, 130 tokens, 130 learned, end of text learned in 1 of 1", "7 blocks, 71 tokens, 70 learned"),
+    (0.7, "1 text, 40 tokens, 40 learned, end of text learned in 0 of 1",
+     "16 blocks, 161 tokens, 160 learned, among them the end of 1 text"),
+])
+def test_the_end_of_a_stream_is_where_its_last_block_is(script, tmp_path, model, fraction, train, held_out):
+    """A hash says on which side that is."""
+    (tmp_path / "d.txt").write_text("".join(chr(97 + i * i % 26) for i in range(200)))
+    stdout = script("finetune.py", "--model", model, "--data", "d.txt", "--split", "none", "--max-length", 11,
+                    "--val-fraction", fraction, "--preview", 0)
+    assert f"data       d.txt: {train}; 1 longer than 11 tokens" in stdout
+    assert f"held out   d.txt: {held_out}\n" in stdout
 
 
 def test_steps_may_be_given_by_tokens(script, tmp_path, model, texts):

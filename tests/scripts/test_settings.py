@@ -80,6 +80,10 @@ def test_other_data_under_the_same_settings_are_said(script, run_script, folder)
     ("s.toml", "full = 1", "s.toml: full = 1: it must be true or false"),
     ("s.toml", '[lora]\nrank = 1', "s.toml: lora is no setting; "),
     ("s.toml", 'schedule = "slow"', "s.toml: argument --schedule: invalid choice: 'slow'"),
+    ("s.toml", "full = true\nlr-ratio = 16\nrank = 4",
+     "--rank, --lr-ratio would have no effect beside --full: leave one or the other out"),
+    ("s.json", '{"full": true, "dora": true}', "--dora would have no effect beside --full"),
+    ("s.toml", "batch_tokens = 64\nbatch_size = 4", "--batch-size would have no effect beside --batch-tokens"),
     ("s.toml", "rank = ", "s.toml is not valid TOML: Invalid value (at "),
     ("s.toml", 'rank = 0\nmodel = "model"', "LoRA rank r = 0: it must be a whole number"),
     ("s.json", "[1]", "s.json holds a JSON list, not an object"),
@@ -89,6 +93,43 @@ def test_what_is_no_setting_is_named(refused, folder, name, text, message):
     if text is not None:
         (folder / name).write_text(text)
     assert f"error: {message}" in refused("finetune.py", "--config", name)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--full", "--rank", 4], "--rank would have no effect beside --full"),
+    (["--alpha", 8, "--rslora", "--full", "--dora", "--init", "pissa", "--targets", "c_attn"],
+     "--alpha, --dora, --rslora, --init, --targets would have no effect beside --full"),
+    (["--batch-size", 4, "--batch-tokens", 64], "--batch-size would have no effect beside --batch-tokens"),
+])
+def test_flags_without_effect_are_refused(refused, folder, flags, message):
+    assert f"error: {message}" in refused("finetune.py", "--model", "model", "--data", "texts.txt", *flags)
+    (folder / "lr.toml").write_text("full = true\nbatch-tokens = 64")
+    (flag, *_) = flags[:2] if flags[0] not in ("--full", "--batch-tokens") else flags[1:]
+    assert f"error: {flag} would have no effect beside " in refused(
+        "finetune.py", "--model", "model", "--data", "texts.txt", "--config", "lr.toml", flag, 4)
+
+
+def test_the_settings_of_a_run_hold_those_without_effect_too(script, refused, folder, contents):
+    common = ["--model", "model", "--data", "texts.txt", "--max-steps", 2, "--samples", 0]
+    script("finetune.py", *common, "--full", "--batch-tokens", 64, "--out", "full")
+    script("finetune.py", "--config", "full/config.json", "--out", "again")
+    weights = [contents(folder / run / "model") for run in ("full", "again")]
+    assert weights[0] == weights[1]
+    script("finetune.py", "--resume", "again", "--full", "--rank", 8)
+    script("finetune.py", *common, "--out", "lora")
+    script("finetune.py", "--config", "lora/config.json", "--full", "--out", "other")
+    assert (folder / "other" / "model").exists()
+    assert "error: --rank would have no effect beside --full" in refused(
+        "finetune.py", "--config", "full/config.json", "--rank", 8)
+
+
+@pytest.mark.parametrize("warmup, warned", [(1, False), (2, True), (9, True)])
+def test_a_warmup_longer_than_the_run_is_said(run_script, folder, warmup, warned):
+    result = run_script(folder, "finetune.py", "--model", "model", "--data", "texts.txt", "--max-steps", 2, "--samples",
+                        0, "--quiet", "--warmup", warmup, "--lr", 0.001)
+    assert result.returncode == 0
+    warning = f"warning: --warmup {warmup}: this run has 2 steps, so the learning rate never reaches 0.001\n"
+    assert result.stderr == warning * warned
 
 
 def test_changed_data_and_models_are_refused_on_resume(script, refused, folder):

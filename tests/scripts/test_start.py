@@ -1,0 +1,178 @@
+"""Ctrl-C while a script still imports, closed streams, full disks: every script ends as it does later."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = sorted(path.name for path in (Path(__file__).parents[2] / "scripts").glob("*.py")
+                 if '__name__ == "__main__"' in path.read_text())
+# What stands in the place of a module: it says that it is being imported, and then takes its time.
+HELD_UP = """
+import os, time
+os.write(1, b"here\\n")
+for _ in range(6000):
+    time.sleep(0.01)  # a signal just before a sleep does not cut it short
+"""
+
+
+@pytest.fixture
+def begun(root, tmp_path, environment):
+    """begun(name, *arguments, **options of Popen) -> the process, which Ctrl-C reaches."""
+    def start(name, *arguments, **options):
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # also where this one ignores it
+        try:
+            return subprocess.Popen([sys.executable, root / "scripts" / name, *map(str, arguments)], cwd=tmp_path,
+                                    encoding="utf-8", stderr=subprocess.PIPE,
+                                    **{"env": environment, "stdout": subprocess.PIPE} | options)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    return start
+
+
+def stopped(process):
+    """Press Ctrl-C, and assert that the process says so, and no more."""
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "stopped\n")
+
+
+def held_up(tmp_path, environment, module):
+    """The environment in which importing `module` says "here" and does not end."""
+    (tmp_path / "stubs").mkdir()
+    (tmp_path / "stubs" / f"{module}.py").write_text(HELD_UP)
+    return environment | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "stubs"), environment["PYTHONPATH"]])}
+
+
+def test_there_are_scripts():
+    assert len(SCRIPTS) >= 15
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_ctrl_c_while_numpy_is_imported(begun, tmp_path, environment, name):
+    process = begun(name, env=held_up(tmp_path, environment, "numpy"))
+    assert process.stdout.readline() == "here\n"
+    stopped(process)
+
+
+@pytest.mark.parametrize("module", ["argparse", "threadpoolctl", "tokenizers"])
+def test_ctrl_c_at_any_import(begun, tmp_path, environment, model, module):
+    """argparse is the first that is imported, tokenizers comes when a tokenizer is loaded."""
+    process = begun("generate.py", "--model", model, "--prompt", "A", env=held_up(tmp_path, environment, module))
+    assert process.stdout.readline() == "here\n"
+    stopped(process)
+
+
+def test_ctrl_c_after_the_imports(begun, tmp_path, model):
+    """The prompt is read when all is loaded: from a pipe, whose other end waits for that."""
+    os.mkfifo(tmp_path / "prompt")
+    process = begun("generate.py", "--model", model, "--prompt-file", "prompt")
+    with open(tmp_path / "prompt", "w"):
+        process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "stopped\n")
+
+
+def test_ctrl_c_in_the_child_of_a_sweep(begun, tmp_path, environment, model, texts, held_out):
+    """Ctrl-C reaches every process of the terminal's foreground group, and the child may not have begun to import."""
+    environment = held_up(tmp_path, environment, "tqdm")
+    (tmp_path / "stubs" / "tqdm.py").write_text("import sys\nif 'finetune' in sys.argv[0]:" + HELD_UP.replace(
+        "\n", "\n    ").replace("write(1", "write(2") + "\ndef tqdm(): pass\n")
+    process = begun("sweep.py", "--out", "sweep", "--rank", 2, "--", "--model", model, "--data", texts, "--val-data",
+                    held_out, env=environment, start_new_session=True)
+    assert process.stderr.readline() == "here\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert set(stderr.splitlines()) == {"stopped"}
+
+
+@pytest.mark.parametrize("status", [130, -signal.SIGINT])
+def test_a_child_that_was_stopped_stops_the_sweep(monkeypatch, tmp_path, status):
+    import sweep
+
+    from npgpt.run import Run
+
+    kill = f"import os, signal; os.kill(os.getpid(), {signal.SIGINT})" if status < 0 else "raise SystemExit(130)"
+    child = [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); {kill}"]
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(child, **options))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.fine_tune(Run(tmp_path / "run"), {"rank": 2}, [])
+
+
+def test_tests_that_import_a_script_keep_their_ctrl_c():
+    import start
+
+    assert signal.getsignal(signal.SIGINT) is not start._stop
+
+
+# Streams
+
+
+def closing(*descriptors):
+    """What a child does first, as a shell's `>&-` makes it."""
+    def close():
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    return close
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("name, arguments, status", [
+    ("generate.py", ["--prompt", "A", "--seed", 0, "--max-new-tokens", 2], 0),
+    ("generate.py", ["--prompt", "-"], 2),
+    ("finetune.py", ["--preview", 1], 0),
+    ("evaluate.py", ["--data", "none.txt"], 2),
+])
+def test_closed_streams(begun, model, texts, closed, name, arguments, status):
+    more = ["--data", texts] if name == "finetune.py" else []
+    process = begun(name, "--model", model, *more, *arguments, preexec_fn=closing(*closed),
+                    stdin=subprocess.DEVNULL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in stderr
+    assert stderr.count("\n") == (status == 2 and 2 not in closed)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("name, arguments", [
+    ("generate.py", ["--prompt", "A", "--max-new-tokens", 2]), ("generate.py", ["--prompt", "A", "--json"]),
+    ("finetune.py", ["--preview", 1]), ("finetune.py", ["--max-steps", 1, "--quiet"]),
+    ("evaluate.py", []),
+])
+def test_a_full_disk_behind_standard_output(begun, model, texts, name, arguments):
+    more = [] if name == "generate.py" else ["--data", texts]
+    with open("/dev/full", "w") as full:
+        process = begun(name, "--model", model, *more, *arguments, stdout=full)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.fullmatch("error: cannot write to standard output: No space left on device\n", stderr)
+
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {scripts!r})
+import cli, finetune
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+sys.exit(cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system limits files")
+@pytest.mark.parametrize("texts", [100, 100_000], ids=["when it is closed", "as it is written"])
+def test_a_full_temporary_folder(root, tmp_path, environment, model, texts):
+    (tmp_path / "texts.txt").write_text("so few words\n" * texts)
+    (tmp_path / "full.py").write_text(FULL.format(scripts=str(root / "scripts")))
+    result = subprocess.run([sys.executable, "full.py", "--model", model, "--data", "texts.txt"], cwd=tmp_path,
+                            env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr == ("error: cannot write the tokens into a temporary file: File too large; TMPDIR names "
+                             "another folder for it\n")
+    assert not (tmp_path / "runs").exists()
