@@ -8,12 +8,12 @@ whose keys are module names as PEFT sees them:
 
 Reading is strict. PEFT runs an adapter that does not fit its base with a warning at most, and the result looks like a
 working model: here every tensor of the file is used and every adapted module is given all of its tensors, or the
-adapter is refused. The same holds for a field of the configuration that changes what the adapter computes.
+adapter is refused. The same holds for a field of the configuration that changes what the adapter computes: see
+`adapter_config`.
 
 Source: files written by PEFT 0.21.2, and its LoraConfig.
 """
 
-import dataclasses
 import os
 import re
 import warnings
@@ -22,64 +22,41 @@ from pathlib import Path
 import numpy as np
 
 from npgpt import safetensors
+from npgpt.adapter_config import CONFIG_FILE, FIELDS, PEFT_DEFAULTS, lora_config, read_config
 from npgpt.checkpoint import READERS, cast
 from npgpt.errors import ConfigError, FileError, FormatError, one_line
-from npgpt.files import read_json, write_json
+from npgpt.files import write_json
 from npgpt.lora import attach, check_new, make_updates, updates
-from npgpt.lora_config import (
-    INITIALISATIONS,
-    LoraConfig,
-    match_targets,
-    matches,
-    short_name,
-    whole_name,
-    whole_names,
-)
+from npgpt.lora_config import short_name, whole_name, whole_names
+from npgpt.names import parameter_name
 from npgpt.seeding import generator
 from npgpt.updates import LowRank
+from npgpt.vocabulary import needs_tables, other_vocabulary, take_tables, with_tables
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model.transformer."
 
-# Every field of PEFT's file with the value that PEFT assumes where it is absent.
-PEFT_DEFAULTS = {
-    "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None, "auto_mapping": None,
-    "base_model_name_or_path": None, "bias": "none", "corda_config": None, "ensure_weight_tying": False,
-    "eva_config": None, "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": False,
-    "init_lora_weights": True, "kasa_config": None, "layer_replication": None, "layers_pattern": None,
-    "layers_to_transform": None, "loftq_config": {}, "lora_alpha": 8, "lora_bias": False, "lora_dropout": 0.0,
-    "lora_ga_config": None, "megatron_config": None, "megatron_core": "megatron.core", "modules_to_save": None,
-    "monteclora_config": None, "peft_type": "LORA", "peft_version": "0.21.2", "qalora_group_size": 16, "r": 8,
-    "rank_pattern": {}, "revision": None, "target_modules": ["c_attn"], "target_parameters": None, "task_type": None,
-    "trainable_token_indices": None, "use_bdlora": None, "use_dora": False, "use_qalora": False, "use_rslora": False,
-    "velora_config": None,
-}  # fmt: skip
-# The fields of npgpt's LoraConfig are acted on, and those of READ. Those of IGNORED change nothing: what PEFT finds out
-# from the layers by itself (fan_in_fan_out), settings of features that have a switch of their own. Every other field
-# must have its default.
-FIELDS = [field.name for field in dataclasses.fields(LoraConfig)]
-READ = {*FIELDS, "base_model_name_or_path", "peft_type", "task_type"}
-IGNORED = {
-    "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
-    "loftq_config", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
-}  # fmt: skip
-# The initialisations that leave the base as it was, beside npgpt's own. The others subtract from it what they put into
-# A and B; of those, PEFT's "pissa" can be repeated exactly from the base, and is.
-PLAIN_INITIALISATIONS = (None, "eva", "mica")
 # What tensors are called in the file, where not as in the model's parameters.
 IN_FILE = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_B_bias": "lora_B.bias",
-           "trained_weight": "weight", "trained_bias": "bias"}
+           "trained_weight": "weight", "trained_bias": "bias",
+           "trainable_tokens_delta": "token_adapter.trainable_tokens_delta"}
 
 
-def save_adapter(model, folder, name="default"):
+def save_adapter(model, folder, name="default", save_embedding_layers="auto"):
     """Write the adapter called `name` as PEFT does, in float32.
 
-    folder  where the two files go; the files of a name other than "default" go to folder/name
+    folder                 where the two files go; the files of a name other than "default" go to folder/name
+    save_embedding_layers  whether to write the token table and the head as well, whole. "auto": where the vocabulary
+                           was resized and the adapter does not hold all the new rows itself
 
     Each file is written whole or not at all, the configuration last: a folder that has one has its weights.
     Raises ConfigError where the model has no such adapter, FileError where the folder cannot be written.
     """
     made = {whole_name(module): update for module, update in updates(model, name).items()}
+    if save_embedding_layers not in (True, False, "auto"):
+        raise ConfigError(f'save_embedding_layers = {save_embedding_layers!r}: it must be True, False or "auto"')
+    if needs_tables(model, made) if save_embedding_layers == "auto" else save_embedding_layers:
+        made = with_tables(model, made)
     config = next(iter(made.values())).config
     tensors, ranks, alphas = {}, {}, {}
     for module, update in made.items():
@@ -130,14 +107,13 @@ def load_adapter(model, folder, name="default", trainable=True):
     place = _place(folder, name)
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)
-    values = _read_config(place / CONFIG_FILE)
-    weights = find_weights(place)
-    arrays = READERS[weights.suffix](weights)
+    values = read_config(place / CONFIG_FILE)
+    weights, arrays = read_weights(place)
     tensors = {}
     for key, array in arrays.items():
         tensors.setdefault(_canonical(key), []).append((key, array))
     try:
-        config = _lora_config(values, model, tensors)
+        config = lora_config(values, model, tensors)
         made = make_updates(model, config)
     except ConfigError as error:
         raise FormatError(f"{place / CONFIG_FILE}: {error}") from error
@@ -145,9 +121,30 @@ def load_adapter(model, folder, name="default", trainable=True):
         layers = whole_names(model)
         for module, update in made.items():
             update.initialise(layers[module], generator(0, module))  # for what is taken off; A and B are filled below
+    take_tables(weights, model, config, made, tensors)
     _fill(weights, values, model, made, tensors)
     _warn_of_another_base(place, values, model)
     return attach(model, name, made, trainable)
+
+
+def make_room(model, folder):
+    """Give `model` rows for the tokens that the adapter in `folder` was trained with, where it has fewer. In place.
+
+    Raises FileError, FormatError, and what `resize_token_embeddings` raises.
+    """
+    place = Path(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what `load_adapter` will say
+        values = read_config(place / CONFIG_FILE)
+    _, arrays = read_weights(place)
+    axes = {"wte.weight": 0, "lm_head.weight": 0, "wte.lora_embedding_A": 1, "lm_head.lora_B.weight": 0}
+    rows = [array.shape[axes[name]] for key, array in arrays.items()
+            if (name := _canonical(key)) in axes and array.ndim == 2]
+    indices = values.get("trainable_token_indices") or []
+    for listed in indices.values() if isinstance(indices, dict) else [indices]:
+        rows += [row + 1 for row in listed if type(row) is int]
+    if max(rows, default=0) > model.config.vocab_size:
+        model.resize_token_embeddings(max(rows))
 
 
 def _most(values, default):
@@ -168,92 +165,29 @@ def _place(folder, name):
     return Path(folder) if name == "default" else Path(folder) / name
 
 
-def _read_config(path):
-    """Return the fields of the adapter_config.json at `path`. Raises FormatError for what npgpt does not support."""
-    values = read_json(path)
-    if values.get("peft_type") != "LORA":
-        raise FormatError(f"{path}: peft_type = {values.get('peft_type')!r}, where npgpt reads 'LORA' only")
-    unknown = sorted(values.keys() - PEFT_DEFAULTS.keys())
-    if unknown:
-        text = f"{path}: npgpt does not know {', '.join(map(repr, unknown))} and goes on without"
-        warnings.warn(one_line(text), stacklevel=3)
-    values = PEFT_DEFAULTS | values
-    for refusal in refusals(values):
-        raise FormatError(f"{path}: {refusal}")
-    if values["init_lora_weights"] in PLAIN_INITIALISATIONS:
-        values["init_lora_weights"] = True
-    return values
+def read_weights(place):
+    """Return the path of the adapter's tensors, and the tensors as a dict key -> array.
 
-
-def refusals(values):
-    """Yield, a sentence each, what of an adapter's configuration npgpt does not support. `values` has every field."""
-    for field in sorted(PEFT_DEFAULTS.keys() - READ - IGNORED):
-        value, default = values[field], PEFT_DEFAULTS[field]
-        if not (value == default or value is None or value is False or value in ([], {}, "")):
-            yield (f"{field} = {value!r} changes what the adapter computes, and npgpt does not support it; it must be "
-                   f"{default!r}")
-    init = values["init_lora_weights"]
-    if init == "olora" or not (isinstance(init, bool) or init in (*PLAIN_INITIALISATIONS, *INITIALISATIONS[2:])):
-        yield (f"init_lora_weights = {init!r} rewrote the base weights, and this file does not hold them; have PEFT "
-               "convert it to plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)")
-    base = values["base_model_name_or_path"]
-    if not isinstance(base, str | None):
-        yield f"base_model_name_or_path = {base!r}: it must be a string or null"
-    if values["task_type"] == "SEQ_CLS":
-        yield "task_type = 'SEQ_CLS' needs a classifier; npgpt has the language model's head"
-
-
-def find_weights(place):
-    """Return the path of the adapter's tensors; the older adapter_model.bin counts where it stands alone."""
-    old = place / "adapter_model.bin"
-    return old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE
-
-
-def _lora_config(values, model, tensors):
-    """Return the LoraConfig that the fields `values` make for `model`, its patterns resolved to whole names.
-
-    tensors  dict canonical name -> [(key, array), ...] of the file
-    Raises ConfigError.
+    The older adapter_model.bin counts where it stands alone. Raises FileError, and FormatError also where there are no
+    tensors or one is empty: what is saved of a state dict that was filtered twice, or with DeepSpeed's ZeRO-3.
     """
-    fields = {field: PEFT_DEFAULTS[field] if values[field] in (None, {}, "") else values[field] for field in FIELDS}
-    fields["target_modules"] = targets = ["c_attn"] if values["target_modules"] is None else values["target_modules"]
-    patterns = {field: fields.pop(field) for field in ("rank_pattern", "alpha_pattern")}
-    if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        # PEFT lets a list hold names that match nothing here. They may be dropped: which modules the file has weights
-        # for is accounted for below. Where none is left, all are kept, for match_targets to complain about.
-        present = [target for target in targets if any(f".{module}".endswith(f".{target}")
-                                                       for module in whole_names(model))]
-        fields["target_modules"] = tuple(present or targets)
-    elif isinstance(targets, str) and targets.lower() != "all-linear" and not any(
-            ".transformer." in f".{key}" for entries in tensors.values() for key, _ in entries):
-        for field in ("target_modules", "exclude_modules"):
-            if isinstance(fields[field], str):  # of a model without a head, whose modules begin with "h."
-                fields[field] = rf"transformer\.(?:{fields[field]})"
-    config = LoraConfig(**fields, **patterns)
-    ranks, alphas = {}, {}
-    for module in match_targets(model, config):
-        short = short_name(module)
-        stored = [array.shape[0] for name in ("lora_A.weight", "lora_embedding_A")
-                  for _, array in tensors.get(f"{short}.{name}", ()) if array.ndim]
-        for field, resolved in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
-            found = list(dict.fromkeys(matches(patterns[field], module)))
-            if field == "rank_pattern":  # the file's tensors know which was meant
-                found = [value for value in found if value in stored] or found[:1]
-            if len(found) > 1:
-                raise ConfigError(f"alpha_pattern gives {module} the values {', '.join(map(str, found))}: the file's "
-                                  "keys are sorted, so that which of them came first, and was trained with, is lost; "
-                                  "there must be one")
-            if found:
-                resolved[module] = found[0]
-    return dataclasses.replace(config, rank_pattern=ranks or None, alpha_pattern=alphas or None)
+    old = place / "adapter_model.bin"
+    path = old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE
+    arrays = READERS[path.suffix](path)
+    empty = next((f"{key!r} in it holds no numbers" for key, array in arrays.items() if not array.size), None)
+    if empty or not arrays:
+        raise FormatError(f"{path} is not a whole adapter, {empty or 'it holds no tensors'}: it was saved without its "
+                          "weights, as happens with ZeRO-3 (zero_to_fp32.py gathers them) and with a replaced "
+                          "state_dict; look for them in the checkpoints of the training")
+    return path, arrays
 
 
 def _canonical(key):
-    """The name by which a key of the file is compared: without the prefixes that depend on what class was wrapped, and
+    """The name by which a key of the file is compared: without what depends on the classes around the model, and
     without the adapter's name, which a state dict saved as it is in memory has."""
-    key = re.sub(r"^(?:base_model\.model\.)?(?:transformer\.)?", "", key).replace(".base_layer.", ".")
+    key = parameter_name(key).replace(".token_adapter.", ".").replace(".base_layer.", ".")
     key = re.sub(r"\.(lora_[AB])(?:\.[^.]+)?\.(weight|bias)$", r".\1.\2", key)
-    key = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector)(?:\.[^.]+){0,2}$", r".\1", key)
+    key = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta)(?:\.[^.]+){0,2}$", r".\1", key)
     return re.sub(r"\.modules_to_save(?:\.[^.]+)?\.(weight|bias)$", r".\1", key)
 
 
@@ -266,20 +200,17 @@ def _fill(path, values, model, made, tensors):
     for module, update in made.items():
         short = short_name(module)
         for parameter, tensor in update.parameters().items():
-            expected[f"{short}.{IN_FILE.get(parameter, parameter)}"] = f"{short}.{parameter}", tensor
+            expected[_canonical(f"{short}.{IN_FILE.get(parameter, parameter)}")] = f"{short}.{parameter}", tensor
     found, unexpected, wrong = {}, [], []
     for name, ((key, array), *others) in tensors.items():
-        if name == "lm_head.weight" and isinstance(made.get("lm_head"), LowRank):
-            base = whole_names(model)["lm_head"].weight  # PEFT writes it beside an update of the head
-            if not (array.shape == base.shape and np.array_equal(array.astype(base.dtype), base.data)):
-                wrong.append(f"{key!r} is not this model's head")
-        elif name not in expected:
+        if name not in expected:
             others = [(key, array), *others]
         else:
             found[name] = array
             shape = expected[name][1].shape
             if array.shape != shape or array.dtype.kind != "f":
-                wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, where {shape} of floats is right")
+                wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, where {shape} of floats is right"
+                             f"{other_vocabulary(model, array.shape, shape)}")
         unexpected += [repr(key) for key, _ in others]
     missing = [called for name, (called, _) in expected.items() if name not in found]
 

@@ -11,17 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, find_weights, load_adapter, refusals
-from npgpt.checkpoint import READERS
+from npgpt.adapter import load_adapter, make_room, read_weights
+from npgpt.adapter_config import CONFIG_FILE, PEFT_DEFAULTS, refusals, without_wrappers
 from npgpt.errors import FormatError, NpgptError
 from npgpt.files import read_json
 from npgpt.lora import adapted_layers, delete_adapter
 from npgpt.lora_config import matches, named, whole_name
+from npgpt.names import parameter_name
 from npgpt.spectrum import Spectrum, amplification, overlap, spectrum
 
-# base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, with or without its prefixes and the adapter's name
+# h.0.attn.c_attn.lora_A.weight, with or without the adapter's name
 KEY = re.compile(
-    r"(?:base_model\.model\.)?(?:transformer\.)?(?P<module>.+?)\.lora_(?:embedding_)?(?P<part>A|B|magnitude_vector)"
+    r"(?P<module>.+?)\.lora_(?:embedding_)?(?P<part>A|B|magnitude_vector)"
     r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?:weight|(?P<bias>bias)))?"
 )
 TABLES = ("wte", "lm_head")  # one matrix, where they are tied
@@ -82,13 +83,12 @@ def dissect(folder, model=None):
     fields = read_json(place / CONFIG_FILE)
     if fields.get("peft_type") != "LORA":
         raise FormatError(f"{place / CONFIG_FILE}: peft_type = {fields.get('peft_type')!r}, where 'LORA' is expected")
-    fields = PEFT_DEFAULTS | fields
+    fields = without_wrappers(PEFT_DEFAULTS | fields)
     _check(place / CONFIG_FILE, fields)
-    path = find_weights(place)
-    arrays = READERS[path.suffix](path)
+    path, arrays = read_weights(place)
     factors, others = {}, {}
     for key, array in arrays.items():
-        match = KEY.fullmatch(key)
+        match = KEY.fullmatch(parameter_name(key))
         if match:
             factors.setdefault(match["module"], {})[match["part"] + (".bias" if match["bias"] else "")] = array
         else:
@@ -145,10 +145,11 @@ def _part(where, fields, module, tensors):
 
 def _against_base(place, model, parts):
     """Complete `parts` with what the base tells; return what is refused, as a list of one sentence or none."""
-    name = "dissected"
+    name, count = "dissected", model.config.vocab_size
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is among the hazards
+            make_room(model, place)
             load_adapter(model, place, name, trainable=False)
     except NpgptError as error:
         return [str(error)]
@@ -161,6 +162,7 @@ def _against_base(place, model, parts):
         W = W.T if module == "lm_head" else W  # which is (out, in), as a table of tokens is
         parts[module] = part._replace(relative=float(moved) / size, amplification=amplification(part.update, W))
     delete_adapter(model, name)
+    model.resize_token_embeddings(count)  # as it was before there was room for the adapter's tokens
     return []
 
 

@@ -5,9 +5,14 @@ is one that GPT-2 files are known to carry and nobody needs, or is an error; and
 names differ between files, and the shapes never do:
 
     "h.0.attn.c_attn.weight"               the released gpt2 files, and the names of GPT2.parameters()
-    "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: the prefix is dropped, as are model. gpt. module.
+    "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: what stands before or around it is left out, see
+                                           `names`
     "h.0.attn.bias", "..masked_bias"       causal masks, stored as buffers: dropped ("attn.c_attn.bias" is a parameter)
     "lm_head.weight"                       the head; where the config says it is tied it can only repeat "wte.weight"
+    "v_head.summary.weight", ..            heads that were trained beside the language model's and leave it as it is, of
+                                           TRL's value head and GPT2DoubleHeadsModel: dropped
+
+What is no plain language model is refused by name: a classifier's head, LoRA that was not merged, quantised weights.
 """
 
 import math
@@ -20,11 +25,15 @@ from npgpt import files, hub, safetensors, torchfile
 from npgpt.errors import ConfigError, FileError, FormatError
 from npgpt.gpt2 import GPT2, GPT2Config
 from npgpt.lora import adapted_layers
+from npgpt.names import MASK, parameter_name
 
-PREFIXES = re.compile(r"^(?:(?:model|gpt|module|transformer)\.)+")
-MASK = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
 READERS = {".json": files.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
 WHOLE = hub.WEIGHTS[0]
+BESIDE_THE_HEAD = ("v_head.", "multiple_choice_head.")
+# Names that transformers' GPT2Config takes as well, for what has another name in GPT-2's files.
+ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+           "num_hidden_layers": "n_layer"}
+UNQUANTISED = "load it with what quantised it and save the model it makes of that (transformers: model.dequantize())"
 
 
 def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=False):
@@ -61,7 +70,7 @@ def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=Fals
     _check_sizes(tensors, config, weights_path)
     model = GPT2(config, seed=None, dtype=dtype)
     model.name_or_path = str(name)
-    _assign(model, tensors, weights_path)
+    assign(model, tensors, weights_path)
     return model
 
 
@@ -72,6 +81,14 @@ def read_config(name, revision=None, local_files_only=False):
         raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
     with hub.reading(name, path.name, revision):
         values = files.read_json(path)
+    if quantisation := values.get("quantization_config"):
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise ConfigError(f"{path}: quantization_config: the weights are quantised ({method}), and npgpt reads floats; "
+                          f"{UNQUANTISED}")
+    for alias, field in ALIASES.items():
+        if alias in values and values.setdefault(field, values[alias]) != values[alias]:
+            raise ConfigError(f"{path}: {field} = {values[field]!r} and {alias} = {values[alias]!r} are one field's "
+                              "names; they must be equal")
     try:
         return GPT2Config.from_dict(values)
     except ConfigError as error:
@@ -106,15 +123,14 @@ def _by_parameter(stored, config, path):
     """Return the stored tensors under the names of GPT2.parameters(), without the masks and without a tied head."""
     tensors, keys = {}, {}
     for key, array in stored.items():
-        name = PREFIXES.sub("", key)
-        if MASK.fullmatch(name):
+        name = parameter_name(key)
+        if MASK.fullmatch(name) or name.startswith(BESIDE_THE_HEAD):
             continue
+        _check_kind(f"{path}: {key!r}", name, array)
         if name == "lm_head.decoder.weight":  # as the original DialoGPT files say
             name = "lm_head.weight"
         if name in tensors:
             raise FormatError(f"{path}: {keys[name]!r} and {key!r} both mean {name}; a file must hold one of them")
-        if array.dtype.kind != "f":
-            raise FormatError(f"{path}: {key!r} holds {array.dtype} numbers; weights must be F64, F32, F16 or BF16")
         tensors[name], keys[name] = array, key
     if config.tie_word_embeddings and "lm_head.weight" in tensors:
         head = tensors.pop("lm_head.weight")
@@ -127,8 +143,28 @@ def _by_parameter(stored, config, path):
     return tensors
 
 
+def _check_kind(where, name, array):
+    """Raise FormatError for a tensor that tells that the file holds something else than a plain language model."""
+    if ".lora_" in name:
+        raise FormatError(f"{where} is LoRA's, not merged: PEFT's merge_and_unload() would make a plain model of it, "
+                          "and its save_pretrained saves the adapter alone; convert_adapter.py reads loralib's files")
+    if name.startswith(("score.", "classifier.", "qa_outputs.")):
+        raise FormatError(f"{where} is the head of a model that gives labels: its language model's was not trained; "
+                          "GPT2LMHeadModel's files would be right")
+    if not array.size:
+        raise FormatError(f"{where} holds no numbers, as DeepSpeed's ZeRO-3 saves what lies on several processes; its "
+                          "zero_to_fp32.py gathers them")
+    if array.dtype.kind != "f":
+        raise FormatError(f"{where} holds {array.dtype} numbers; weights must be F64, F32, F16 or BF16: of a quantised "
+                          f"model, {UNQUANTISED}")
+
+
 def _check_sizes(tensors, config, path):
     """Compare config.json's sizes with the file's, before anything of config.json's sizes is made."""
+    linear = tensors.get("h.0.attn.c_attn.weight")
+    if linear is not None and linear.ndim == 2 and len(linear) == 3 * linear.shape[1]:
+        raise FormatError(f"{path} holds the weights of linear layers (out, in), as nanoGPT and MLX do, where GPT-2's "
+                          "are (in, out); convert_checkpoint.py turns them")
     for field, said, name, axis in (
         ("vocab_size", config.vocab_size, "wte.weight", 0),
         ("n_embd", config.n_embd, "wte.weight", 1),
@@ -153,7 +189,7 @@ def _check_sizes(tensors, config, path):
         )
 
 
-def _assign(model, tensors, path):
+def assign(model, tensors, path):
     """Give every parameter its tensor. Raises FormatError unless names and shapes are the model's, all of them."""
     parameters = model.parameters()
     missing, unexpected = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()

@@ -54,14 +54,14 @@ def stream(model, tokenizer, prompt, max_new_tokens=50, temperature=1.0, top_k=N
            stop_strings=(), context="whole", **rules):
     """Continue a text, and yield the new text piece by piece, as it is made.
 
-    prompt        str
+    prompt        str; a special token spelled out in it, as <|endoftext|>, is that token
     stop_strings  the text ends before the first of these
 
     The other arguments and the errors are those of `generate`. The text also ends at the tokenizer's end of text. A
     token may hold a part of a character: no piece does. What may become a stop string is held back until it is known.
     """
     made = tokens(model, [tokenizer.encode(prompt)], max_new_tokens, Sampling(temperature, top_k, top_p, **rules), seed,
-                  tokenizer.eos_id, stop_strings, tokenizer, context)
+                  tokenizer.end_id, stop_strings, tokenizer, context)
     yield from pieces((token for _, token, _ in made), tokenizer, stop_strings)
 
 
@@ -69,7 +69,7 @@ def pieces(made, tokenizer, stop_strings=()):
     """Turn new tokens, as they are made, into pieces of text: what `stream` yields."""
     new, shown = [], 0
     for token in made:
-        if token != tokenizer.eos_id:
+        if token != tokenizer.end_id:
             new.append(token)
         text, stopped = before_stop(tokenizer.decode(new), stop_strings)
         end = len(text) if stopped else settled(text, stop_strings)

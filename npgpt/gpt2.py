@@ -138,6 +138,8 @@ class GPT2(Module):
     seed          int: fresh weights by GPT-2's rule, each parameter from its own stream; None: zeros, to be loaded
     dtype         np.float32 for work, np.float64 for truth
     name_or_path  where the weights came from, or None; kept for adapters, which name their base
+    kept_rows     how many rows of the token table are those of the weights, where `resize_token_embeddings` made others
+                  beside them, or None: all
 
     Set `gradient_checkpointing` to keep only the input of each block for the backward pass: less memory, more time.
     """
@@ -145,6 +147,7 @@ class GPT2(Module):
     def __init__(self, config, seed=0, dtype=np.float32):
         self.config = config
         self.name_or_path = None
+        self.kept_rows = None
         self.gradient_checkpointing = False
         self.wte = Embedding(config.vocab_size, config.n_embd, dtype)
         self.wpe = Embedding(config.n_positions, config.n_embd, dtype)
@@ -227,8 +230,13 @@ class GPT2(Module):
             raise ConfigError(f"a sequence of {longest} tokens is longer than this model's context of "
                               f"{self.config.n_positions}; shorten or split it")
 
-    # The two ends of a model's life on disk, here for the reader's convenience. They reach up to `checkpoint`, which
-    # builds models and so stands above this module.
+    # What follows is here for the reader's convenience. It reaches up to modules that build and change models, and so
+    # stand above this one.
+
+    def resize_token_embeddings(self, n):
+        """Give the token table, and a head of its own, n rows. See `vocabulary.resize_token_embeddings`."""
+        from npgpt.vocabulary import resize_token_embeddings
+        resize_token_embeddings(self, n)
 
     @classmethod
     def from_pretrained(cls, name, revision=None, dtype=np.float32, local_files_only=False):

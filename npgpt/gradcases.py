@@ -45,7 +45,8 @@ def reports(seed=0):
 
 def operations():
     """Return the Cases of every operation, primitives first."""
-    groups = (_primitives, _linear, _dora, _layer_norm, _activations, _attention, _embedding, _dropout, _cross_entropy)
+    groups = (_primitives, _linear, _dora, _layer_norm, _activations, _attention, _embedding, _index_copy, _dropout,
+              _cross_entropy)
     return [Case(*case) for group in groups for case in group(generator(0, group.__name__).standard_normal)]
 
 
@@ -188,6 +189,14 @@ def _embedding(normal):
     yield "embedding, all ids equal", embedding(5, 5, 5, 5), [normal((6, 3))]
 
 
+def _index_copy(normal):
+    def index_copy(*ids):
+        return lambda weight, rows: ops.index_copy(weight, np.array(ids, int), rows)
+
+    yield "index_copy", index_copy(4, 0), [normal((6, 3)), normal((2, 3))]
+    yield "index_copy, strided", index_copy(1, 3), [normal((3, 4)).T, normal((3, 2)).T]
+
+
 def _dropout(normal):
     yield "dropout", lambda x: ops.dropout(x, 0.5, _rng()), [normal((4, 5))]
     yield "dropout, p = 0.1", lambda x: ops.dropout(x, 0.1, _rng()), [normal((2, 3, 4))]
@@ -227,6 +236,7 @@ def models():
     biased = adapted(target_modules=["attn.c_proj", "c_fc"], use_rslora=True, lora_bias=True, bias="all")
     tables = adapted(small_model(tie_word_embeddings=False), target_modules=["wte", "wpe", "lm_head", "c_attn"],
                      modules_to_save=["ln_f"])
+    rows = adapted(target_modules=["c_attn"], trainable_token_indices=[7, 2])
     pissa = adapted(target_modules=["c_attn"], init_lora_weights="pissa")
     stacked = add_lora(adapted(target_modules=["c_attn", "wte"]), LoraConfig(r=2, lora_alpha=2), name="b")
     set_adapter(stacked, {"default": 0.5, "b": -0.75})
@@ -239,16 +249,20 @@ def models():
         ("LoRA, all linears, dropout", lora, lambda: lora.loss(batch, _rng())),
         ("LoRA, scaled by root r, biases", biased, lambda: biased.loss(batch)),
         ("LoRA, tables, head, a saved norm", tables, lambda: tables.loss(batch, _rng())),
+        ("LoRA, rows of the token table", rows, lambda: rows.loss(batch)),
         ("LoRA, PiSSA", pissa, lambda: pissa.loss(batch)),
         ("LoRA, two adapters, weighted", stacked, lambda: stacked.loss(batch)),
     ]]
 
 
-def small_batch(vocab_size=13):
-    """Ragged sequences with repeated ids, one of a single token, and loss on some tokens only."""
+def small_batch(vocab_size=13, also=()):
+    """Ragged sequences with repeated ids, one of a single token, and loss on some tokens only. Each id of `also` is
+    there too, and is predicted."""
     draw = generator(0, "small batch")
     sequences = [draw.integers(0, vocab_size, length) for length in (5, 1, 7, 5, 2)]
-    return Batch.from_sequences(sequences, [draw.random(len(s)) < 0.8 for s in sequences])
+    masks = [draw.random(len(s)) < 0.8 for s in sequences]
+    pairs = [np.array([i, i]) for i in also]
+    return Batch.from_sequences(sequences + pairs, masks + [np.ones(2)] * len(pairs))
 
 
 def small_model(dtype=np.float64, **changes):

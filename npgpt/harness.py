@@ -12,9 +12,8 @@ from lm_eval.api.registry import register_model
 
 from npgpt import evaluate
 from npgpt.adapter import load_adapter
-from npgpt.gpt2 import GPT2
+from npgpt.pretrained import base_of
 from npgpt.questions import answers, encode_pair
-from npgpt.tokenizer import Tokenizer
 
 
 @register_model("npgpt")
@@ -31,10 +30,9 @@ class NpgptLM(LM):
     def __init__(self, model="gpt2", adapter=None, revision=None, batch_tokens=evaluate.BATCH_TOKENS, batch_size=None,
                  max_batch_size=None, device=None):
         super().__init__()
-        self.model = GPT2.from_pretrained(model, revision)
+        self.model, self.tokenizer = base_of(model, revision, [] if adapter is None else [adapter])
         if adapter is not None:
             load_adapter(self.model, adapter, trainable=False)
-        self.tokenizer = Tokenizer.from_pretrained(model, revision)
         self.batch_tokens = int(batch_tokens)
 
     def _losses(self, windows):
@@ -45,7 +43,8 @@ class NpgptLM(LM):
     def loglikelihood(self, requests, disable_tqdm=False):
         """(context, continuation) -> [(log p of the continuation, whether it is what greedy decoding says), ...]"""
         context = self.model.config.n_positions
-        windows = [evaluate.continuation(*encode_pair(self.tokenizer, *request.args), context) for request in requests]
+        pairs = [encode_pair(self.tokenizer, *request.args, split_special_tokens=False) for request in requests]
+        windows = [evaluate.continuation(*pair, context) for pair in pairs]
         results = [(-float(nll.sum()), bool(greedy.all())) for nll, greedy in self._losses(windows)]
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, result)

@@ -21,9 +21,10 @@ import numpy as np
 from npgpt import ops
 from npgpt.autograd import Tensor, no_grad
 from npgpt.errors import ConfigError
-from npgpt.lora_config import match_targets, modules_to_save, short_name, whole_name, whole_names
+from npgpt.lora_config import match_targets, modules_to_save, short_name, token_rows, whole_name, whole_names
 from npgpt.nn import Linear, Module
 from npgpt.seeding import generator
+from npgpt.tables import TiedRows, TrainedRows
 from npgpt.updates import LowRank, LowRankEmbedding, LowRankHead, Replacement, output, scaled
 
 
@@ -155,6 +156,16 @@ def make_updates(model, config):
         made[name] = kind(config, name, layers[name])
     for name in modules_to_save(model, config):
         made[name] = Replacement(config, layers[name], layers[name].parameters())
+    for name, indices in token_rows(model, config).items():
+        if name in made:
+            raise ConfigError(f"{short_name(name)} is among the target_modules or modules_to_save, and some of its "
+                              "rows are among trainable_token_indices: name it in one of them")
+        made[name] = TrainedRows(config, layers[name], indices)
+    table = made.get("transformer.wte")
+    tied = isinstance(table, TrainedRows) and model.config.tie_word_embeddings
+    if tied and not isinstance(made.setdefault("lm_head", TiedRows(table)), TiedRows | TrainedRows):
+        raise ConfigError("the head is tied to the token table, some of whose rows are among trainable_token_indices, "
+                          "and so lm_head cannot be among the target_modules or modules_to_save")
     if config.bias == "all":
         for name, layer in layers.items():
             if name not in made and isinstance(getattr(layer, "bias", None), Tensor):
@@ -239,16 +250,26 @@ def merge_lora(model):
     """Put a plain layer with weight W + s (B A)ᵀ in the place of every adapted one, for the adapters in force; the
     model then has no adapter. In place; returns the model.
 
-    Where an update of the token table or of the head is in force and the two were one table, they become two, and
-    `model.config` says so: the other use of the table stays as it was.
+    Where the token table and the head are one, and an update in force changes only one use of it, they become two, and
+    `model.config` says so.
     """
     layers = adapted_layers(model)
-    if model.config.tie_word_embeddings and any(layers[name].active for name in ("wte", "lm_head") if name in layers):
+    if unties(model):
         model.config = dataclasses.replace(model.config, tie_word_embeddings=False)
         model.lm_head = layers.get("lm_head") or getattr(model.wte, "base_layer", model.wte)
     for name, layer in layers.items():
         _put(model, name, layer.merged())
     return model
+
+
+def unties(model):
+    """Tell whether the adapters in force change the token table for the look-up or for the head alone, where the two
+    are one table: merging then makes two of it."""
+    layers = adapted_layers(model)
+    tables = [layers[name] for name in ("wte", "lm_head") if name in layers]
+    active = {name for layer in tables for name in layer.active}
+    return model.config.tie_word_embeddings and not all(
+        isinstance(tables[-1].adapters.get(name), TiedRows) for name in active)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,8 @@ class LoraConfig:
     bias                 "lora_only" trains the biases of the targets too, "all" every bias of the model; the adapter
                          holds its own, and the base's stay
     modules_to_save      list of names: modules that the adapter replaces by a trained copy of its own ("ln_f", "wte")
+    trainable_token_indices  list of token ids: only these rows of the token table train, for the head too where it is
+                         tied; or a dict from the names of tables ("wte", "lm_head") to such lists
     init_lora_weights    True: A Kaiming uniform and B zero; False: B random too, for tests; "gaussian", "orthogonal",
                          "pissa", "olora": see `lora_init`
     """
@@ -55,6 +57,7 @@ class LoraConfig:
     bias: str = "none"
     modules_to_save: list[str] | tuple[str, ...] | None = None
     init_lora_weights: bool | str = True
+    trainable_token_indices: list[int] | tuple[int, ...] | dict[str, list[int]] | None = None
 
     def __post_init__(self):
         for field, value in (("r", self.r), *self._patterns("rank_pattern")):
@@ -98,6 +101,17 @@ class LoraConfig:
         if self.use_dora and init in ("pissa", "olora"):
             raise ConfigError(f"use_dora does not go together with init_lora_weights = {init!r}: DoRA's magnitudes are "
                               "those of the base, which that initialisation takes apart")
+
+        for rows in self.token_indices().values():
+            if not (isinstance(rows, list | tuple) and rows and len(set(map(str, rows))) == len(rows)
+                    and all(type(row) is int and row >= 0 for row in rows)):
+                raise ConfigError(f"trainable_token_indices = {self.trainable_token_indices!r}: it must be a list of "
+                                  "different token ids, or a dict from names of tables to such lists")
+
+    def token_indices(self):
+        """trainable_token_indices as dict name of a table -> token ids."""
+        indices = self.trainable_token_indices
+        return {} if indices is None else indices if isinstance(indices, dict) else {"wte": indices}
 
     def _patterns(self, field):
         """The entries of rank_pattern or alpha_pattern, for checking. Raises ConfigError where it is no dict."""
@@ -223,6 +237,30 @@ def modules_to_save(model, config):
         found += [name for name in modules if hasattr(modules[name], "weight")
                   and any(name == head or name.startswith(f"{head}.") for head in heads)]
     return [name for name in modules if name in found]
+
+
+def tables(model):
+    """Return the whole names of the tables with a row for each token."""
+    return ["transformer.wte"] + ["lm_head"] * (not model.config.tie_word_embeddings)
+
+
+def token_rows(model, config):
+    """Return dict whole name of a table -> token ids: what trainable_token_indices means in this model.
+
+    Raises ConfigError where there is no such table, or it has no such row.
+    """
+    modules, found = whole_names(model), {}
+    for name, rows in config.token_indices().items():
+        tables = [module for module in named(modules, name) if isinstance(modules[module], Embedding)]
+        if len(tables) != 1:
+            raise ConfigError(f"{name!r} in trainable_token_indices names no table of rows; it must be wte, wpe or "
+                              "lm_head")
+        count = len(modules[tables[0]].weight.data)
+        if max(rows) >= count:
+            raise ConfigError(f"trainable_token_indices names row {max(rows)} of {name}, which has {count:,} rows; for "
+                              f"tokens that were added, call model.resize_token_embeddings({max(rows) + 1}) first")
+        found[tables[0]] = rows
+    return found
 
 
 def _compiled(expression):

@@ -15,7 +15,11 @@ queries and values
 which is exact: not one number is computed. The scale alpha / r becomes (g alpha) / (g r). What loralib's Linear makes
 (g = 1, B with a row for every output) is in PEFT's form already.
 
-Source: github.com/microsoft/LoRA, loralib/layers.py (MergedLinear) and loralib/utils.py (lora_state_dict).
+PEFT itself took MergedLinear over until version 0.2, with enable_lora in adapter_config.json. Its adapter_model.bin is
+read as well: ".weight" follows the names, and B, which it had made a convolution, has a third dimension of 1.
+
+Source: github.com/microsoft/LoRA, loralib/layers.py (MergedLinear) and loralib/utils.py (lora_state_dict);
+peft/tuners/lora.py of PEFT 0.2.0.
 """
 
 import math
@@ -25,10 +29,12 @@ from pathlib import Path
 import numpy as np
 
 from npgpt import safetensors, torchfile
-from npgpt.adapter import CONFIG_FILE, PEFT_DEFAULTS, PREFIX, WEIGHTS_FILE
-from npgpt.checkpoint import MASK, PREFIXES, cast
+from npgpt.adapter import PREFIX, WEIGHTS_FILE
+from npgpt.adapter_config import CONFIG_FILE, PEFT_DEFAULTS
+from npgpt.checkpoint import cast
 from npgpt.errors import ConfigError, FormatError
 from npgpt.files import write_json
+from npgpt.names import MASK, parameter_name
 
 OUTPUTS = ("q", "k", "v")  # of c_attn, in this order
 
@@ -37,7 +43,7 @@ def convert(path, folder, lora_alpha, enable_lora=("q", "v"), model=None):
     """Write PEFT's two files of the loralib checkpoint `path` into `folder`; returns the fields of its configuration.
 
     path         what torch.save made of lora_state_dict(model), or of a dict that has it under "model_state_dict"; or
-                 the same tensors in a .safetensors file
+                 the same tensors in a .safetensors file; or an adapter_model.bin of PEFT until 0.2
     lora_alpha   alpha of the training, which the checkpoint does not hold; 32 for the published ones
     enable_lora  which of "q", "k", "v" have an update
     model        the base GPT2, for a checkpoint that holds its weights too: they must be equal, and are left out
@@ -52,8 +58,13 @@ def convert(path, folder, lora_alpha, enable_lora=("q", "v"), model=None):
         raise ConfigError(f"lora_alpha = {lora_alpha!r}: it must be a positive number")
     path, folder = Path(path), Path(folder)
     stored = safetensors.read(path) if path.suffix == ".safetensors" else torchfile.read(path)
-    rest = {name: cast(f"{path}: {key}", array, np.float32, copy=False) for key, array in stored.items()
-            if not MASK.fullmatch(name := PREFIXES.sub("", key))}
+    rest = {}
+    for key, array in stored.items():
+        name = re.sub(r"(\.lora_[AB])\.weight$", r"\1", parameter_name(key))
+        if name in rest:
+            raise FormatError(f"{path}: {key!r} is not the only tensor that means {name}; a file must hold one of them")
+        if not MASK.fullmatch(name):
+            rest[name] = cast(f"{path}: {key}", array, np.float32, copy=False)
     modules = list(dict.fromkeys(name.rpartition(".lora_")[0] for name in rest if re.search(r"\.lora_[AB]$", name)))
     if not modules:
         raise FormatError(f"{path} has no tensor whose name ends in .lora_A: it is not a loralib checkpoint")
@@ -78,7 +89,7 @@ def convert(path, folder, lora_alpha, enable_lora=("q", "v"), model=None):
         "lora_alpha": lora_alpha * count,
         "r": rank,
         "rank_pattern": {f"transformer.{module}": r for module, r in ranks.items() if r != rank},
-        "target_modules": _targets(modules),
+        "target_modules": targets(modules),
         "task_type": "CAUSAL_LM",
     }
     safetensors.write(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
@@ -91,6 +102,8 @@ def _in_one(where, A, B, enabled):
 
     enabled  which thirds of the module's output have one, by number; None for a module that is not in thirds
     """
+    if B is not None and B.ndim == 3 and B.shape[2] == 1:
+        B = B[:, :, 0]
     shapes = " and ".join("none" if each is None else str(each.shape) for each in (A, B))
     if A is None or B is None or A.ndim != 2 or B.ndim != 2 or not A.size or not B.size or len(A) % B.shape[1]:
         raise FormatError(f"{where} must have a lora_A (g r, in) and a lora_B (.., r), g and r whole numbers; it has "
@@ -129,7 +142,7 @@ def _trained_biases(path, rest, model):
     return biases if differ else {}
 
 
-def _targets(modules):
+def targets(modules):
     """Return names for target_modules: without "h.N." where the modules are the same in all layers from 0 on."""
     layers, kinds = zip(*(re.fullmatch(r"h\.(\d+)\.(.+)|.+", module).groups() for module in modules), strict=True)
     kinds = list(dict.fromkeys(kinds))

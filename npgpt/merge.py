@@ -16,7 +16,7 @@ from npgpt import checkpoint
 from npgpt.checkpoint import cast
 from npgpt.errors import ConfigError
 from npgpt.evaluate import Perplexity
-from npgpt.lora import adapted_layers
+from npgpt.lora import adapted_layers, unties
 
 DTYPES = ("float32", "float16")
 WINDOW = 256  # tokens that a certificate has both models read at once
@@ -60,7 +60,7 @@ def merged_tensors(model, dtype):
     for module, layer in layers.items():
         for key in layer.parameters().keys() - layer.base_layer.parameters().keys():
             del plain[f"{module}.{key}"]
-    if config.tie_word_embeddings and any(layers[name].active for name in ("wte", "lm_head") if name in layers):
+    if unties(model):
         config = dataclasses.replace(config, tie_word_embeddings=False)  # as merge_lora does
         plain["lm_head.weight"] = plain["wte.weight"]
 

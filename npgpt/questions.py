@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npgpt import evaluate
-from npgpt.data import END
+from npgpt.data import Text, encode_prompt
 from npgpt.errors import ConfigError, FormatError
 from npgpt.generate import before_stop, generate_batch
 from npgpt.metrics import mean_score
@@ -21,17 +21,18 @@ TOGETHER = 32  # prompts answered at a time
 # Answered by likelihood
 
 
-def encode_pair(tokenizer, context, continuation):
+def encode_pair(tokenizer, context, continuation, split_special_tokens=True):
     """Return (ids of the context, ids of the continuation), each at least one.
 
     The two are encoded together and cut where the context alone ends; white space that ends the context belongs to the
-    continuation, as GPT-2's tokens begin with it. An empty context is an end-of-text id.
+    continuation, as GPT-2's tokens begin with it. An empty context is an end-of-text id. Special tokens spelled out are
+    plain text, but for those in the context's literals (`npgpt.data.Text`), unless split_special_tokens is False.
     Source    lm-evaluation-harness.
     """
-    asked = context.rstrip()
-    continuation = context[len(asked):] + continuation
-    ids = tokenizer.encode(asked) if asked else np.array([tokenizer.eos_id])
-    whole = tokenizer.encode(asked + continuation)
+    n = len(context.rstrip())
+    asked = Text.join([context]).between(0, n)
+    ids = encode_prompt(tokenizer, [asked], split_special_tokens) if asked else np.array([tokenizer.eos_id])
+    whole = encode_prompt(tokenizer, [Text.join([context, continuation])], split_special_tokens)
     return ids, whole[len(ids):] if asked else whole
 
 
@@ -45,9 +46,9 @@ class LastWord(LikelihoodTask):
     Source    Paperno et al. 2016.
     """
 
-    def __init__(self, tokenizer, items):
+    def __init__(self, tokenizer, items, split_special_tokens=True):
         self.items = items
-        self._pairs = [encode_pair(tokenizer, context, word) for context, word in items]
+        self._pairs = [encode_pair(tokenizer, context, word, split_special_tokens) for context, word in items]
         self.measures = {
             "accuracy": Measure(lambda records: _mean([100 * record["greedy"] for record in records]), mean_score),
             "perplexity": Measure(lambda records: _mean([record["nll"] for record in records]),
@@ -79,10 +80,10 @@ class MultipleChoice(LikelihoodTask):
     For HellaSwag gpt2 has 28.92 and 31.14 % in lm-evaluation-harness, whose text `read_questions` makes.
     """
 
-    def __init__(self, tokenizer, items):
+    def __init__(self, tokenizer, items, split_special_tokens=True):
         self.items = items
-        self._pairs = [[encode_pair(tokenizer, question.context, choice) for choice in question.choices]
-                       for question in items]
+        self._pairs = [[encode_pair(tokenizer, question.context, choice, split_special_tokens)
+                        for choice in question.choices] for question in items]
         self.measures = {
             "accuracy": Measure(lambda records: self._right(records, lambda i: 1), mean_score),
             "accuracy, by characters": Measure(lambda records: self._right(records, self._characters), mean_score),
@@ -114,8 +115,8 @@ class Classification(MultipleChoice):
                 nor true are left out
     """
 
-    def __init__(self, tokenizer, items):
-        super().__init__(tokenizer, items)
+    def __init__(self, tokenizer, items, split_special_tokens=True):
+        super().__init__(tokenizer, items, split_special_tokens)
         self.measures = {"accuracy": self.measures["accuracy"], "macro-F1": Measure(self._confusion, _macro_f1)}
 
     def _confusion(self, records):
@@ -142,7 +143,7 @@ def _mean(values):
 
 
 class Prompt(NamedTuple):
-    """text: list of str and END, what the model is given; references: list of str, the right answers."""
+    """text: list of str, Text and END, what the model is given; references: list of str, the right answers."""
 
     text: list
     references: list
@@ -156,8 +157,9 @@ class Answers:
     stop             or before this text, where there is one
     """
 
-    def __init__(self, tokenizer, items, measures, max_new_tokens=64, stop=None):
+    def __init__(self, tokenizer, items, measures, max_new_tokens=64, stop=None, split_special_tokens=True):
         self.items, self._tokenizer, self._new = items, tokenizer, max_new_tokens
+        self._prompts = [encode_prompt(tokenizer, item.text, split_special_tokens) for item in items]
         self._stops = [stop] if stop else []
         self.measures = {name: Measure(lambda records, rows=rows: self._rows(records, rows), score)
                          for name, (rows, score) in measures.items()}
@@ -166,18 +168,16 @@ class Answers:
         return rows([record["output"] for record in records], [prompt.references for prompt in self.items])
 
     def key(self, i):
-        asked = json.dumps([self.items[i].text, self._new, self._stops])
+        asked = json.dumps([self._prompts[i].tolist(), self._new, self._stops])
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
     def results(self, model, indices):
         """Yield (i, record) of each of `indices`, the shortest prompts first, many at a time."""
-        tokenizer = self._tokenizer
-        prompts = {i: np.concatenate([[tokenizer.eos_id] if text is END else tokenizer.encode(text)
-                                      for text in self.items[i].text]).astype(np.int64) for i in indices}
-        order = sorted(indices, key=lambda i: len(prompts[i]))
+        order = sorted(indices, key=lambda i: len(self._prompts[i]))
         for at in range(0, len(order), TOGETHER):
             group = order[at:at + TOGETHER]
-            texts = answers(model, tokenizer, [prompts[i] for i in group], self._new, self._stops, temperature=0)
+            texts = answers(model, self._tokenizer, [self._prompts[i] for i in group], self._new, self._stops,
+                            temperature=0)
             for i, text in zip(group, texts, strict=True):
                 yield i, {"output": text.strip(), "references": self.items[i].references}
 
@@ -247,6 +247,8 @@ def read_labelled(records, template="{text}\nLabel:", labels=None):
     """Records with a "text" and a "label" -> Questions: the template with the text, then a space and a label word.
 
     labels    the words; None: those that occur, in the order of the alphabet
+
+    Special tokens that the template spells out are those tokens.
     """
     found = [(where, _text(where, fields, "text"), _text(where, fields, "label")) for where, fields in records]
     labels = sorted({label for _, _, label in found}) if labels is None else list(labels)
@@ -258,8 +260,9 @@ def read_labelled(records, template="{text}\nLabel:", labels=None):
     fields = set(re.findall(r"\{(\w+)\}", template))
     if fields != {"text"}:
         raise ConfigError(f"template {template!r} has the fields {sorted(fields)}: it must have {{text}} and no other")
-    return [Question(template.replace("{text}", text), [f" {word}" for word in labels], labels.index(label))
-            for _, text, label in found]
+    literals = [Text.literal(part) for part in template.split("{text}")]
+    return [Question(Text.join([literals[0], *(part for literal in literals[1:] for part in (text, literal))]),
+                     [f" {word}" for word in labels], labels.index(label)) for _, text, label in found]
 
 
 def read_prompts(documents):

@@ -71,7 +71,8 @@ def _read_header(path, file, size):
         "".join(header).encode()  # JSON can spell half of a surrogate pair, which is in no text
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
         raise FormatError(f"{path}: the header is not valid JSON: {error}") from error
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # some write null, which the official reader takes
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{path}: __metadata__ must map strings to strings")
     return header, 8 + length

@@ -67,19 +67,20 @@ class Corpus(NamedTuple):
     bytes: int
 
     @classmethod
-    def of_texts(cls, tokenizer, texts):
-        """In the stream, each text is closed by an end-of-text id."""
-        documents = [np.append(tokenizer.eos_id, tokenizer.encode(text)) for text in texts]
+    def of_texts(cls, tokenizer, texts, split_special_tokens=True):
+        """In the stream, each text is closed by an end-of-text id. See `Tokenizer.encode` for the last argument."""
+        documents = [np.append(tokenizer.eos_id, tokenizer.encode(text, split_special_tokens)) for text in texts]
         return cls(np.append(np.concatenate(documents)[1:], tokenizer.eos_id), documents,
                    sum(map(wikitext.words, texts)), sum(len(text.encode()) for text in texts))
 
     @classmethod
-    def of_wikitext(cls, tokenizer, text, limit=None):
+    def of_wikitext(cls, tokenizer, text, limit=None, split_special_tokens=True):
         """A WikiText file: in the stream as Hugging Face joins it, its pages as documents and detokenised."""
         pages = wikitext.pages(text)[:limit]
         stream = wikitext.joined(text if limit is None else "\n".join(pages))
-        documents = [np.append(tokenizer.eos_id, tokenizer.encode(wikitext.detokenise(page))) for page in pages]
-        return cls(tokenizer.encode(stream), documents, sum(map(wikitext.words, pages)),
+        documents = [np.append(tokenizer.eos_id, tokenizer.encode(wikitext.detokenise(page), split_special_tokens))
+                     for page in pages]
+        return cls(tokenizer.encode(stream, split_special_tokens), documents, sum(map(wikitext.words, pages)),
                    sum(len(page.encode()) for page in pages))
 
 

@@ -24,6 +24,7 @@ class Tokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self._eos_id = tokenizer.token_to_id(END_OF_TEXT) if eos_id is None else eos_id
+        self._plain = None  # made when it is needed
 
     @classmethod
     def from_pretrained(cls, name, revision=None, local_files_only=False):
@@ -56,20 +57,41 @@ class Tokenizer:
                 eos_id = None
         return cls(tokenizer, eos_id)
 
-    def encode(self, text):
+    def encode(self, text, split_special_tokens=False):
         """Return the ids of `text`, int64 (T,), with nothing put before or after.
 
-        As in the official GPT-2 tokenizer, the thirteen characters <|endoftext|> become the one end-of-text id.
+        split_special_tokens  False: as in the official GPT-2 tokenizer, the thirteen characters <|endoftext|> become
+                              the one end-of-text id, and every other special token likewise. True: they are plain
+                              text, so that no text can end a turn or pose as another. Transformers' name.
+
+        Tokens that were added to the vocabulary as not special are words like others, and are found either way.
         Raises ConfigError where the vocabulary has no token for a part of the text (byte-level BPE always has).
         """
         with _encoding(text):
-            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+            encoding = self._reading(split_special_tokens).encode(text, add_special_tokens=False)
+            return np.array(encoding.ids, dtype=np.int64)
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts, split_special_tokens=False):
         """Return the ids of each of `texts`, as `encode` does, on all cores (TOKENIZERS_PARALLELISM=0: on one)."""
         with _encoding(texts):
-            return [np.array(encoding.ids, dtype=np.int64)
-                    for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            encodings = self._reading(split_special_tokens).encode_batch_fast(texts, add_special_tokens=False)
+            return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def _reading(self, split_special_tokens):
+        """The `tokenizers.Tokenizer` that reads texts in this way.
+
+        For `tokenizers` the way is a setting of the object, which another thread may be using: so there are two.
+        """
+        if not split_special_tokens:
+            return self._tokenizer
+        if self._plain is None:
+            plain = type(self._tokenizer).from_str(self._tokenizer.to_str())
+            end = None if self._eos_id is None else plain.id_to_token(self._eos_id)
+            if end is not None:  # it ends texts, be it called special in the file or not
+                plain.add_special_tokens([end])
+            plain.encode_special_tokens = True
+            self._plain = plain
+        return self._plain
 
     def decode(self, ids):
         """Return the text of `ids`, special tokens included, so that decode(encode(text)) == text.
@@ -95,6 +117,29 @@ class Tokenizer:
         alphabet = _byte_level_alphabet()
         return bytes(alphabet[letter] for letter in self._tokenizer.id_to_token(i)).decode("utf-8", "backslashreplace")
 
+    def add_tokens(self, tokens):
+        """Add tokens, such as "<|user|>", that no text is ever cut within; returns the ids of those that are new.
+
+        tokens  list of str, none of them empty; one that the vocabulary has already stays as it is
+
+        They are special tokens, with the ids after the last one: the model then needs rows for them,
+        `model.resize_token_embeddings(tokenizer.vocab_size)`. In place. Raises ConfigError.
+        """
+        import tokenizers
+
+        for token in tokens:
+            if not isinstance(token, str) or not token.strip():
+                raise ConfigError(f"cannot add the token {token!r}: a token is a string that is not blank")
+        known = self._tokenizer.get_vocab()
+        new = [token for token in dict.fromkeys(tokens) if token not in known]
+        self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in new])
+        self._plain = None
+        ids = [self._tokenizer.token_to_id(token) for token in new]
+        if len(set(ids) | set(known.values())) < len(ids) + len(known):
+            raise ConfigError(f"cannot add tokens to this tokenizer: its ids are not the numbers from 0 to "
+                              f"{len(known) - 1}, and a new token got an id that another has")
+        return ids
+
     def to_dict(self):
         """Return what `tokenizer.json` holds: vocabulary, merges, added tokens, .. as `tokenizers` writes them."""
         return json.loads(self._tokenizer.to_str())
@@ -113,6 +158,17 @@ class Tokenizer:
                 "or a config.json beside it whose eos_token_id is in the vocabulary"
             )
         return self._eos_id
+
+    @property
+    def end_id(self):
+        """The end-of-text id, as `eos_id`; None where there is none, as in a vocabulary of characters."""
+        return self._eos_id
+
+    @property
+    def special_tokens(self):
+        """The special tokens and the end of text, as they are spelled: dict text -> id."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: i for i, token in added.items() if token.special or i == self._eos_id}
 
     @property
     def vocab_size(self):

@@ -1,8 +1,7 @@
 """PyTorch's own file format, `pytorch_model.bin`: read without torch, and without running what is in it.
 
-Such a file is a pickle, and a pickle is a program: to unpickle one can do anything. Here nothing is unpickled. The
-pickle's operations are interpreted by `_run`, which knows only those that put a dictionary of tensors together. A name
-in the pickle stays a name: it is looked up in a short list and never imported, and any other is refused by name.
+Such a file is a pickle, and is never unpickled: `pickles` interprets it, by the rules that put a dictionary of tensors
+together. A name in it is looked up in a short list and never imported, and any other is refused by name.
 
     zip (torch 1.6 on)  an uncompressed zip archive: NAME/data.pkl is the pickle, NAME/data/KEY the bytes of a storage,
                         NAME/byteorder, where there is one, "little" or "big"
@@ -12,20 +11,19 @@ in the pickle stays a name: it is looked up in a short list and never imported, 
 
 In both, a tensor is a view of a storage: where its first element lies, its size and its strides, counted in elements.
 
-Source: torch/serialization.py and torch/_utils.py in github.com/pytorch/pytorch; pickletools in Python's library.
+Source: torch/serialization.py and torch/_utils.py in github.com/pytorch/pytorch.
 """
 
-import io
 import math
 import mmap
-import pickletools
-import warnings
 import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
+from npgpt import pickles
 from npgpt.errors import FileError, FormatError
+from npgpt.pickles import MAX_PICKLE, Global, type_name
 
 DTYPES = {
     "torch.FloatStorage": "<f4", "torch.HalfStorage": "<f2", "torch.DoubleStorage": "<f8",
@@ -35,13 +33,8 @@ DTYPES = {
 FUNCTIONS = ("collections.OrderedDict", "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2")
 ONE_LEVEL_DOWN = ("state_dict", "model", "model_state_dict")
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-MAX_PICKLE = 4_000_000  # bytes; that of GPT-2 XL has about a tenth of a million
 MAX_DIMENSIONS = 64  # NumPy's limit
 MAX_SHARING = 4  # tensors may take this many times their storages' bytes; a tied head takes 2 at most
-
-
-class _Global(str):
-    """A name that the pickle refers to, such as "torch.FloatStorage"; not the thing of that name."""
 
 
 class _Storage(NamedTuple):
@@ -67,6 +60,15 @@ def read(path):
 
     Raises FileError where the file cannot be read and FormatError where it is not a whole, consistent file of tensors.
     """
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path):
+    """Return the tensors of the file `path`, as `read` does, and as a dict what stands beside them in the file.
+
+    That is empty where the tensors are not one level down. Of what is beside them, tensors are of a type that only this
+    module knows; the rest are None, numbers, strings, lists, tuples and dicts.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(8)
@@ -78,13 +80,17 @@ def read(path):
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     value, places, order = _read_zip(path, mapped) if start.startswith(b"PK") else _read_legacy(path, mapped)
+    beside = {}
     if isinstance(value, dict):
-        value = next((value[key] for key in ONE_LEVEL_DOWN if isinstance(value.get(key), dict)), value)
+        level = next((key for key in ONE_LEVEL_DOWN if isinstance(value.get(key), dict)), None)
+        if level is not None:
+            beside = {key: item for key, item in value.items() if key != level}
+            value = value[level]
     if not isinstance(value, dict):
-        raise FormatError(f"{path} holds a value of type {_type(value)}, not a dictionary of tensors")
+        raise FormatError(f"{path} holds a value of type {type_name(value)}, not a dictionary of tensors")
     for name, tensor in value.items():
         if type(name) is not str or not isinstance(tensor, _Tensor):
-            raise FormatError(f"{path}: {name!r} is of type {_type(tensor)}; every entry must be a named tensor")
+            raise FormatError(f"{path}: {name!r} is of type {type_name(tensor)}; every entry must be a named tensor")
     storages, tensors = {}, {}
     for name, tensor in value.items():
         where = f"{path}: tensor {name!r}"
@@ -94,7 +100,7 @@ def read(path):
     held, taken = (sum(array.nbytes for array in arrays.values()) for arrays in (storages, tensors))
     if taken > MAX_SHARING * held:  # a small file must not turn into a large model
         raise FormatError(f"{path}: its {len(tensors)} tensors of {taken} bytes share storages of {held} bytes")
-    return tensors
+    return tensors, beside
 
 
 def _read_zip(path, mapped):
@@ -130,22 +136,22 @@ def _read_zip(path, mapped):
         if order not in (b"little", b"big"):
             raise FormatError(f"{path}: the byte order is {order!r}; it must be little or big")
     begin, end = places[root + "data.pkl"]
-    value, _, _ = _interpret(path, mapped[begin : min(end, begin + MAX_PICKLE)])
+    value, _ = pickles.interpret(path, mapped[begin : min(end, begin + MAX_PICKLE)], _Tensors())
     data = root + "data/"
     return value, {name.removeprefix(data): places[name] for name in places if name.startswith(data)}, order.decode()
 
 
 def _read_legacy(path, mapped):
     """Return what `_read_zip` returns."""
-    at, values, storages = 0, [], {}
+    at, values, rules = 0, [], _Tensors()
     for right in (MAGIC, PROTOCOL, None, None, None):
-        value, length, found = _interpret(path, mapped[at : at + MAX_PICKLE])
+        value, length = pickles.interpret(path, mapped[at : at + MAX_PICKLE], rules)
         if right not in (None, value):
             raise FormatError(f"{path} is not a file that torch.save writes: its pickles do not start with {right}")
         at += length
         values.append(value)
-        storages |= found
     value, keys = values[-2:]
+    storages = rules.storages
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != storages.keys():
         raise FormatError(f"{path}: the list of its storages is not that of the tensors")
     places = {}
@@ -213,131 +219,39 @@ def _are_counts(values):
     return isinstance(values, tuple) and all(type(value) is int and value >= 0 for value in values)
 
 
-def _interpret(path, data):
-    """Return the value of the pickle at the start of the bytes `data`, its length, and its storages by their keys."""
-    stream, storages = io.BytesIO(data), {}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in a string that mean nothing
-            value = _run(pickletools.genops(stream), storages)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-    except (ValueError, TypeError, LookupError) as error:
-        reason = f"its end is not within {MAX_PICKLE} bytes" if len(data) == MAX_PICKLE else error
-        raise FormatError(f"{path}: its pickle is damaged: {reason}") from error
-    return value, stream.tell(), storages
+class _Tensors(pickles.Rules):
+    """What a file of tensors needs: the names below, the calls that make tensors of storages, and the storages."""
 
+    needed_by = "no file of tensors needs"
 
-def _run(operations, storages):
-    """Return the value that the operations of a pickle put together, and add its storages to the dict `storages`.
+    def __init__(self):
+        self.storages = {}  # by their keys
 
-    The value is made of None, numbers, strings, lists, tuples, dicts, and the three classes above. There is a stack,
-    marks that say where on it the arguments of an operation begin, and a memo of values that are needed again.
-    """
-    stack, marks, memo = [], [], {}
+    def named(self, name):
+        return Global(name) if name in DTYPES or name in FUNCTIONS else super().named(name)
 
-    def pop(count):
-        if not 0 <= count <= len(stack):
-            raise ValueError("too few values on the stack")
-        values = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return values
+    def persistent(self, description):
+        storage = _describe_storage(description)
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise FormatError(f"the storage {storage.key!r} is described in two ways")
+        return storage
 
-    for operation, argument, _ in operations:
-        match operation.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(operation.name == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
-                stack.append(argument)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(pop(int(operation.name[-1]))))
-            case "MARK":
-                marks.append(len(stack))
-            case "TUPLE":
-                stack.append(tuple(pop(len(stack) - marks.pop())))
-            case "APPEND" | "APPENDS":
-                items = pop(1 if operation.name == "APPEND" else len(stack) - marks.pop())
-                _of_type(list, stack[-1]).extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = pop(2 if operation.name == "SETITEM" else len(stack) - marks.pop())
-                _set_items(_of_type(dict, stack[-1]), items[::2], items[1::2])
-            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
-                memo[len(memo) if argument is None else argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "GLOBAL":
-                stack.append(_allowed(argument.replace(" ", ".")))
-            case "STACK_GLOBAL":
-                stack.append(_allowed(".".join(pop(2))))
-            case "BINPERSID":
-                storage = _describe_storage(*pop(1))
-                if storages.setdefault(storage.key, storage) != storage:
-                    raise FormatError(f"the storage {storage.key!r} is described in two ways")
-                stack.append(storage)
-            case "REDUCE":
-                stack.append(_call(*pop(2)))
-            case "BUILD":  # attributes of a dictionary (of a state_dict: _metadata); nobody needs them
-                pop(1)
-                _of_type(dict, stack[-1])
-            case "STOP":
-                return pop(1)[0]
-            case name:
-                what = f"{name} {argument!r}" if isinstance(argument, str) else name
-                raise FormatError(f"its pickle uses {what}, which no file of tensors needs; nothing was run")
-    raise ValueError("it has no end")
-
-
-def _of_type(kind, value):
-    if type(value) is not kind:
-        raise ValueError(f"a value of type {_type(value)} where another belongs")
-    return value
-
-
-def _type(value):
-    return type(value).__name__.strip("_")
-
-
-def _set_items(target, keys, values):
-    for key, value in zip(keys, values, strict=True):
-        if type(key) not in (str, int) or key in target:  # both hash in no time; a tuple can be nested without end
-            raise ValueError(f"an entry's name is there twice or is of type {_type(key)}")
-        target[key] = value
-
-
-def _allowed(name):
-    """Return the name as a _Global. Raises FormatError unless files of tensors need it."""
-    if name not in DTYPES and name not in FUNCTIONS:
-        raise FormatError(f"its pickle names {name!r}, which no file of tensors needs; nothing was run")
-    return _Global(name)
+    def call(self, function, arguments):
+        match function, arguments:
+            case "collections.OrderedDict", ():
+                return {}
+            case "torch._utils._rebuild_parameter", (_Tensor() as tensor, _, _):
+                return tensor
+            case "torch._utils._rebuild_tensor_v2", (_Storage() as storage, offset, size, strides, _, _, *metadata):
+                if len(metadata) <= 1:
+                    return _Tensor(storage, offset, size, strides)
+        raise ValueError(f"{function} is not called as torch.save does")
 
 
 def _describe_storage(description):
     """Return the _Storage of ("storage", kind, key, device, length), in legacy files with a None after these."""
     match description:
-        case ("storage", _Global() as kind, str(key), str(), int(length), *rest) if kind in DTYPES and length >= 0:
+        case ("storage", Global() as kind, str(key), str(), int(length), *rest) if kind in DTYPES and length >= 0:
             if rest in ([], [None]):
                 return _Storage(str(kind), key, length)
     raise ValueError("a storage is not described as torch.save does")
-
-
-def _call(function, arguments):
-    """Return what the allowed function would return for the tuple of arguments."""
-    match _of_type(_Global, function), arguments:
-        case "collections.OrderedDict", ():
-            return {}
-        case "torch._utils._rebuild_parameter", (_Tensor() as tensor, _, _):
-            return tensor
-        case "torch._utils._rebuild_tensor_v2", (_Storage() as storage, offset, size, strides, _, _, *metadata):
-            if len(metadata) <= 1:
-                return _Tensor(storage, offset, size, strides)
-    raise ValueError(f"{function} is not called as torch.save does")

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import npgpt
-from npgpt import hub
+from npgpt import hub, pretrained
 from npgpt.errors import ConfigError, HubError
 from npgpt.lora import set_adapter
 from npgpt.threads import checked
@@ -138,9 +138,8 @@ def choose_model(name, revision=None):
 
 def load(name, revision=None, adapter=()):
     """Return (model, tokenizer), with the adapter in the folder `adapter`, or the sum of those in several, in force."""
-    tokenizer = npgpt.Tokenizer.from_pretrained(name, revision)
-    model = npgpt.GPT2.from_pretrained(name, revision)
     folders = [adapter] if isinstance(adapter, str) else adapter or ()
+    model, tokenizer = pretrained.base_of(name, revision, folders)
     for i, folder in enumerate(folders):
         npgpt.load_adapter(model, folder, f"adapter-{i}", trainable=False)
     if folders:

@@ -8,7 +8,7 @@ import sys
 
 from tqdm import tqdm
 
-from npgpt import bootstrap, data, metrics, questions, tasks
+from npgpt import bootstrap, data, load_adapter, metrics, pretrained, questions, tasks
 from npgpt.errors import NpgptError
 from npgpt.evaluate import exponential, mean_of_rows
 from npgpt.files import read_text
@@ -23,6 +23,12 @@ def parse_arguments(argv):
     parser.add_argument("--task", choices=TASKS, default="perplexity", help="(default %(default)s)")
     parser.add_argument("--data", required=True, type=cli.filled, metavar="FILE",
                         help="see below for what the tasks read")
+    parser.add_argument("--split", metavar="HOW",
+                        help="what a text is in plain text, as in finetune.py: line, blank, none or a mark between "
+                             "texts such as '<|endoftext|>' (default line)")
+    parser.add_argument("--special-tokens", action="store_true",
+                        help="special tokens spelled out in the data, such as <|endoftext|>, become those tokens; "
+                             "without this they are plain text")
     parser.add_argument("--limit", type=int, help="take only the first so many texts or questions")
     parser.add_argument("--out", type=cli.path, metavar="FILE",
                         help="keep each answer in this .jsonl file; an evaluation that was interrupted goes on from it")
@@ -78,9 +84,10 @@ def parse_arguments(argv):
 def perplexity(args, tokenizer, model):
     """Return (task, what it is about as a dict, and in words)."""
     if args.wikitext:
-        corpus = tasks.Corpus.of_wikitext(tokenizer, read_text(args.data), args.limit)
+        corpus = tasks.Corpus.of_wikitext(tokenizer, read_text(args.data), args.limit, not args.special_tokens)
     else:
-        corpus = tasks.Corpus.of_texts(tokenizer, data.read_texts(args.data)[:args.limit])
+        texts = data.read_texts(args.data, args.split)[:args.limit]
+        corpus = tasks.Corpus.of_texts(tokenizer, texts, not args.special_tokens)
     context = min(args.context, model.config.n_positions)
     stride = context // 2 if args.stride is None else args.stride
     task = tasks.Perplexity(corpus, args.protocol, context, stride)
@@ -99,30 +106,32 @@ different protocols don't compare. Tokens that are not predicted are charged at 
 
 
 def lambada(args, tokenizer, _model):
-    items = questions.read_passages(data.read_records(args.data))[:args.limit]
-    return questions.LastWord(tokenizer, items), {"items": len(items)}, f"the last word of {len(items):,} passages"
+    items = questions.read_passages(data.read_records(args.data, args.split))[:args.limit]
+    return (questions.LastWord(tokenizer, items, not args.special_tokens), {"items": len(items)},
+            f"the last word of {len(items):,} passages")
 
 
 def multiple_choice(args, tokenizer, _model):
     items = questions.read_questions(data.read_records(args.data))[:args.limit]
-    return questions.MultipleChoice(tokenizer, items), {"items": len(items)}, f"{len(items):,} questions"
+    return (questions.MultipleChoice(tokenizer, items, not args.special_tokens), {"items": len(items)},
+            f"{len(items):,} questions")
 
 
 def classification(args, tokenizer, _model):
     items = questions.read_labelled(data.read_records(args.data), args.template or "{text}\nLabel:", args.labels)
     items = items[:args.limit]
     labels = [word.strip() for word in items[0].choices]
-    return (questions.Classification(tokenizer, items), {"items": len(items), "labels": labels},
-            f"{len(items):,} texts, labels {', '.join(labels)}")
+    return (questions.Classification(tokenizer, items, not args.special_tokens),
+            {"items": len(items), "labels": labels}, f"{len(items):,} texts, labels {', '.join(labels)}")
 
 
 def answers(measures):
     """The task of writing answers, scored by `measures`."""
     def task(args, tokenizer, _model):
-        documents = data.Documents(args.data, separator=args.separator, template=args.template)
+        documents = data.Documents(args.data, args.split, args.separator, args.template)
         items = questions.read_prompts(documents)[:args.limit]
         references = sum(len(item.references) for item in items)
-        return (questions.Answers(tokenizer, items, measures, args.max_new_tokens, args.stop),
+        return (questions.Answers(tokenizer, items, measures, args.max_new_tokens, args.stop, not args.special_tokens),
                 {"items": len(items), "references": references, "max_new_tokens": args.max_new_tokens,
                  "stop": args.stop}, f"{len(items):,} prompts with {references:,} references")
     return task
@@ -140,7 +149,8 @@ TASKS = {
 FEW = 20
 DATA = """
 data:
-  perplexity       texts: a line each in .txt, {"text": "..."} a line in .jsonl; with --wikitext a file of WikiText
+  any file or folder that finetune.py reads, with these fields:
+  perplexity       {"text": "..."}, or plain text, a text a line; with --wikitext a file of WikiText
   lambada          {"text": "..."}, of which the last word is asked
   multiple-choice  {"context": "...", "choices": ["...", "..."], "label": 0}, or HellaSwag's own records
   classification   {"text": "...", "label": "..."}
@@ -154,8 +164,10 @@ def main(args):
     name = cli.choose_model(args.model, args.revision)
     records, results = Records(args.out), {}
     for adapter in (None, *args.adapter):
-        model, tokenizer = cli.load(name, args.revision, adapter)
-        if adapter is None:
+        model, tokenizer = pretrained.base_of(name, args.revision, args.adapter)
+        if adapter is not None:
+            load_adapter(model, adapter, trainable=False)
+        else:
             task, about, in_words = TASKS[args.task](args, tokenizer, model)
             if not task.items:
                 raise NpgptError(f"{args.data} holds no item for --task {args.task}")

@@ -17,7 +17,7 @@ import watch
 from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, given_in_all, new_settings, parse_arguments, resumed_settings
 
 import npgpt
-from npgpt import NpgptError, estimate, evaluate, forecast, lora, machine
+from npgpt import NpgptError, estimate, evaluate, forecast, lora, lora_config, machine
 from npgpt.errors import ConfigError, DivergedError, FileError
 from npgpt.files import read_json
 from npgpt.fit import FitConfig, best_step, fit
@@ -25,6 +25,7 @@ from npgpt.fit import save as save_checkpoint
 from npgpt.memory import keep_freed_memory, resident
 from npgpt.report import write_report
 from npgpt.run import Run, difference, fingerprint
+from npgpt.tables import TrainedRows
 from npgpt.threads import blas_threads, checked
 from npgpt.train import TrainConfig
 
@@ -55,8 +56,9 @@ def main(given):
     if settings["model"] == cli.FALLBACK and chosen and not run:
         say(f"           for this model {', '.join(chosen)} by default: {TINY_REASON}")
     weights = fingerprint(tensor.data for tensor in model.parameters().values())
+    added = add_tokens(model, tokenizer, settings, say)
     training, held_out = dataset.encode(documents, settings, model.config, tokenizer, say)
-    prepare(model, adapter, settings, say)
+    prepare(model, adapter, added, settings, say)
     opt = optimizer(model, settings)
     held = resident()
     if "max_memory" in given and not run:
@@ -115,7 +117,9 @@ def main(given):
             kept = [run.checkpoint(step) for step in run.steps()[-1:]]
             raise NpgptError(f"{error}; the last checkpoint before it is {kept[0]}" if kept else str(error)) from error
         with watch.uninterrupted():
-            place = save(run, model, opt, keeping, tokenizer, stopped)
+            place = save(run, model, opt, keeping, stopped)
+            if place == run.model or settings["add_tokens"]:
+                tokenizer.save(place)
         if stopped:
             bar.close()
             print(f"stopped    after step {opt.steps} of {total}: saved in {place}; go on with --resume {run.folder}")
@@ -224,17 +228,14 @@ def check_nothing_changed(run, now):
                       stacklevel=2)
 
 
-def save(run, model, opt, keeping, tokenizer, stopped):
-    """Save the run, and from it what is used: where the best is kept and the run has ended, that of the best step, and
-    where a whole model was trained, with its tokenizer. Returns the folder of the adapter or the model."""
+def save(run, model, opt, keeping, stopped):
+    """Save the run, and from it what is used: that of the best step, where the best is kept and the run has ended.
+    Returns the folder of the adapter or the model."""
     save_checkpoint(run, model, opt, keeping)
     best = best_step(run.evaluations())
     if keeping.keep_best and best and not stopped:
         run.load_checkpoint(best, opt)
-    place = run.save(model)
-    if place == run.model:
-        tokenizer.save(place)
-    return place
+    return run.save(model)
 
 
 def way_on(run):
@@ -291,22 +292,44 @@ def optimizer(model, settings):
     return npgpt.AdamW(params, settings["lr"], weight_decay=settings["weight_decay"], ratios=ratios)
 
 
-def prepare(model, config, settings, say):
-    """Make trainable what is to be trained, and show it."""
+def add_tokens(model, tokenizer, settings, say):
+    """Add the tokens that the settings ask for to the tokenizer, and rows for them to the model. Returns their ids."""
+    tokens, before = settings["add_tokens"] or [], model.config.vocab_size
+    ids = tokenizer.add_tokens(tokens)
+    if ids and ids[-1] >= before:
+        model.resize_token_embeddings(ids[-1] + 1)
+    if tokens:
+        listed = ", ".join(f"{tokenizer.token(i)} ({i})" for i in ids) or "none, the vocabulary has them already"
+        say(f"added      {listed}; rows of the token table: {before:,} -> {model.config.vocab_size:,}")
+    return ids
+
+
+def prepare(model, config, added, settings, say):
+    """Make trainable what is to be trained, and show it.
+
+    added  ids of tokens that were added: their rows train, where no update of the whole table makes them train anyway
+    """
     if config is None:
         model.set_dropout(settings["dropout"])
     else:
         model.set_dropout(0.0)  # dropout is on the LoRA path only
+        tables = [name for name in lora_config.tables(model) if name not in lora_config.match_targets(model, config)]
+        if added and tables:
+            config = dataclasses.replace(config, trainable_token_indices=dict.fromkeys(tables, added))
         npgpt.add_lora(model, config, seed=settings["seed"])
         say(f"LoRA       rank {config.r}, alpha {config.lora_alpha:g}, scale {config.scale:g}, "
             f"dropout {config.lora_dropout:g}")
         kinds = {}
         for name, update in lora.updates(model).items():
-            kinds.setdefault(re.sub(r"^h\.\d+\.", "", name), []).append(update)
+            if update.parameters():
+                kinds.setdefault(re.sub(r"^h\.\d+\.", "", name), []).append(update)
         for kind, updates in kinds.items():
-            n_in, n_out = updates[0].A.shape[1], updates[0].B.shape[0]
-            added = sum(tensor.data.size for update in updates for tensor in update.parameters().values())
-            say(f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(updates)} layers: {added:>9,}")
+            count = sum(tensor.data.size for update in updates for tensor in update.parameters().values())
+            if isinstance(updates[0], TrainedRows):
+                say(f"           {kind:12} {len(added)} rows of tokens that were added: {count:>9,}")
+            else:
+                n_in, n_out = updates[0].A.shape[1], updates[0].B.shape[0]
+                say(f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(updates)} layers: {count:>9,}")
     total = sum(tensor.data.size for tensor in model.parameters().values())
     trained = sum(tensor.data.size for tensor in model.trainable_parameters().values())
     say(f"           {trained:,} of {total:,} parameters train ({100 * trained / total:.2f} %)")

@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 import npgpt
+from npgpt import pretrained
 from npgpt.errors import ConfigError, FileError
 from npgpt.generate import before_stop, pieces, tokens
 from npgpt.lora import set_adapter
@@ -64,7 +65,7 @@ def parse_arguments(argv):
 
 
 def main(args):
-    model, tokenizer = cli.load(cli.choose_model(args.model, args.revision), args.revision)
+    model, tokenizer = pretrained.base_of(cli.choose_model(args.model, args.revision), args.revision, args.adapter)
     voices = [("base", [])] if len(args.adapter) != 1 else []
     for i, folder in enumerate(args.adapter):
         npgpt.load_adapter(model, folder, f"adapter {i}", trainable=False)
@@ -109,7 +110,7 @@ def answer(args, model, tokenizer, label, heading, prompt, sampling):
     count, start = 0, time.perf_counter()
     for first in range(0, args.num_samples, TOGETHER):
         samples = range(first, min(first + TOGETHER, args.num_samples))
-        made = start_tokens(args, model, tokenizer, prompt, sampling, samples)  # an error comes here, before any text
+        made = start_tokens(args, model, tokenizer, prompt, sampling, samples)  # or an error comes, before any text
         if heading and not first:
             print(heading)
         if args.num_samples == 1 and not args.show_probs and not args.json:
@@ -132,7 +133,7 @@ def start_tokens(args, model, tokenizer, prompt, sampling, samples):
     """(i, token, logits) for each token of these samples, made together."""
     seed = None if args.seed is None else args.seed + samples.start
     return tokens(model, [tokenizer.encode(prompt)] * len(samples), args.max_new_tokens, sampling, seed,
-                  tokenizer.eos_id, args.stop, tokenizer, args.context)
+                  tokenizer.end_id, args.stop, tokenizer, args.context)
 
 
 def show(prompt, made, tokenizer, stop):
@@ -145,9 +146,11 @@ def show(prompt, made, tokenizer, stop):
             count += 1
             yield token
 
-    print(prompt, end="", flush=True)
+    text = pieces(counted(), tokenizer, stop)
+    begin = next(text, "")  # an error comes here, before any text
+    print(prompt + begin, end="", flush=True)
     try:
-        for piece in pieces(counted(), tokenizer, stop):
+        for piece in text:
             print(piece, end="", flush=True)
     finally:
         print()
@@ -165,13 +168,13 @@ def likeliest(logits, token):
 def print_sample(args, tokenizer, label, prompt, i, new):
     """Print one finished sample: its text, its tokens with their probabilities, or all as JSON."""
     ids = [token for token, _ in new]
-    text, stopped = before_stop(tokenizer.decode([token for token in ids if token != tokenizer.eos_id]), args.stop)
+    text, stopped = before_stop(tokenizer.decode([token for token in ids if token != tokenizer.end_id]), args.stop)
 
     def named(choices):
         return [(tokenizer.decode([token]), p) for token, p in choices]
 
     if args.json:
-        ended = "stop" if stopped else "eos" if ids[-1:] == [tokenizer.eos_id] else "length"
+        ended = "stop" if stopped else "eos" if ids[-1:] == [tokenizer.end_id] else "length"
         probs = {"probs": [named(choices) for _, choices in new]} if args.show_probs else {}
         seed = None if args.seed is None else args.seed + i
         print(json.dumps({"adapter": label, "prompt": prompt, "text": text, "ids": ids, "seed": seed, "ended": ended}

@@ -13,7 +13,10 @@ import numpy as np
 
 import npgpt
 from npgpt import gradcases
+from npgpt.adapter import make_room
 from npgpt.gradcheck import HEADING, check_parameters
+from npgpt.lora import updates
+from npgpt.lora_config import token_rows
 
 
 def parse_arguments(argv):
@@ -35,10 +38,13 @@ def reports(args):
     if args.model is None:
         yield from gradcases.reports(args.seed)
         return
-    model = npgpt.GPT2.from_pretrained(args.model, args.revision, dtype=np.float64)
+    model, rows = npgpt.GPT2.from_pretrained(args.model, args.revision, dtype=np.float64), []
     if args.adapter:
+        make_room(model, args.adapter)
         npgpt.load_adapter(model, args.adapter)
-    batch = gradcases.small_batch(model.config.vocab_size)
+        config = next(iter(updates(model).values())).config
+        rows = [i for indices in token_rows(model, config).values() for i in indices]
+    batch = gradcases.small_batch(model.config.vocab_size, rows)  # the rows that train are seen in it
     yield "loss", check_parameters(lambda: model.loss(batch), model.trainable_parameters(), args.seed)
 
 

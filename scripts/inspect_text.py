@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import npgpt
-from npgpt import inside, inside_page
+from npgpt import inside, inside_page, pretrained
 from npgpt.files import replacing
 
 
@@ -32,7 +32,7 @@ def parse_arguments(argv):
 
 def main(args):
     name = cli.choose_model(args.model, args.revision)
-    model, tokenizer = cli.load(name, args.revision)
+    model, tokenizer = pretrained.base_of(name, args.revision, [args.adapter] if args.adapter else [])
     ids = tokenizer.encode(args.prompt)
     shown = ids[:min(args.max_tokens, model.config.n_positions)]
     base, adapted = inside.look(model, shown), None

@@ -46,6 +46,8 @@ def main(args):
         model, tokenizer = cli.load(name, args.revision, args.adapter)
         merge.save_merged(model, folder, args.dtype, args.max_shard_size)
         left_out = carry_over(name, args.revision, folder)
+        if tokenizer.to_dict() != npgpt.Tokenizer.from_pretrained(name, args.revision).to_dict():
+            tokenizer.save(folder)  # an adapter's, with tokens that were added
     written = [path.stat().st_size for path in args.out.glob("model*.safetensors")]
     print(f"merged {' + '.join(args.adapter)} into {name}: {args.out} ({args.dtype}, {sum(written) / 1e6:,.1f} MB"
           f"{f' in {len(written)} files' if len(written) > 1 else ''})")
@@ -55,7 +57,8 @@ def main(args):
         print("the token table or the head was changed, so these are two matrices now, no longer tied")
     if text is None:
         return 0
-    found = merge.certify(model, npgpt.GPT2.from_pretrained(args.out), tokenizer.encode(text))
+    ids = tokenizer.encode(text, split_special_tokens=True)
+    found = merge.certify(model, npgpt.GPT2.from_pretrained(args.out), ids)
     place = f"npgpt/texts/{TEXT.name}" if place == TEXT else place
     print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {place}")
     print(f"  largest |difference of logits|  {found.difference:.1e}, of logits up to {found.largest:.1f}")

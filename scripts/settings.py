@@ -22,10 +22,10 @@ PROMPTS = ["Overfitting is", "A good model", "The learning rate is", "Gradient d
 DEFAULTS = {
     **dataset.DEFAULTS, "model": None, "revision": None, "rank": 8, "alpha": 16.0, "dropout": 0.1,
     "dora": False, "rslora": False, "init": "kaiming", "lr_ratio": 1.0,
-    "targets": "c_attn", "epochs": 3, "max_steps": None, "batch_size": 4, "batch_tokens": None, "accumulate": 1,
-    "lr": 3e-4, "weight_decay": 0.01, "warmup": 0, "schedule": "linear", "grad_clip": 1.0, "seed": 0, "full": False,
-    "samples": 3, "threads": None, "checkpoint": False, "save_every": 100, "keep": 1, "eval_every": None,
-    "keep_best": False, "patience": None,
+    "targets": "c_attn", "add_tokens": None, "epochs": 3, "max_steps": None, "batch_size": 4, "batch_tokens": None,
+    "accumulate": 1, "lr": 3e-4, "weight_decay": 0.01, "warmup": 0, "schedule": "linear", "grad_clip": 1.0, "seed": 0,
+    "full": False, "samples": 3, "threads": None, "checkpoint": False, "save_every": 100, "keep": 1,
+    "eval_every": None, "keep_best": False, "patience": None,
 }
 TINY_DEFAULTS = {"lr": 2e-3, "targets": "all-linear", "epochs": 5}
 PLACES = ("data", "val_data")
@@ -102,7 +102,9 @@ def read_settings(path):
         elif isinstance(value, bool | dict):
             raise FormatError(f"{path}: {key} = {value!r}: it must be a number or a string")
         elif value is not None:  # as of JSON: it was not given
-            argv.append(f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}")
+            several = flags[name].nargs == "+" and isinstance(value, list)
+            argv += [flag, *map(str, value)] if several else [
+                f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"]
     parser.path = path
     return vars(parser.parse_args(argv)), of_run
 
@@ -136,6 +138,8 @@ def make_parser(description=None):
     add("--lr-ratio", "learning rate of B, in multiples of --lr (LoRA+; 16 is usual)", type=float)
     add("--dropout", "dropout on the LoRA path; with --full, the model's own dropout", type=float)
     add("--targets", "modules to adapt: names separated by commas, a regular expression, or all-linear")
+    add("--add-tokens", "tokens to add to the vocabulary, such as '<|user|>'; their rows of the token table train "
+        "with the adapter, which keeps them and the tokenizer", nargs="+", metavar="TOKEN")
     add("--epochs", "passes over the texts", type=int)
     add("--max-steps", "stop after this many steps", type=int)
     add("--batch-size", "texts a micro-batch", type=int)

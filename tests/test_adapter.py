@@ -271,12 +271,32 @@ def test_absent_fields_have_peft_s_defaults(tmp_path):
         lambda key: key.replace(".weight", ".default.weight"),
         lambda key: key.replace(".weight", ".some_name.weight"),
         lambda key: key.removeprefix("base_model.model."),
+        lambda key: key.replace("transformer.", "_orig_mod.transformer."),
+        lambda key: key.replace(".attn.", "._orig_mod.attn."),
+        lambda key: f"module.{key.replace('.c_attn.', '.module.c_attn._orig_mod.').replace('.weight', '.a.weight')}",
+        lambda key: "pretrained_model." + key,
+        lambda key: key.replace("base_model.model.", "base_model.model.model."),
     ],
-    ids=["model without a head", "default in the key", "a name in the key", "no prefix"],
+    ids=["model without a head", "default in the key", "a name in the key", "no prefix", "compiled", "compiled blocks",
+         "several wrappers", "TRL's value head", "a Lightning module"],
 )
 def test_other_spellings_of_keys(folder, spell):
     edit_weights(folder, lambda tensors: {spell(key): array for key, array in tensors.items()})
     assert_same_bits(arrays(load_adapter(base(), folder)), arrays(adapted()))
+
+
+def test_names_of_wrapped_modules_in_the_configuration(tmp_path):
+    """PEFT writes "all-linear" out, with the wrapper's name where each block was compiled; and so its patterns."""
+    model = adapted(["mlp.c_fc", "h.1.attn.c_attn"], model=base())
+    save_adapter(model, tmp_path)
+    edit_weights(tmp_path, lambda tensors: {key.replace(".h.1.", ".h.1._orig_mod."): tensors[key] for key in tensors})
+    edit_config(tmp_path, target_modules=["transformer.h.0.mlp.c_fc", "transformer.h.1._orig_mod.mlp.c_fc",
+                                          "_orig_mod.transformer.h.1._orig_mod.attn.c_attn"],
+                rank_pattern={"h.1._orig_mod.mlp.c_fc": 2}, r=3)
+    refused(tmp_path, r"lora_A\.weight' has shape \(2, 8\), float32, where \(3, 8\)")
+    edit_config(tmp_path, rank_pattern={"_orig_mod.mlp.c_fc": 2, "h.1._orig_mod.attn.c_attn": 2},
+                alpha_pattern={"h.1._orig_mod.attn.c_attn": 8})
+    assert_same_bits(arrays(load_adapter(base(), tmp_path)), arrays(model))
 
 
 def test_pattern_of_a_model_without_a_head(tmp_path):
@@ -340,6 +360,22 @@ def test_unknown_fields_are_named(folder):
     assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("version", ["0.2", "0.12"])
+def test_files_of_older_versions(folder, version):
+    """Every field of such a version, those that PEFT has dropped since too, and none that came later: no warning."""
+    path = folder / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    old = {"base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout",
+           "modules_to_save", "peft_type", "r", "target_modules", "task_type"}
+    if version == "0.2":
+        fields = {field: fields[field] for field in old} | {"enable_lora": None, "merge_weights": True}
+    else:
+        fields = {field: fields[field] for field in (*old, "rank_pattern", "alpha_pattern", "use_dora", "loftq_config")}
+        fields["runtime_config"] = {"ephemeral_gpu_offload": False}
+    path.write_text(json.dumps(fields))
+    assert_same_bits(arrays(load_adapter(base(), folder)), arrays(adapted()))
+
+
 def test_a_base_of_another_name_is_pointed_out(folder):
     edit_config(folder, base_model_name_or_path="openai-community/gpt2")
     model = base()
@@ -366,6 +402,7 @@ def refused(folder, match, error=FormatError, model=None):
 
 
 UNSUPPORTED = {
+    "enable_lora": [[True, False, True], [], False],
     "alora_invocation_tokens": [[1, 2]],
     "arrow_config": [{"top_k": 2}],
     "kasa_config": [{"beta": 0.1}],
@@ -373,12 +410,11 @@ UNSUPPORTED = {
     "megatron_config": [{"a": 1}],
     "monteclora_config": [{"a": 1}],
     "target_parameters": [["h.0.attn.c_attn.weight"]],
-    "trainable_token_indices": [[0], {"wte": [0]}],
     "use_bdlora": [{"a": 1}],
     "use_qalora": [True],
     "velora_config": [{"a": 1}],
     "init_lora_weights": ["pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "newer", 3],
-    "task_type": ["SEQ_CLS"],
+    "task_type": ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"],
 }
 
 
@@ -406,6 +442,9 @@ def test_the_same_fields_switched_off(folder):
         ({"r": "8"}, "r = '8'"),
         ({"lora_alpha": "16"}, "lora_alpha = '16'"),
         ({"lora_dropout": 1.5}, "lora_dropout = 1.5"),
+        ({"trainable_token_indices": [1, 1]}, r"trainable_token_indices = \[1, 1\]: it must be a list of different"),
+        ({"trainable_token_indices": {"c_attn": [1]}}, "'c_attn' in trainable_token_indices names no table of rows"),
+        ({"trainable_token_indices": [0]}, r"missing wte\.trainable_tokens_delta"),
         ({"target_modules": 3}, "target_modules = 3: it must be a list of names or a regular expression"),
         ({"exclude_modules": 3}, "exclude_modules = 3: it must be a list of names or a regular expression"),
         ({"exclude_modules": ["c_attn"]}, "leave nothing over to adapt"),
@@ -443,20 +482,32 @@ KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
     [
         (lambda t: {key: t[key] for key in t if key != KEY}, r"missing h\.1\.attn\.c_attn\.lora_A$"),
         (lambda t: {key: t[key] for key in t if ".h.1." not in key}, r"missing h\.1\.attn\.c_attn\.lora_A and 1 more$"),
-        (lambda t: {}, r"missing h\.0\.attn\.c_attn\.lora_A and 3 more$"),
-        (lambda t: t | {"base_model.model.lm_head.weight": t[KEY]}, r"not expected .*\.lm_head\.weight'$"),
+        (lambda t: {}, "is not a whole adapter, it holds no tensors: it was saved without its weights"),
+        (lambda t: {key: np.zeros(0, "f4") for key in t}, "'base_model.*lora_A.weight' in it holds no numbers: it"),
+        (lambda t: t | {KEY: np.zeros((2, 0), "f4")}, "'base_model.*h.1.*lora_A.weight' in it holds no numbers: it"),
+        (lambda t: t | {"base_model.model.lm_head.weight": t[KEY]}, r"lm_head\.weight' has shape \(2, 8\), .* table"),
         (lambda t: t | {"h.2.attn.c_attn.lora_A.weight": t[KEY]}, r"not expected 'h\.2.*lora_A\.weight'$"),
         (lambda t: t | {"h.1.attn.c_attn.lora_A.weight": t[KEY]}, "not expected .*lora_A.weight'$"),
+        (lambda t: t | {KEY.replace("h.1", "h.1._orig_mod"): t[KEY]}, "not expected .*h.1.*lora_A.weight'$"),
         (lambda t: t | {KEY: t[KEY].T.copy()}, r"lora_A\.weight' has shape \(8, 2\), .* where \(2, 8\) of floats"),
         (lambda t: t | {KEY: t[KEY].astype(np.int32)}, r"has shape \(2, 8\), int32, where \(2, 8\) of floats"),
         (lambda t: t | {"two\nlines": t[KEY]}, r"not expected 'two\\nlines'$"),
         (lambda t: t | {KEY.replace("lora_A", "lora_C"): t[KEY]}, "not expected .*lora_C.weight'$"),
     ],
-    ids=["tensor less", "layer less", "none", "head", "layer more", "twice", "transposed", "integers", "odd", "other"],
+    ids=["tensor less", "layer less", "none", "placeholders", "a placeholder", "head", "layer more", "twice",
+         "twice, wrapped", "transposed", "integers", "odd", "other"],
 )
 def test_every_tensor_is_accounted_for(folder, edit, match):
     edit_weights(folder, edit)
     refused(folder, match)
+
+
+@pytest.mark.parametrize("form", [archive, legacy])
+def test_an_empty_file_of_the_older_form(folder, form):
+    """443 bytes of no tensors: what came of PEFT 0.3 where a script had replaced the model's state_dict."""
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(form({}, {}))
+    refused(folder, r"adapter_model\.bin is not a whole adapter, it holds no tensors: .* with a replaced state_dict")
 
 
 def test_rank_of_the_file_and_of_the_config(folder):

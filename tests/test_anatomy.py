@@ -59,6 +59,18 @@ def test_the_files_alone(folder):
     assert (found.dtypes, found.others, found.refused, found.hazards) == (["float32"], {}, [], [])
 
 
+def test_an_adapter_of_a_compiled_model(folder):
+    """Wrappers' names, in keys and in the configuration, change nothing of what is read off."""
+    expected = dissect(folder, base())
+    edit_weights(folder, lambda tensors: {name.replace(".h.1.", ".h.1._orig_mod."): tensors[name] for name in tensors})
+    edit_config(folder, lora_alpha=1, alpha_pattern={"_orig_mod.mlp.c_fc": 12, "h.0.mlp.c_fc": 12, "attn.c_attn": 12},
+                target_modules=["c_attn", "h.0.mlp.c_fc", "_orig_mod.transformer.h.1._orig_mod.mlp.c_fc"])
+    found = dissect(folder, base())
+    assert found.parts.keys() == expected.parts.keys() and found.hazards == expected.hazards
+    assert [part.scale for part in found.parts.values()] == [4, 4, 4, 4]
+    assert [part.relative for part in found.parts.values()] == [part.relative for part in expected.parts.values()]
+
+
 def test_with_the_base(folder):
     """The updates in relation to what they change; and the base is left as it was."""
     model = base()

@@ -109,13 +109,26 @@ def test_half_precision_is_widened(tmp_path, tied):
         np.testing.assert_array_equal(array, weights(tied)[name].astype(np.float16).astype(np.float32))
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer.", "model.", "gpt.", "module.transformer.", "model.transformer."])
+@pytest.mark.parametrize("prefix", [
+    "", "transformer.", "model.", "gpt.", "module.transformer.", "model.transformer.", "_orig_mod.module.transformer.",
+    "pretrained_model.transformer.",
+])
 def test_prefixes_and_masks(tmp_path, model, prefix):
     tensors = {name if name == "lm_head.weight" else prefix + name: array for name, array in weights(model).items()}
     for layer in range(2):
         tensors[f"{prefix}h.{layer}.attn.bias"] = np.tri(6, dtype=[bool, np.uint8][layer]).reshape(1, 1, 6, 6)
         tensors[f"{prefix}h.{layer}.attn.masked_bias"] = np.float32(-1e4)
     put(tmp_path, {key: np.asarray(array) for key, array in tensors.items()}, model.config)
+    assert_same(GPT2.from_pretrained(tmp_path), model)
+
+
+def test_wrappers_around_blocks(tmp_path, model):
+    """torch.compile, FSDP and checkpoints of activations may stand around each block, and masks are inside them."""
+    put(tmp_path, {f"transformer.{name}".replace(".attn.", "._orig_mod.attn._fsdp_wrapped_module."): array
+                   for name, array in weights(model).items() if name != "lm_head.weight"}
+        | {"transformer.h.0._orig_mod.attn.bias": np.ones((1, 1, 6, 6), np.uint8)}
+        | ({} if model.config.tie_word_embeddings else {"_orig_mod.lm_head.weight": weights(model)["lm_head.weight"]}),
+        model.config)
     assert_same(GPT2.from_pretrained(tmp_path), model)
 
 
@@ -142,6 +155,8 @@ def test_two_keys_for_one_parameter(tmp_path, tied):
     tensors = weights(tied)
     put(tmp_path, tensors | {"transformer.ln_f.bias": tensors["ln_f.bias"]})
     assert "'ln_f.bias' and 'transformer.ln_f.bias' both mean ln_f.bias" in refused(tmp_path)
+    put(tmp_path, tensors | {"h.0._orig_mod.ln_1.bias": tensors["h.0.ln_1.bias"]})
+    assert "'h.0._orig_mod.ln_1.bias' and 'h.0.ln_1.bias' both mean h.0.ln_1.bias" in refused(tmp_path)
 
 
 def test_missing_and_unexpected_tensors_are_listed(tmp_path, tied):
@@ -149,10 +164,10 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path, tied):
     del tensors["h.1.attn.c_attn.bias"]
     put(tmp_path, tensors)
     assert refused(tmp_path).endswith("does not hold this GPT-2: 1 missing: 'h.1.attn.c_attn.bias'")
-    extra = {name: np.zeros(1, np.float32) for name in ("h.0.attn.c_attn.lora_A", "score.weight", "a", "b", "c")}
+    extra = {name: np.zeros(1, np.float32) for name in ("h.0.attn.c_attn.lora", "head.weight", "a", "b", "c")}
     put(tmp_path, tensors | extra)
     assert refused(tmp_path).endswith(
-        "1 missing: 'h.1.attn.c_attn.bias'; 5 unexpected: 'a', 'b', 'c', 'h.0.attn.c_attn.lora_A', .. (5 in all)"
+        "1 missing: 'h.1.attn.c_attn.bias'; 5 unexpected: 'a', 'b', 'c', 'h.0.attn.c_attn.lora', .. (5 in all)"
     )
     # neither of these is a causal mask
     for name in ("h.0.mlp.bias", "h.0.attn.bias.bias", "h.x.attn.bias", "attn.bias"):
@@ -160,8 +175,65 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path, tied):
         assert name in refused(tmp_path)
 
 
+@pytest.mark.parametrize("names", [
+    ["v_head.summary.weight", "v_head.summary.bias"],  # TRL's value head
+    ["multiple_choice_head.summary.weight", "multiple_choice_head.summary.bias"],  # GPT2DoubleHeadsModel
+])
+@pytest.mark.parametrize("prefix", ["", "pretrained_model."])
+def test_heads_beside_the_language_model_s_are_dropped(tmp_path, tied, names, prefix):
+    body = {f"{prefix}transformer.{name}": array for name, array in weights(tied).items()}
+    put(tmp_path, body | {name: np.ones(3, np.float32) for name in names})
+    assert_same(GPT2.from_pretrained(tmp_path), tied)
+
+
+UNFIT = {
+    "a classifier": ("score.weight", np.ones((2, 8), "f4"), "is the head of a model that gives labels: its"),
+    "labels of tokens": ("classifier.bias", np.ones(2, "f4"), "is the head of a model that gives labels"),
+    "answers": ("qa_outputs.weight", np.ones((2, 8), "f4"), "is the head of a model that gives labels"),
+    "under LoRA": ("base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight", np.ones((2, 8), "f4"),
+                   "is LoRA's, not merged: PEFT's merge_and_unload() would make a plain model of it"),
+    "ZeRO-3": ("transformer.wpe.weight", np.ones(0, "f4"), "holds no numbers, as DeepSpeed's ZeRO-3 saves what"),
+    "int8": ("transformer.h.0.attn.c_attn.weight", np.ones((24, 8), "i1"),
+             "holds int8 numbers; weights must be F64, F32, F16 or BF16: of a quantised model, load it with what"),
+    "4 bits": ("transformer.h.0.attn.c_attn.weight", np.ones((96, 1), "u1"), "holds uint8 numbers; weights must be"),
+    "GPTQ": ("transformer.h.0.attn.c_attn.qweight", np.ones((1, 24), "i4"), "holds int32 numbers; weights must be F64"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_is_no_plain_language_model_is_named(tmp_path, tied, kind):
+    key, array, message = UNFIT[kind]
+    put(tmp_path, {f"transformer.{name}": array for name, array in weights(tied).items()} | {key: array})
+    assert f"model.safetensors: '{key}' {message}" in refused(tmp_path)
+
+
+def test_a_quantised_model_is_refused_by_its_configuration(tmp_path, tied):
+    for said, method in (({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"), ("fp8", "fp8")):
+        put(tmp_path, weights(tied), quantization_config=said)
+        message = f"config.json: quantization_config: the weights are quantised ({method}), and npgpt reads floats"
+        assert message in refused(tmp_path, ConfigError)
+    put(tmp_path, weights(tied), quantization_config=None)
+    assert_same(GPT2.from_pretrained(tmp_path), tied)
+
+
+def test_general_names_in_the_configuration(tmp_path, tied):
+    """transformers takes them; passed over, another number of heads would go unnoticed."""
+    put(tmp_path, weights(tied))
+    fields = json.loads((tmp_path / "config.json").read_text())
+    names = {"n_embd": "hidden_size", "n_positions": "max_position_embeddings", "n_head": "num_attention_heads",
+             "n_layer": "num_hidden_layers"}
+    (tmp_path / "config.json").write_text(json.dumps({names.get(name, name): value for name, value in fields.items()}))
+    assert_same(GPT2.from_pretrained(tmp_path), tied)
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 2}))
+    assert_same(GPT2.from_pretrained(tmp_path), tied)
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 4}))
+    assert "n_head = 2 and num_attention_heads = 4 are one field's names" in refused(tmp_path, ConfigError)
+
+
 def test_wrong_shapes(tmp_path, tied):
     tensors = weights(tied)
+    put(tmp_path, tensors | {"h.0.attn.c_attn.weight": tensors["h.0.attn.c_attn.weight"].T.copy()})
+    assert "(out, in), as nanoGPT and MLX do, where GPT-2's are (in, out); convert_checkpoint.py" in refused(tmp_path)
     put(tmp_path, tensors | {"h.1.attn.c_attn.weight": tensors["h.1.attn.c_attn.weight"].T.copy()})
     assert "h.1.attn.c_attn.weight has shape (24, 8), but this configuration's is (8, 24)" in refused(tmp_path)
     put(tmp_path, tensors | {"ln_f.bias": np.zeros((1, 8), np.float32), "ln_f.weight": np.zeros(9, np.float32)})

@@ -18,19 +18,21 @@ FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."):
 # The reading order. A module imports only from those before it, so what stands before `ops` knows no operation and what
 # stands before `gpt2` no model. A new module is put in its place here.
 ORDER = """
-    errors files seeding html metrics
+    errors files seeding html metrics names
     bootstrap wikitext
-    batch threads machine memory hub safetensors torchfile tokenizer
-    data.readers data.templates data.documents data.encoding data.order data.preview data
+    batch threads machine memory hub safetensors pickles torchfile tokenizer
+    data.readers data.parquet data.sources data.fields data.chats data.templates
+    data.documents data.encoding data.order data.preview data
     autograd
     ops.shares ops.dropout ops.primitives ops.activations ops.attention ops.cross_entropy ops.embedding ops.layer_norm
     ops.linear ops.dora ops
-    optim nn gpt2 lora_config lora_init updates lora combine
-    checkpoint adapter loralib warpers sampling decoding generate beam evaluate tasks records
+    optim nn gpt2 lora_config lora_init updates tables lora combine
+    checkpoint vocabulary adapter_config adapter loralib mlx nanogpt
+    warpers sampling decoding generate beam evaluate tasks records
     merge gguf spectrum anatomy
     inside inside_page
     gradcheck gradcases
-    questions harness
+    pretrained questions harness
     run train fit estimate forecast report
     __init__
 """.split()
@@ -114,7 +116,7 @@ def test_public_names():
                         "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None,
                         "rank_pattern": None, "alpha_pattern": None,
                         "use_rslora": False, "use_dora": False, "lora_bias": False, "bias": "none",
-                        "modules_to_save": None, "init_lora_weights": True}),
+                        "modules_to_save": None, "init_lora_weights": True, "trainable_token_indices": None}),
     (npgpt.AdamW, {"lr": 3e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "ratios": None}),
     (npgpt.train_step, {"max_grad_norm": 1.0, "rng": None, "threads": None, "micro_batches": 1}),
     (TrainConfig, {"epochs": 3, "max_steps": None, "batch_size": 4, "batch_tokens": None, "accumulate": 1,
@@ -122,6 +124,7 @@ def test_public_names():
     (npgpt.generate, {"max_new_tokens": 50, "temperature": 1.0, "top_k": None, "top_p": None, "seed": None,
                       "eos_id": None, "stop_strings": (), "tokenizer": None, "context": "whole"}),
     (npgpt.perplexity, {"context": 1024, "stride": None}),
+    (npgpt.save_adapter, {"name": "default", "save_embedding_layers": "auto"}),
     (npgpt.load_adapter, {"name": "default", "trainable": True}),
     (npgpt.set_adapter, {"trainable": True}),
 ])

@@ -58,7 +58,7 @@ def test_a_checkpoint_computes_the_same_as_an_adapter(tmp_path, assert_close, en
                                   tensors["transformer.h.1.attn.c_attn.lora_A"])
 
 
-@pytest.mark.parametrize("prefix", ["", "module.transformer.", "transformer."])
+@pytest.mark.parametrize("prefix", ["", "module.transformer.", "transformer.", "_orig_mod.module.transformer."])
 @pytest.mark.parametrize("form", [None, legacy])
 def test_spellings_and_files(tmp_path, assert_close, prefix, form):
     tensors, weights = checkpoint(prefix=prefix)
@@ -69,6 +69,22 @@ def test_spellings_and_files(tmp_path, assert_close, prefix, form):
     assert fields == json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
+
+
+def test_the_older_form_of_peft(tmp_path, assert_close):
+    """adapter_model.bin of PEFT until 0.2, which load_adapter refuses by its configuration: B is a convolution's."""
+    tensors, weights = checkpoint(prefix="base_model.model.transformer.")
+    tensors = {f"{key}.weight": array[:, :, None] if key.endswith("B") else array for key, array in tensors.items()}
+    (tmp_path / "adapter_model.bin").write_bytes(saved(tensors))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({
+        "peft_type": "LORA", "r": R, "lora_alpha": ALPHA, "lora_dropout": 0.1, "target_modules": ["c_attn"],
+        "enable_lora": [True, False, True], "merge_weights": False, "fan_in_fan_out": True, "bias": "none",
+    }))
+    with pytest.raises(FormatError, match=r"enable_lora = \[True, False, True\] means A and B for each of q, k and v"
+                                          r".*; convert_adapter\.py makes today's form of the adapter_model\.bin"):
+        load_adapter(base(), tmp_path)
+    loralib.convert(tmp_path / "adapter_model.bin", tmp_path / "adapter", ALPHA)
+    assert_close(load_adapter(base(), tmp_path / "adapter").logits(IDS), logits_under(weights))
 
 
 def test_fields_of_the_configuration(tmp_path):
@@ -142,6 +158,12 @@ def test_a_whole_model_is_compared_with_the_base(tmp_path):
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A[:3], "h.0.attn.c_attn.lora_B": B[:8]},
          "are 1 updates of rank 3, and enable_lora names 2 of q, k, v"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B[:8]}, "are 2 updates of rank 3, and"),
+        (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B[:, :, None, None]},
+         r"it has \(6, 8\) and \(16, 3, 1, 1\)"),
+        (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": np.stack([B, B], 2)},
+         r"it has \(6, 8\) and \(16, 3, 2\)"),
+        (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B, "_orig_mod.h.0.attn.c_attn.lora_A": A},
+         "'_orig_mod.h.0.attn.c_attn.lora_A' is not the only tensor that means h.0.attn.c_attn.lora_A"),
         (lambda A, B: {"h.0.mlp.c_fc.lora_A": A, "h.0.mlp.c_fc.lora_B": B}, "and that is for c_attn only"),
     ],
 )

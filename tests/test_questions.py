@@ -18,13 +18,19 @@ class Letters:
     """A tokenizer whose tokens are ASCII characters, but for a space, which belongs to the letter after it."""
 
     eos_id = 0
+    special_tokens = {"<a>": 1, "<b>": 2}  # noqa: RUF012
 
-    def encode(self, text):
+    def encode(self, text, split_special_tokens=False):
+        for token, i in self.special_tokens.items() if not split_special_tokens else ():
+            text = text.replace(token, chr(i))
         codes, ids = text.encode("ascii"), []
         for i, code in enumerate(codes):
             if code != 32:
                 ids.append(code + (1 if codes[i - 1:i] == b" " and code < 127 else 0))
         return np.array(ids, np.int64)
+
+    def encode_batch(self, texts, split_special_tokens=False):
+        return [self.encode(text, split_special_tokens) for text in texts]
 
     def decode(self, ids):
         return bytes(np.asarray(ids).tolist()).decode("ascii")
@@ -67,6 +73,31 @@ def test_a_pair_is_cut_where_the_context_ends(context, continuation, asked, answ
     """White space at the end of the context belongs to what follows; an empty context is an end of text."""
     pair = questions.encode_pair(TOKENIZER, context, continuation)
     assert [ids.tolist() for ids in pair] == [asked, answer]
+
+
+def test_special_tokens_of_a_pair():
+    """Those in the template are tokens; a text cannot pose as one."""
+    context = data.Text.join([data.Text.literal("<a>"), "x<a>"])
+    for split, asked, answer in ((True, [1, 120, 60, 97, 62], [60, 98, 62]), (False, [1, 120, 1], [2])):
+        assert [ids.tolist() for ids in questions.encode_pair(TOKENIZER, context, "<b>", split)] == [asked, answer]
+    [question, _] = questions.read_labelled(records({"text": "<a>", "label": "no"}, {"text": "x", "label": "yes"}),
+                                            "<b>{text}<b>")
+    task = questions.Classification(TOKENIZER, [question])
+    assert task.windows(0, 9)[0].ids.tolist() == [2, 60, 97, 62, 2, *TOKENIZER.encode("x no")[1:-1]]
+    parsed = questions.Classification(TOKENIZER, [question], split_special_tokens=False)
+    assert parsed.windows(0, 9)[0].ids.tolist() == [2, 1, 2, *TOKENIZER.encode("x no")[1:-1]]
+    word = questions.LastWord(TOKENIZER, [("<a>", "<b>")], split_special_tokens=False)
+    assert word.windows(0, 9)[0].ids.tolist() == [1] and word.windows(0, 9)[0].targets.tolist() == [2]
+
+
+def test_special_tokens_of_a_prompt(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "<b>", "completion": "y<b>"}))
+    [item] = questions.read_prompts(data.Documents(tmp_path / "pairs.jsonl", template="<a>{prompt}<a>{completion}"))
+    assert item.references == ["y<b>"]
+    for split, ids in ((True, [1, 60, 98, 62, 1]), (False, [1, 2, 1])):
+        task = questions.Answers(TOKENIZER, [item], {}, split_special_tokens=split)
+        assert task._prompts[0].tolist() == ids
+        assert task.key(0) != questions.Answers(TOKENIZER, [item], {}, split_special_tokens=not split).key(0)
 
 
 def test_lambada(model):

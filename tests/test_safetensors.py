@@ -164,6 +164,13 @@ WRONG = {
 }  # fmt: skip
 
 
+def test_metadata_may_be_null(tmp_path):
+    """So some programs write it; the official reader takes it."""
+    header = b'{"__metadata__":null,"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + np.float32(2).tobytes())
+    assert safetensors.read(tmp_path / "x.safetensors") == {"w": np.float32([2])}
+
+
 @pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_files_are_refused(tmp_path, content, message):
     path = tmp_path / "x.safetensors"

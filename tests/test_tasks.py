@@ -18,7 +18,7 @@ class Letters:
 
     eos_id = 0
 
-    def encode(self, text):
+    def encode(self, text, split_special_tokens=False):
         return np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64)
 
     def decode(self, ids):
@@ -46,6 +46,17 @@ def measured(task, model):
 
 
 TEXTS = ["a stitch in time", "saves", "nine: 1,000.5 of them are enough"]
+
+
+def test_special_tokens_in_a_corpus_are_plain_text_unless_asked_for():
+    tokenizer = npgpt.Tokenizer.from_pretrained("tiny")
+    text, eos = " = A = \n\n one<|endoftext|>two \n", tokenizer.eos_id
+    for make in (lambda **options: tasks.Corpus.of_texts(tokenizer, [text], **options),
+                 lambda **options: tasks.Corpus.of_wikitext(tokenizer, text, **options)):
+        plain, parsed = make(), make(split_special_tokens=False)
+        assert eos not in plain.stream[:-1] and eos not in plain.documents[0][1:]
+        assert eos in parsed.stream[:-1] and eos in parsed.documents[0][1:]
+        assert "<|endoftext|>" in tokenizer.decode(plain.stream[:-1])
 
 
 def test_perplexity_by_every_protocol(model):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,45 @@ def test_end_of_text_is_one_id_and_its_literal_text_encodes_to_it(tokenizer):
     assert tokenizer.decode(ids) == f"the cat{END_OF_TEXT}the"
 
 
+def test_special_tokens_that_are_spelled_out_can_be_plain_text(tokenizer, bpe):
+    """What BPE makes of the characters, as transformers' split_special_tokens=True gives."""
+    eos, text = tokenizer.eos_id, f"the cat{END_OF_TEXT}the"
+    bare = tokenizers.Tokenizer.from_file(str(bpe / "tokenizer.json")).model  # which knows of no added token
+    letters = bare.tokenize(END_OF_TEXT[:2]), bare.tokenize("endoftext"), bare.tokenize(END_OF_TEXT[-2:])
+    expected = [*tokenizer.encode("the cat"), *(token.id for part in letters for token in part),
+                *tokenizer.encode("the")]
+    ids = tokenizer.encode(text, split_special_tokens=True)
+    assert eos not in ids.tolist() == expected and ids.dtype == np.int64
+    assert tokenizer.decode(ids) == text
+    for split in (False, True):
+        batch = tokenizer.encode_batch([text, "the", ""], split_special_tokens=split)
+        assert [ids.tolist() for ids in batch] == [
+            tokenizer.encode(each, split_special_tokens=split).tolist() for each in (text, "the", "")]
+    assert tokenizer.encode(text).tolist().count(eos) == 1, "one way of reading does not change the other"
+
+
+def test_added_tokens_are_words_unless_they_are_special(bpe):
+    inner = tokenizers.Tokenizer.from_file(str(bpe / "tokenizer.json"))
+    inner.add_special_tokens(["<|user|>"])
+    inner.add_tokens(["covid-19", "<end>"])
+    tokenizer = Tokenizer(inner, eos_id=SIZE + 2)
+    assert tokenizer.special_tokens == {END_OF_TEXT: 0, "<|user|>": SIZE, "<end>": SIZE + 2}
+    text = "<|user|>covid-19<end>"
+    assert tokenizer.encode(text).tolist() == [SIZE, SIZE + 1, SIZE + 2]
+    ids = tokenizer.encode(text, split_special_tokens=True)
+    assert SIZE + 1 in ids and SIZE not in ids and SIZE + 2 not in ids and tokenizer.decode(ids) == text
+
+
+def test_texts_are_read_in_two_ways_at_once(bpe):
+    """From threads that share a tokenizer."""
+    text, tokenizer = f"the cat{END_OF_TEXT}", Tokenizer.from_pretrained(bpe)
+    ways = [False, True] * 200
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda split: tokenizer.encode(text, split_special_tokens=split).tolist(), ways))
+    assert [0 in ids for ids in found] == [not split for split in ways]
+    assert len({len(ids) for ids in found}) == 2
+
+
 def test_decode_takes_any_row_of_integers(tokenizer):
     ids = tokenizer.encode("the cat")
     for form in (ids, ids.tolist(), tuple(ids), ids.astype(np.uint16), ids[::-1][::-1]):
@@ -141,10 +181,12 @@ def test_both_forms_agree_and_saving_keeps_everything(bpe, tmp_path):
     assert len({form.eos_id for form in forms}) == len({form.vocab_size for form in forms}) == 1
 
 
-@given(text=st.text() | st.lists(st.sampled_from([END_OF_TEXT, "the cat", " ", "\n", "\u00e9", "<|end"])).map("".join))
-def test_any_text_survives_a_round_trip(tokenizer, text):
-    ids = tokenizer.encode(text)
+@given(st.text() | st.lists(st.sampled_from([END_OF_TEXT, "the cat", " ", "\n", "\u00e9", "<|end"])).map("".join),
+       st.booleans())
+def test_any_text_survives_a_round_trip(tokenizer, text, split):
+    ids = tokenizer.encode(text, split_special_tokens=split)
     assert tokenizer.decode(ids) == text
+    assert not (split and tokenizer.eos_id in ids)
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
 
 
@@ -292,3 +334,46 @@ if SHARED.is_dir():
         tokenizer = Tokenizer.from_pretrained(SHARED / "models" / "chemts-zinc-gpt2-0.2m")
         assert (tokenizer.eos_id, tokenizer.vocab_size) == (14, 66)
         assert tokenizer.encode("[C@H]").tolist() == [27] and tokenizer.decode([17, 27, 22]) == "C[C@H]O"
+
+
+# Added tokens
+
+
+def test_added_tokens_have_the_next_ids_and_are_never_cut():
+    tokenizer = Tokenizer.from_pretrained("tiny")
+    n, plain = tokenizer.vocab_size, tokenizer.encode("<|user|>", split_special_tokens=True)
+    assert tokenizer.add_tokens(["<|user|>", "<|end|>", "<|user|>"]) == [n, n + 1]
+    assert np.array_equal(tokenizer.encode("<|user|>", split_special_tokens=True), plain)
+    assert tokenizer.encode("<|user|>").tolist() == [n]
+    assert tokenizer.vocab_size == n + 2
+    ids = tokenizer.encode("a<|user|> list<|end|>")
+    assert ids[1] == n
+    assert ids[-1] == n + 1
+    assert tokenizer.decode(ids) == "a<|user|> list<|end|>"
+    assert tokenizer.token(n) == "<|user|>"
+
+
+def test_tokens_that_are_there_are_not_added_again(tmp_path):
+    tokenizer = Tokenizer.from_pretrained("tiny")
+    n = tokenizer.vocab_size
+    assert tokenizer.add_tokens([END_OF_TEXT, "<|user|>"]) == [n]
+    assert tokenizer.add_tokens(["<|user|>"]) == []
+    tokenizer.save(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert again.to_dict() == tokenizer.to_dict()
+    assert again.eos_id == tokenizer.eos_id
+
+
+@pytest.mark.parametrize("token", ["", " ", 3, None])
+def test_what_cannot_be_a_token(token):
+    tokenizer = Tokenizer.from_pretrained("tiny")
+    before = tokenizer.vocab_size
+    with pytest.raises(ConfigError, match=r"cannot add the token .*: a token is a string that is not blank"):
+        tokenizer.add_tokens(["<|user|>", token])
+    assert tokenizer.vocab_size == before
+
+
+def test_a_vocabulary_with_gaps_cannot_grow():
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "b": 3}, merges=[]))
+    with pytest.raises(ConfigError, match="its ids are not the numbers from 0 to 1"):
+        Tokenizer(inner).add_tokens(["<|x|>", "<|y|>"])

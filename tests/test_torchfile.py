@@ -162,8 +162,8 @@ def legacy(value, records=None, magic=torchfile.MAGIC, protocol=1001, keys=None)
     return data + b"".join(struct.pack("<q", length) + data for length, data in records.values())
 
 
-def saved(tensors, form=archive, under=None):
-    """The bytes that torch.save writes of the tensors, {name: array}, or of {under: them}, in either form.
+def saved(tensors, form=archive, under=None, **beside):
+    """The bytes that torch.save writes of the tensors, {name: array}, or of {under: them, **beside}, in either form.
 
     uint16 is taken for bfloat16.
     """
@@ -174,7 +174,7 @@ def saved(tensors, form=archive, under=None):
         place = storage(kinds[array.dtype].removeprefix("torch."), str(key), array.size)
         state[name] = tensor(place, 0, array.shape, strides)
         records[str(key)] = array.tobytes() if form is archive else (array.size, array.tobytes())
-    return form(state if under is None else {under: state}, records)
+    return form(state if under is None else {under: state, **beside}, records)
 
 
 @pytest.fixture
@@ -248,6 +248,14 @@ def test_tensors_one_level_down(read, refused, key):
         assert list(read(form(checkpoint))) == ["w"]
     refused(archive({"net": {"w": tensor()}}), "'net' is of type dict; every entry must be a named tensor")
     assert list(read(archive({"model": tensor()}))) == ["model"]
+
+
+def test_what_stands_beside_the_tensors(tmp_path):
+    for content, beside in ((archive({"model": {"w": tensor()}, "model_args": {"n_layer": 2, "bias": None}, "n": 1.5}),
+                             {"model_args": {"n_layer": 2, "bias": None}, "n": 1.5}), (archive({"w": tensor()}), {})):
+        (tmp_path / "ckpt.pt").write_bytes(content)
+        tensors, found = torchfile.read_checkpoint(tmp_path / "ckpt.pt")
+        assert list(tensors) == ["w"] and found == beside
 
 
 def test_newer_pickle_protocols(read):

@@ -29,6 +29,8 @@ KINDS = {
     "head, DoRA": {"target_modules": ("lm_head",), "use_dora": True},
     "head, PiSSA": {"target_modules": ("lm_head",), "init_lora_weights": "pissa"},
     "head to save": {**SOME, "modules_to_save": ("lm_head",)},
+    "token rows": {**SOME, "trainable_token_indices": (5, 2)},
+    "token rows of two tables": {**SOME, "trainable_token_indices": {"lm_head": [9], "wte": [5, 9]}},
     "patterns": {**SOME, "rank_pattern": {"c_fc": 4}, "alpha_pattern": {r"h\.0\..*": 8}},
     "gaussian": {**SOME, "init_lora_weights": "gaussian"},
     "orthogonal": {**SOME, "init_lora_weights": "orthogonal"},
@@ -266,18 +268,22 @@ def test_a_file_whose_patterns_have_lost_their_order(tmp_path):
         load_adapter(small_model(np.float32, **NONE), tmp_path)
 
 
-def test_an_adapter_of_another_head_is_refused(tmp_path):
-    """PEFT writes the head it adapted beside the update."""
+def test_an_adapter_brings_its_own_head(tmp_path, assert_close):
+    """PEFT writes the head it adapted beside the update, and puts it in the base's place when it loads the adapter."""
     model = trained("head", np.float32, tied=False)
     save_adapter(model, tmp_path)
     path, base = tmp_path / "adapter_model.safetensors", small_model(np.float32, tie_word_embeddings=False, **NONE)
     tensors = {key: array.copy() for key, array in safetensors.read(path).items()}
     key = "base_model.model.lm_head.base_layer.weight"
-    safetensors.write(path, tensors | {key: base.lm_head.weight.data})
+    table = base.lm_head.weight.data
+    safetensors.write(path, tensors | {key: table})
     load_adapter(base, tmp_path)
-    safetensors.write(path, tensors | {key: base.lm_head.weight.data + 1})
-    with pytest.raises(FormatError, match="is not this model's head"):
-        load_adapter(small_model(np.float32, tie_word_embeddings=False, **NONE), tmp_path)
+    safetensors.write(path, tensors | {key: table + 1})
+    with pytest.warns(UserWarning, match="brings a token table of its own"):
+        load_adapter(base, tmp_path, "other")
+    own = base.logits(IDS)
+    table += 1
+    assert_close(own, load_adapter(base, tmp_path, "same").logits(IDS), 1e-6)
 
 
 @pytest.mark.parametrize("fields, chosen", [

@@ -1,12 +1,13 @@
 """A data file, or a folder of them, as documents."""
 
-from npgpt.data.readers import Stream, read_records
+from npgpt.data.readers import Stream
+from npgpt.data.sources import read_records
 from npgpt.data.templates import TEMPLATES, Template
 from npgpt.errors import FormatError
 
 
 class Documents:
-    """The documents in the file or folder `path`, read anew each time they are iterated over.
+    """The documents in a file, a folder or a list of files, read anew each time they are iterated over.
 
     path             as for `read_records`, with `split` and `separator`
     template         text of a `Template`; None: the one of the kind of the first record

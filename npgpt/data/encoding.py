@@ -2,8 +2,10 @@
 
 import array
 import contextlib
+import functools
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -70,22 +72,26 @@ class Encoded(NamedTuple):
     cut: int      # how many ids are in no sequence
     blank: int    # how many further documents had nothing to learn in them
     ended: int    # how many documents end in an end of text that is learned
+    spelled: int  # how many special tokens are spelled out in them, and were taken for plain text
     highest: int  # the largest id
     fingerprint: str  # 64 hexadecimal digits, of the ids, the masks and the cuts
 
 
-def encode(tokenizer, documents, max_length, val_fraction=0.0):
+def encode(tokenizer, documents, max_length, val_fraction=0.0, split_special_tokens=True):
     """Return (Encoded to train on, Encoded held out), of sequences of at most `max_length` ids.
 
     documents     iterable of Document, each done with before the next is taken
     val_fraction  how much is held out, in [0, 1): a hash of its key says whether a document is, so that others come and
                   go without moving it; of a text that is a Stream, a hash of its ids says so of each block
+    split_special_tokens  True: special tokens spelled out are plain text, but for those in a Text's literals. False:
+                  each is its token wherever it stands
 
     A document is one sequence where it fits. A longer one is cut into blocks, each of which opens with the last id of
     the block before: a sequence of L ids predicts its last L - 1, so every id but the document's first is a target
     once, and none is lost at a cut. Of a prompt that such a document opens with, the end is kept: as much as leaves
     room for the rest, and at least half a sequence; later blocks go on without it. A block in which nothing is learned
-    is left out. The ids that so come to be in no sequence are counted.
+    is left out. The ids that so come to be in no sequence are counted. A text that ends with an end of text gets no
+    second one.
 
     The ids lie in a temporary file without a name (in TMPDIR), which goes when nothing uses it any more.
     Raises ConfigError for an unusable max_length or val_fraction, FileError where the file cannot be written.
@@ -94,10 +100,11 @@ def encode(tokenizer, documents, max_length, val_fraction=0.0):
         raise ConfigError(f"max_length is {max_length}, expected at least 2: one id to predict from and one to predict")
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}, expected a number of at least 0 and less than 1")
-    with _Writer(tokenizer, max_length, val_fraction) as writer:
+    reader = _Reader(tokenizer, split_special_tokens)
+    with _Writer(reader, tokenizer.eos_id, max_length, val_fraction) as writer:
         for group in _groups(documents):
-            texts = [text for document in group for text, _ in document.segments if isinstance(text, str)]
-            ids_of_texts = iter(tokenizer.encode_batch(texts))
+            ids_of_texts = reader.ids([text for document in group for text, _ in document.segments
+                                       if isinstance(text, str)])
             for document in group:
                 writer.add(document, ids_of_texts)
         return writer.result()
@@ -107,6 +114,40 @@ def encode_texts(tokenizer, texts, max_length):
     """Return `texts`, all of which is learned, as Encoded; see `encode`."""
     documents = (Document(f"text {i}", [(text, True), (END, True)], text) for i, text in enumerate(texts))
     return encode(tokenizer, documents, max_length)[0]
+
+
+def encode_prompt(tokenizer, texts, split_special_tokens=True):
+    """Return the ids of texts one behind the other, str, Text or END, as `encode` has them: int64 (T,)."""
+    ids = _Reader(tokenizer, split_special_tokens).ids([text for text in texts if text is not END])
+    return np.concatenate([[tokenizer.eos_id] if text is END else next(ids)[0] for text in texts]).astype(np.int64)
+
+
+class _Reader:
+    """Turns texts into ids: what is plain text by the tokenizer, special tokens in literals into themselves."""
+
+    def __init__(self, tokenizer, split_special_tokens):
+        self._encode = functools.partial(tokenizer.encode_batch, split_special_tokens=split_special_tokens)
+        self._special, self._split = tokenizer.special_tokens, split_special_tokens
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._spelled = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def ids(self, texts):
+        """Yield (ids, how many special tokens are spelled out in them as plain text) of each of `texts`."""
+        cut = [self._cut(text) for text in texts]
+        ids = iter(self._encode([plain for parts in cut for plain in parts[::2]]))
+        for parts in cut:
+            spelled = sum(len(self._spelled.findall(plain)) for plain in parts[::2]) if self._split else 0
+            found = [[self._special[part]] if i % 2 else next(ids) for i, part in enumerate(parts)]
+            yield np.concatenate(found) if len(found) > 1 else found[0], spelled
+
+    def _cut(self, text):
+        """Return [plain text, special token, plain text, ...]: the tokens are those in its literals."""
+        parts, at = [], 0
+        for begin, end in getattr(text, "literals", ()):
+            for token in self._spelled.finditer(text, begin, end):
+                parts += [text[at:token.start()], token[0]]
+                at = token.end()
+        return [*parts, text[at:]]
 
 
 def _groups(documents):
@@ -124,9 +165,9 @@ def _groups(documents):
 class _Writer:
     """Writes ids and masks into two files, and keeps where the sequences of either side are."""
 
-    def __init__(self, tokenizer, max_length, val_fraction):
-        self._tokenizer, self._max_length, self._val_fraction = tokenizer, max_length, val_fraction
-        self._end = np.array([tokenizer.eos_id])
+    def __init__(self, reader, eos_id, max_length, val_fraction):
+        self._reader, self._max_length, self._val_fraction = reader, max_length, val_fraction
+        self._eos_id, self._end = eos_id, (np.array([eos_id]), 0)
         self._size = self._highest = 0
         self._hashes = hashlib.sha256(), hashlib.sha256()
         self._sides = _Side(), _Side()
@@ -141,17 +182,20 @@ class _Writer:
             pass
 
     def add(self, document, ids_of_texts):
-        """Write one document. ids_of_texts: iterator that gives the ids of each of its texts."""
-        start, held, prompt = self._size, [], None
+        """Write one document. ids_of_texts: iterator that gives of each of its texts what `_Reader.ids` does."""
+        start, held, prompt, spelled, last = self._size, [], None, 0, None
         streamed = any(isinstance(text, Stream) for text, _ in document.segments)
         for text, learned in document.segments:
             if learned and prompt is None:
                 prompt = self._size - start
             if isinstance(text, Stream):
-                parts = map(self._tokenizer.encode, text)
+                parts = (part for piece in text for part in self._reader.ids([piece]))
+            elif text is END:
+                parts = [self._end] if last != self._eos_id else []
             else:
-                parts = [self._end if text is END else next(ids_of_texts)]
-            for ids in parts:
+                parts = [next(ids_of_texts)]
+            for ids, found in parts:
+                spelled, last = spelled + found, ids[-1] if len(ids) else last
                 ids, mask = ids.astype(np.uint32), np.full(len(ids), learned, np.uint8)
                 held += [] if streamed else [(ids, mask)]
                 self._write(ids, mask)
@@ -159,16 +203,18 @@ class _Writer:
         if n < 2:
             self._sides[0].blank += 1
         elif streamed:
-            self._cut_up(start, n, prompt, lambda begin, end: self._read(start + begin, start + end), None)
+            self._cut_up(start, n, prompt, lambda begin, end: self._read(start + begin, start + end), None, spelled)
         else:
             ids, mask = (np.concatenate(parts) for parts in zip(*held, strict=True))
-            self._cut_up(start, n, prompt, lambda begin, end: (ids[begin:end], mask[begin:end]), document.key.encode())
+            self._cut_up(start, n, prompt, lambda begin, end: (ids[begin:end], mask[begin:end]), document.key.encode(),
+                         spelled)
 
-    def _cut_up(self, start, n, prompt, read, key):
+    def _cut_up(self, start, n, prompt, read, key, spelled):
         """Note the sequences of a document: n ids from `start` on, of which the first `prompt` are not learned.
 
-        read  read(begin, end) -> (ids, mask) of a part of the document
-        key   bytes that decide its side; None: the ids of each sequence decide the sequence's
+        read     read(begin, end) -> (ids, mask) of a part of the document
+        key      bytes that decide its side; None: the ids of each sequence decide the sequence's
+        spelled  how many special tokens are spelled out in it
         """
         long = n > self._max_length
         first = max(0, prompt - max(self._max_length - (n - prompt), self._max_length // 2)) if long else 0
@@ -184,13 +230,14 @@ class _Writer:
                 side.lengths.append(end - begin)
                 side.targets += targets
                 side.tokens += end - max(begin, covered)
-                side.ended += end == n and ids[-1] == self._end[0] and mask[-1] == 1
+                side.ended += end == n and ids[-1] == self._eos_id and mask[-1] == 1
                 cut -= end - max(begin, covered)
                 covered = end
         own.texts += 1
         own.split += long
         own.tokens += cut
         own.cut += cut
+        own.spelled += spelled
 
     def result(self):
         """Return (Encoded to train on, Encoded held out)."""
@@ -225,13 +272,13 @@ class _Side:
 
     def __init__(self):
         self.starts, self.lengths = array.array("q"), array.array("q")
-        self.texts = self.tokens = self.targets = self.split = self.cut = self.blank = self.ended = 0
+        self.texts = self.tokens = self.targets = self.split = self.cut = self.blank = self.ended = self.spelled = 0
 
     def encoded(self, ids, learned, highest, written):
         starts, lengths = np.array(self.starts), np.array(self.lengths)
         fingerprint = hashlib.sha256(b"".join([*(each.digest() for each in written), starts, lengths]))
         return Encoded(Sequences(ids, learned, starts, lengths), self.texts, self.tokens, self.targets, self.split,
-                       self.cut, self.blank, self.ended, highest, fingerprint.hexdigest())
+                       self.cut, self.blank, self.ended, self.spelled, highest, fingerprint.hexdigest())
 
 
 @contextlib.contextmanager

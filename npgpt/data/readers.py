@@ -5,14 +5,15 @@ import csv
 import itertools
 import json
 import re
-from pathlib import Path
+import warnings
 from typing import NamedTuple
 
-from npgpt.errors import ConfigError, FileError, FormatError
+from npgpt.errors import FileError, FormatError
 
 SPLITS = ("line", "blank", "none")
 LONGEST = 1 << 25  # bytes of one line, paragraph or JSON value: a record is held whole, a file is not
 PIECE = 1 << 20    # bytes read at a time where there are no lines to go by
+LINES = 3          # of a text file, looked at to see whether they are JSON
 TOO_LONG = f"of more than {LONGEST >> 20} MB: a record is held whole and must be shorter (--split none reads any text)"
 WORDS = re.compile(r".*\S(?=\s)", re.DOTALL)  # up to where the last word ends
 BINARY = "a zero byte: this is a binary file, not text"
@@ -40,59 +41,19 @@ class Stream:
         return iter(self._pieces)
 
 
-def read_records(path, split=None, separator=None):
-    """Yield the records of the file or folder `path`, in order.
-
-    .jsonl  a JSON object a line
-    .json   an array of JSON objects, or objects one after another
-    .csv    a record a row, its fields named by the first row
-    folder  every file of the formats here in it and below it, in the order of their names
-    other   UTF-8 text, divided as `split` says: "line", a text a line; "blank", a text a paragraph, blank lines between
-            them; "none", the whole file is one text. None stands for "line", and in a folder for "none". A text is the
-            field "text"; with a `separator`, what stands before it is "prompt" and what follows is "completion".
-
-    A byte-order mark, "\\r" before "\\n", blank lines and white space at the end of a line are no part of a text.
-    Raises FileError (missing, unreadable), FormatError (not what it should be) and ConfigError (an unusable option).
-    """
-    if split not in (None, *SPLITS):
-        raise ConfigError(f"split = {split!r}: it must be one of {', '.join(SPLITS)}")
-    if separator == "" or (separator and split == "none"):
-        raise ConfigError(f"separator = {separator!r}: it must be what stands between prompt and completion in each "
-                          "line or paragraph, so it does not go with split none")
-    if split is None:
-        split = "none" if Path(path).is_dir() and not separator else "line"
-    for file, reader in files(path):
-        yield from reader(file) if reader is not _read_text else _read_text(file, split, separator)
-
-
-def files(path):
-    """Return [(file, its reader), ...] for the file or folder `path`. Raises FileError for a folder without any."""
-    if not str(path):
-        raise FileError("cannot read '': expected the name of a file or folder")
-    path = Path(path)
-    if not path.is_dir():
-        return [(path, READERS.get(path.suffix.lower(), _read_text))]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in READERS and file.is_file())
-    if not found:
-        raise FileError(f"{path} is a folder without data: expected files that end in {', '.join(READERS)}")
-    return [(file, READERS[file.suffix.lower()]) for file in found]
-
-
-def is_text(path):
-    """Whether `path` is, or holds, plain text, which can be split and have a separator."""
-    return any(reader is _read_text for _, reader in files(path))
-
-
 # Plain text
 
 
-def _read_text(path, split, separator):
+def read_text(path, split, separator):
+    """Yield the Records of plain text; see `npgpt.data.read_records`."""
+    _warn_of_json(path)
     if split == "none":
         pieces = _stream(path)
         if (first := next(pieces)).strip():
             yield Record(f"{path}:1", {"text": Stream(itertools.chain([first], pieces))})
         return
-    for number, text in _paragraphs(path) if split == "blank" else _lines(path):
+    texts = {"line": _lines, "blank": _paragraphs}.get(split) or (lambda path: _between(path, split))
+    for number, text in texts(path):
         text, where = text.rstrip(), f"{path}:{number}"
         if "\0" in text:
             raise FormatError(f"{where}: {BINARY}")
@@ -118,6 +79,33 @@ def _paragraphs(path):
             yield first, "\n".join(kept)
 
 
+def _between(path, mark):
+    """Yield (number of the first line, text) of each text that is not blank, between the marks."""
+    number, held = 1, ""
+    for piece in itertools.chain(_decoded(path), [None]):
+        *texts, held = (held + piece).split(mark) if piece is not None else [held, ""]
+        for text in texts:
+            start = text.lstrip()
+            if start:
+                yield number + text.count("\n", 0, len(text) - len(start)), start
+            number += text.count("\n") + mark.count("\n")
+        if len(held) > LONGEST:
+            raise FormatError(f"{path}:{number}: a text {TOO_LONG}")
+
+
+def _warn_of_json(path):
+    """Say so where the first lines are JSON objects."""
+    with open_file(path) as file:
+        first = [line for line in (file.readline(LONGEST) for _ in range(LINES)) if line.strip()]
+    try:
+        objects = [isinstance(json.loads(line), dict) for line in first]
+    except (ValueError, RecursionError):
+        return
+    if objects and all(objects):
+        warnings.warn(f"{path}: its first lines are JSON objects, taken for plain text; where the name ends in .jsonl "
+                      "their fields are read", stacklevel=2)
+
+
 def _stream(path):
     """Yield the text of the file in pieces, at least one.
 
@@ -139,14 +127,18 @@ def _stream(path):
 # JSON and CSV
 
 
-def _read_jsonl(path):
+def read_jsonl(path):
+    """Yield a Record for each line."""
     for number, line in _lines(path):
         if line.strip():
             yield _object(f"{path}:{number}", lambda line=line: json.loads(line))
 
 
-def _read_json(path):
-    """Hold one value and a piece of the file at a time, whether it is an array or objects one after another."""
+def read_json(path):
+    """Yield a Record for each object, in an array or one after another.
+
+    One value and a piece of the file are held at a time.
+    """
     decode, blank, pieces = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*"), _decoded(path)
     text, at, number = "", 0, 1  # what is held of the file, the place in it, and the line of that place
 
@@ -217,11 +209,14 @@ def json_name(value):
     """What JSON calls a value of this kind."""
     if value is None:
         return "null"
-    names = {bool: "a truth value", int: "a number", float: "a number", str: "a string", list: "an array"}
-    return names.get(type(value), "an object")
+    names = {bool: "a truth value", int: "a number", float: "a number", str: "a string", list: "an array",
+             dict: "an object"}
+    return names.get(type(value), f"of the kind {type(value).__name__}")
 
 
-def _read_csv(path):
+def read_csv(path):
+    """Yield a Record for each row but the first. A first or a last column may be without a name, as the index of a
+    table and what a comma at the end of each line makes are: it is left out."""
     csv.field_size_limit(LONGEST)  # of the process, 128 kB where nobody says otherwise: shorter than many a text
     number, names = 1, None
     rows = csv.reader((line for _, line in _lines(path)), strict=True)
@@ -229,20 +224,21 @@ def _read_csv(path):
         for row in rows:
             if names is None and "".join(row).strip():
                 names = [name.strip() for name in row]
-                if len(set(names)) < len(names) or "" in names:
+                known = slice(not names[0], len(names) - (not names[-1]))
+                if len(set(names[known])) < len(names[known]) or "" in names[known]:
                     raise FormatError(f"{path}:{number}: expected a first row that names each column, each by another "
                                       f"name, not {','.join(row)}")
+                if len(names) == 1 and (other := re.search("[;\t|]", names[0])):
+                    raise FormatError(f"{path}:{number}: one column, {names[0]!r}; columns must stand apart by commas, "
+                                      f"not by {other[0]!r}")
             elif names is not None and row:
                 if len(row) != len(names):
                     raise FormatError(f"{path}:{number}: {len(row)} columns, where the first row names {len(names)}: "
                                       f"{', '.join(names)}")
-                yield Record(f"{path}:{number}", dict(zip(names, row, strict=True)))
+                yield Record(f"{path}:{number}", dict(zip(names[known], row[known], strict=True)))
             number = rows.line_num + 1
     except csv.Error as error:
         raise FormatError(f"{path}:{number}: not valid CSV: {error}") from error
-
-
-READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
 
 
 # Bytes
@@ -250,7 +246,7 @@ READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".json": _read_json, ".csv
 
 def _lines(path):
     """Yield (number, line) for the lines of the file, numbered from 1, with their ends."""
-    with _open(path) as file:
+    with open_file(path) as file:
         for number in itertools.count(1):
             line = file.readline(LONGEST + 1)
             if len(line) > LONGEST:
@@ -266,7 +262,7 @@ def _lines(path):
 def _decoded(path):
     """Yield the file as text, in pieces, with "\\n" at the ends of lines."""
     decoder, number, held = codecs.getincrementaldecoder("utf-8-sig")(), 1, ""
-    with _open(path) as file:
+    with open_file(path) as file:
         while True:
             piece = file.read(PIECE)
             try:
@@ -284,7 +280,7 @@ def _decoded(path):
                 return
 
 
-def _open(path):
+def open_file(path):
     try:
         return open(path, "rb")
     except OSError as error:

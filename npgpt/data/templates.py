@@ -1,9 +1,12 @@
 """Records to text: what a record's fields are put into, and which part of it is learned."""
 
+import re
 import string
 from typing import NamedTuple
 
-from npgpt.data.readers import Stream, json_name
+from npgpt.data.chats import has_messages, read_messages
+from npgpt.data.fields import is_blank, quoted, text_under
+from npgpt.data.readers import Stream
 from npgpt.errors import ConfigError, FormatError, printable
 
 END = None  # the end-of-text token, among segments
@@ -26,14 +29,52 @@ TEMPLATES = {
 }
 OPTIONAL = ("input",)  # may be missing
 LEARNED_ROLE = "assistant"
-MESSAGE = '{"role": "...", "content": "..."}'
+
+
+class Text(str):
+    """A text that knows which parts of it are a template's own words: `literals`, ((begin, end), ...), in order.
+
+    A special token that is spelled out in a literal is that token. Everywhere else, and so in what `str`'s own methods
+    return, it is plain text.
+    """
+
+    literals = ()
+
+    @classmethod
+    def join(cls, parts):
+        """Put str and Texts one behind the other; literals that meet become one."""
+        text, literals, at = cls("".join(parts)), [], 0
+        for part in parts:
+            for begin, end in getattr(part, "literals", ()):
+                if literals and literals[-1][1] == at + begin:
+                    begin = literals.pop()[0] - at
+                literals.append((at + begin, at + end))
+            at += len(part)
+        text.literals = tuple(literals)
+        return text
+
+    @classmethod
+    def literal(cls, words):
+        """Return the words of a template."""
+        text = cls(words)
+        text.literals = ((0, len(words)),) if words else ()
+        return text
+
+    def between(self, begin, end=None):
+        """Return self[begin:end], 0 <= begin <= end <= len(self), with the literals in it."""
+        end = len(self) if end is None else end
+        text = Text(self[begin:end])
+        text.literals = tuple((max(first, begin) - begin, min(last, end) - begin) for first, last in self.literals
+                              if first < end and last > begin)
+        return text
 
 
 class Document(NamedTuple):
     """A record as text.
 
     where     "path:line"
-    segments  list of (text, learned): text a str, a Stream, or END; empty where the record is blank
+    segments  list of (text, learned): text a str (a Text where a template has words of its own), a Stream, or END;
+              empty where the record is blank
     key       str: records of one key ask the same, and are held out together or not at all
     """
 
@@ -47,11 +88,15 @@ class Template:
 
     A field stands in braces, {prompt}; a brace that is none is written twice. The last field and what follows it is
     learned, and the end of text after it; what stands before it is the prompt. A paragraph (between blank lines) whose
-    fields are all blank is left out. For messages the template is that of one message, with {role} and {content}: the
-    content of the role "assistant" is learned, and an end of text after it; white space before the first is left out.
+    fields are all blank is left out. For messages the template is that of one message, with {role}, perhaps {name}, and
+    {content}: the content of the role "assistant" is learned, and an end of text after it; white space before the first
+    is left out. See `npgpt.data.chats` for what the content is; the name is not told unless the template has it.
 
     Spaces that end a prompt are learned, as part of what follows: a token of GPT-2's begins with the space before its
     word, so a prompt is asked, here as later, without it.
+
+    A special token spelled out in the template is that token; spelled out in a field it is plain text. The role of a
+    message, where it is one word, counts as the template's: <|{role}|> is the token <|user|> where there is one.
     """
 
     def __init__(self, kind, text=None, train_on_prompt=False):
@@ -65,8 +110,10 @@ class Template:
         self.fields = [name for paragraph in self._paragraphs for _, name in paragraph if name is not None]
         if not self.fields:
             raise ConfigError(f"template {self.text!r}: no field, as in {{prompt}}: every record would be the same")
-        if kind == "messages" and self.fields != ["role", "content"]:
-            raise ConfigError(f"template {self.text!r}: that of a message has {{role}} and then {{content}}")
+        if kind == "messages" and ([field for field in self.fields if field != "name"] != ["role", "content"]
+                                   or self.fields[-1] == "name"):
+            raise ConfigError(f"template {self.text!r}: that of a message has {{role}} and then {{content}}, and may "
+                              "have {name} before it")
 
     def __str__(self):
         """The template in a line, what is learned in brackets."""
@@ -78,6 +125,15 @@ class Template:
         role = f", of the role {LEARNED_ROLE}" if each and not self.train_on_prompt else ""
         return f"{line}  ({each}in brackets: learned{role})"
 
+    def spelled(self, tokens):
+        """Return those of the special tokens `tokens`, a list of str, that this template spells out, for some role."""
+        def texts(role):
+            return ("".join(literal + {None: "", "role": role}.get(name, "\0") for literal, name in paragraph)
+                    for paragraph in self._paragraphs)
+
+        return [token for token in tokens
+                if any(token in text for role in ["", *re.findall(r"\w+", token)] for text in texts(role))]
+
     @classmethod
     def of(cls, record, text=None, train_on_prompt=False):
         """Return the template for `record` and those after it: `text`, else that of its kind. Raises FormatError."""
@@ -85,8 +141,8 @@ class Template:
         if text is not None and kind != "messages":
             kind = "fields"
         if kind is None:
-            known = "; ".join(_quoted(names) for names in KINDS.values())
-            raise FormatError(f"{record.where}: its fields are {_quoted(record.fields) or 'none'}; expected those of a "
+            known = "; ".join(quoted(names) for names in KINDS.values())
+            raise FormatError(f"{record.where}: its fields are {quoted(record.fields) or 'none'}; expected those of a "
                               f"kind ({known}), or a template that names others")
         return cls(kind, text, train_on_prompt)
 
@@ -95,8 +151,8 @@ class Template:
         where, fields = record
         kind = _kind(fields)
         if self.kind in KINDS and kind not in (self.kind, None):
-            raise FormatError(f"{where}: a record with {_quoted(KINDS[kind])}, where those before have "
-                              f"{_quoted(KINDS[self.kind])}; expected one kind")
+            raise FormatError(f"{where}: a record with {quoted(KINDS[kind])}, where those before have "
+                              f"{quoted(KINDS[self.kind])}; expected one kind")
         segments, key = self._of_messages(where, fields) if self.kind == "messages" else self._of_fields(where, fields)
         if self.train_on_prompt:
             segments = [(text, True) for text, _ in segments]
@@ -104,40 +160,34 @@ class Template:
 
     def _of_fields(self, where, fields):
         """Return (segments, key) of a record with a text under each name."""
-        values = {name: _value(where, fields, name) for name in self.fields}
+        values = {name: _optional(where, fields, name) for name in self.fields}
         last = values[self.fields[-1]]
-        if _is_blank(last):
+        if is_blank(last):
             return [], ""
         prompt, text, rest = self._fill(values)
         if isinstance(last, Stream):
             segments = [(prompt, False), (text, True), (rest, True), (END, True)]
             return [segment for segment in segments if segment[0] != ""], ""
         asked = [value for name, value in values.items() if name != self.fields[-1]]
-        return [*_divided(prompt, text + rest), (END, True)], "\0".join(asked or [last])
+        return [*_divided(prompt, [text, rest]), (END, True)], "\0".join(asked or [last])
 
     def _of_messages(self, where, fields):
         """Return (segments, key) of a record with messages."""
-        messages = fields.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise FormatError(f'{where}: no "messages" in a list; expected {{"messages": [{MESSAGE}, ...]}}')
-        segments, asked, key = [], "", []
-        for i, message in enumerate(messages, start=1):
-            place = f"{where}: message {i}"
-            if not isinstance(message, dict):
-                raise FormatError(f"{place} is {json_name(message)}; expected {MESSAGE}")
-            values = {name: _value(place, message, name) for name in self.fields}
-            if _is_blank(values["content"]):
-                raise FormatError(f'{place}: its "content" is blank')
+        segments, asked, key = [], Text(), []
+        for i, message in enumerate(read_messages(where, fields)):
+            values = message._asdict()
+            if re.fullmatch(r"\w+", message.role):
+                values["role"] = Text.literal(message.role)
             prompt, text, rest = self._fill(values)
-            asked += prompt.lstrip() if i == 1 else prompt
+            asked = Text.join([asked, prompt.between(len(prompt) - len(prompt.lstrip())) if i == 0 else prompt])
             if values["role"] == LEARNED_ROLE:
-                segments += [*_divided(asked, text + rest), (END, True)]
-                asked = ""
+                segments += [*_divided(asked, [text, rest]), (END, True)]
+                asked = Text()
             else:
-                asked += text + rest
+                asked = Text.join([asked, text, rest])
                 key += [] if segments else [values["content"]]
         if asked and not self.train_on_prompt:
-            raise FormatError(f"{where}: the last message is of the role {values['role']!r}; expected "
+            raise FormatError(f"{where}: the last message is of the role {message.role!r}; expected "
                               f"{LEARNED_ROLE!r}, the one whose content is learned")
         return segments + ([(asked, True), (END, True)] if asked else []), "\0".join(key)
 
@@ -146,12 +196,12 @@ class Template:
         texts, last = [], 0
         for paragraph in self._paragraphs:
             names = [name for _, name in paragraph if name is not None]
-            if names and all(_is_blank(values[name]) for name in names):
+            if names and all(is_blank(values[name]) for name in names):
                 continue
             for literal, name in [("\n\n", None), *paragraph]:
-                texts += [literal] if name is None else [literal, values[name]]
+                texts += [Text.literal(literal)] if name is None else [Text.literal(literal), values[name]]
                 last = last if name is None else len(texts) - 1
-        return "".join(texts[1:last]), texts[last], "".join(texts[last + 1:])
+        return Text.join(texts[1:last]), texts[last], Text.join(texts[last + 1:])
 
 
 def _parsed(text):
@@ -164,36 +214,17 @@ def _parsed(text):
 
 
 def _divided(prompt, learned):
-    """Return the segments of a prompt and what is learned after it; the space between them belongs to the latter."""
-    asked = prompt.rstrip(" ")
-    return [*([(asked, False)] if asked else []), (prompt[len(asked):] + learned, True)]
+    """Return the segments of a prompt and of the texts learned after it, to which the space between them belongs."""
+    n = len(prompt.rstrip(" "))
+    return [*([(prompt.between(0, n), False)] if n else []), (Text.join([prompt.between(n), *learned]), True)]
 
 
 def _kind(fields):
+    if has_messages(fields):
+        return "messages"
     return next((kind for kind, needed in KINDS.items() if all(name in fields for name in needed)), None)
 
 
-def _value(where, fields, name):
-    """Return the text under `name`."""
-    value = fields.get(name)
-    if value is None and name in OPTIONAL:
-        return ""
-    if name not in fields:
-        raise FormatError(f'{where}: no "{name}"; it has {_quoted(fields) or "nothing"}')
-    if isinstance(value, Stream):
-        return value
-    if not isinstance(value, str):
-        raise FormatError(f'{where}: its "{name}" is {json_name(value)}, expected a string')
-    try:
-        value.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
-    except UnicodeEncodeError as error:
-        raise FormatError(f'{where}: its "{name}" is not valid Unicode') from error
-    return value
-
-
-def _is_blank(value):
-    return isinstance(value, str) and not value.strip()
-
-
-def _quoted(names):
-    return ", ".join(f'"{name}"' for name in names)
+def _optional(where, fields, name):
+    """Return the text under `name`, blank where it is missing and may be."""
+    return "" if name in OPTIONAL and fields.get(name) is None else text_under(where, fields, name)

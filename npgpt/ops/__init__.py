@@ -8,13 +8,13 @@ from npgpt.ops.attention import causal_attention
 from npgpt.ops.cross_entropy import cross_entropy
 from npgpt.ops.dora import dora_linear
 from npgpt.ops.dropout import dropout
-from npgpt.ops.embedding import embedding
+from npgpt.ops.embedding import embedding, index_copy
 from npgpt.ops.layer_norm import layer_norm
 from npgpt.ops.linear import linear, lora_linear
 from npgpt.ops.primitives import add, exp, log, matmul, mul, reshape, sum, take, tanh, transpose
 
 __all__ = [
     "ACTIVATIONS", "add", "causal_attention", "cross_entropy", "dora_linear", "dropout", "embedding", "exp", "gelu",
-    "gelu_new", "layer_norm", "linear", "log", "lora_linear", "matmul", "mul", "relu", "reshape", "silu", "sum", "take",
-    "tanh", "transpose",
+    "gelu_new", "index_copy", "layer_norm", "linear", "log", "lora_linear", "matmul", "mul", "relu", "reshape", "silu",
+    "sum", "take", "tanh", "transpose",
 ]

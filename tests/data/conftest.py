@@ -5,15 +5,18 @@ import pytest
 
 
 class Characters:
-    """A tokenizer whose ids are code points; the end of a text is 0. A space has no id."""
+    """A tokenizer whose ids are code points; the end of a text is 0. A space has no id. <a> and <b> are special."""
 
     eos_id = 0
+    special_tokens = {"<a>": 1, "<b>": 2, "<end>": 0}  # noqa: RUF012
 
-    def encode(self, text):
+    def encode(self, text, split_special_tokens=False):
+        for token, i in self.special_tokens.items() if not split_special_tokens else ():
+            text = text.replace(token, chr(i))
         return np.array([ord(character) for character in text if character != " "], dtype=np.int64)
 
-    def encode_batch(self, texts):
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts, split_special_tokens=False):
+        return [self.encode(text, split_special_tokens) for text in texts]
 
 
 @pytest.fixture(scope="session")

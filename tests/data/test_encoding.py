@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt.batch import NO_TARGET, Batch
-from npgpt.data import END, Document, Sequences, Stream, encode, encode_texts
+from npgpt.data import END, Document, Sequences, Stream, Text, encode, encode_prompt, encode_texts
 from npgpt.errors import ConfigError, FileError
 
 EOS = 0
@@ -95,6 +95,69 @@ def test_a_block_in_which_nothing_is_learned_is_left_out_and_counted(characters)
     assert blocks == ["ab.c", "lm."]
     assert masks_of(encoded) == [[0, 1, 1, 0], [0, 1, 1]]
     assert counts_of(encoded) == dict(texts=1, tokens=15, targets=4, split=1, cut=8, blank=0, ended=1)
+
+
+def literal(words):
+    return Text.join([Text.literal(words)])
+
+
+def test_special_tokens_are_plain_text_but_in_a_template(characters):
+    """Where the template has a special token the text is cut; elsewhere it is one."""
+    read = []
+
+    class Noting(type(characters)):
+        def encode_batch(self, texts, split_special_tokens=False):
+            read.extend(texts)
+            return super().encode_batch(texts, split_special_tokens)
+
+    prompt = Text.join([Text.literal("x<a>y"), "<a>z", Text.literal("<b><a>"), "<b", Text.literal(">")])
+    given = [document((prompt, False), ("<end>", True), where="f:1")]
+    encoded, _ = encode(Noting(), given, 64)
+    plain = [*map(ord, "y<a>z")]
+    assert sequences_of(encoded) == [[ord("x"), 1, *plain, 2, 1, *map(ord, "<b>"), *map(ord, "<end>"), EOS]]
+    assert [text for text in read if text] == ["x", "y<a>z", "<b>", "<end>"]
+    assert encoded.spelled == 3
+    assert encode(characters, [document((prompt, True))], 64)[0].sequences.loss_masks[0].all()
+
+    parsed, _ = encode(characters, given, 64, split_special_tokens=False)
+    assert sequences_of(parsed) == [[ord("x"), 1, ord("y"), 1, ord("z"), 2, 1, 2, EOS]]
+    assert parsed.spelled == 0
+
+
+def test_special_tokens_in_a_stream(characters):
+    def stream():
+        return [document((Stream(["a<a>", "b"]), True))]
+
+    plain, _ = encode(characters, stream(), 64)
+    assert sequences_of(plain) == [[*map(ord, "a<a>b"), EOS]] and plain.spelled == 1
+    assert sequences_of(encode(characters, stream(), 64, split_special_tokens=False)[0]) == [[97, 1, 98, EOS]]
+
+
+def test_a_text_that_ends_with_an_end_of_text_gets_no_second(characters):
+    parsed, _ = encode(characters, [document(("a<end>", True)), document((Stream(["b<end>"]), True))], 64,
+                       split_special_tokens=False)
+    assert sequences_of(parsed) == [[97, EOS], [98, EOS]]
+    assert parsed.ended == 2
+    assert sequences_of(encode(characters, [document((literal("a<end>"), True))], 64)[0]) == [[97, EOS]]
+    twice = [document((literal("<end>"), False), ("<end>b", True))]
+    assert sequences_of(encode(characters, twice, 64, split_special_tokens=False)[0]) == [[EOS, EOS, 98, EOS]]
+
+
+def test_a_prompt_has_the_ids_it_is_learned_with(characters):
+    texts = [Text.join([Text.literal("<a>"), "<b>"]), END, "c"]
+    assert encode_prompt(characters, texts).tolist() == [1, *map(ord, "<b>"), EOS, ord("c")]
+    assert encode_prompt(characters, texts, split_special_tokens=False).tolist() == [1, 2, EOS, ord("c")]
+
+
+def test_the_longest_special_token_is_found():
+    class Tokens:
+        eos_id = 0
+        special_tokens = {"<a": 1, "<a>": 2}  # noqa: RUF012
+
+        def encode_batch(self, texts, split_special_tokens):
+            return [np.array([*map(ord, text)], np.int64) for text in texts]
+
+    assert encode_prompt(Tokens(), [literal("<a><ab")]).tolist() == [2, 1, ord("b")]
 
 
 conversations = st.lists(st.lists(st.tuples(words, st.booleans()), min_size=1, max_size=4), min_size=1, max_size=5)

@@ -49,12 +49,54 @@ def refusal(path, **options):
     (b"\xef\xbb\xbfone\n", ["one"]),
     ("na\u00efve \u2603\n", ["na\u00efve \u2603"]),
     ("one\u2028still one\x0c!\n", ["one\u2028still one\x0c!"]),  # these end no line, although str.splitlines thinks so
-    ('{"text": "not JSON here"}\n', ['{"text": "not JSON here"}']),
 ])
 def test_a_text_file_holds_a_text_a_line(written, content, texts):
     path = written("data.txt", content)
     assert texts_of(path) == texts == read_texts(path)
     assert texts_of(written("data", content)) == texts  # as any other file does
+
+
+@pytest.mark.parametrize("split", readers.SPLITS)
+def test_json_objects_in_a_text_file_are_warned_of(written, split):
+    line = '{"text": "not JSON here"}'
+    path = written("data.txt", f"{line}\n\n{line}")
+    with pytest.warns(UserWarning, match=r"data\.txt: its first lines are JSON objects, taken for plain text; where "
+                                         r"the name ends in \.jsonl their fields are read"):
+        assert "".join(texts_of(path, split=split)).startswith(line)
+    for content in ("{}\nno JSON", "1\n2\n", "[]\n", "a {}\n", "\n", "[" * 100_000):
+        assert texts_of(written("data.txt", content), split=split) or not content.strip()
+
+
+@pytest.mark.parametrize("content, texts, places", [
+    ("one<|endoftext|>two<|endoftext|>", ["one", "two"], ["1", "1"]),
+    ("one\n two \n<|endoftext|>\n\n  three<|endoftext|>\n<|endoftext|><|endoftext|>four\n",
+     ["one\n two", "three", "four"], ["1", "5", "6"]),
+    ("\ufeff<|endoftext|>a<|endoftext|<|endoftext|>|>b<|end", ["a<|endoftext|", "|>b<|end"], ["1", "1"]),
+    ("no mark\r\nat all", ["no mark\nat all"], ["1"]),
+    ("<|endoftext|>\n", [], []),
+])
+@pytest.mark.parametrize("piece", [1, 2, 7, 1 << 20])
+def test_texts_may_stand_between_marks(written, monkeypatch, content, texts, places, piece):
+    monkeypatch.setattr(readers, "PIECE", piece)
+    path = written("data.txt", content)
+    assert texts_of(path, split="<|endoftext|>") == texts
+    assert places_of(path, split="<|endoftext|>") == places
+
+
+@given(st.text("=-a\n ", max_size=40), st.sampled_from(["==", "=-=", "=\n"]), st.integers(1, 5))
+@ANY_FILE
+def test_any_mark_divides_as_in_one_piece(tmp_path_factory, content, mark, size):
+    path = tmp_path_factory.getbasetemp() / "marks.txt"
+    path.write_text(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "PIECE", size)
+        assert texts_of(path, split=mark) == [text.strip() for text in content.split(mark) if text.strip()]
+
+
+def test_prompts_and_completions_between_marks(written):
+    path = written("data.txt", "a\n||b<|endoftext|>c||d")
+    assert fields_of(path, split="<|endoftext|>", separator="||") == [
+        {"prompt": "a\n", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 
 
 def test_a_text_may_be_a_paragraph_or_the_file(written):
@@ -126,6 +168,10 @@ def test_a_jsonl_file_holds_an_object_a_line(written):
     assert read_texts(path) == ["one\ntwo ", "na\u00efve \U0001f600", "\u2028end"]
 
 
+def test_ndjson_is_jsonl(written):
+    assert fields_of(written("data.ndjson", '{"text": "one"}\n{"text": "two"}\n')) == [{"text": "one"}, {"text": "two"}]
+
+
 @pytest.mark.parametrize("content, places", [
     ('[{"a": 1},\n\n {"a": [2, "x\\n"]}\n,{}]\n', ["1", "3", "4"]),
     ('\ufeff [ {\n"a": 1},{"a": [2, "x\\n"]} , {} ] ', ["1", "2", "2"]),
@@ -192,6 +238,10 @@ def test_a_csv_file_names_its_columns(written):
     assert fields_of(path) == [{"prompt": 'a, "b"', "completion": "c\r\nd", "n": "1"},
                                {"prompt": "e", "completion": "", "n": ""}]
     assert places_of(path) == ["2", "5"]
+    assert fields_of(written("index.csv", ",text,label\n0,a,b\n1,c,d\n")) == [
+        {"text": "a", "label": "b"}, {"text": "c", "label": "d"}], "as pandas writes a table"
+    assert fields_of(written("comma.csv", "text,label,\na,b,\n")) == [{"text": "a", "label": "b"}]
+    assert fields_of(written("both.csv", ",a,\n1,2,3\n")) == [{"a": "2"}]
     long = "x" * 200_000
     assert texts_of(written("long.csv", f"text\n{long}\n")) == [long]
 
@@ -200,7 +250,11 @@ def test_a_csv_file_names_its_columns(written):
     ("a,b\n1,2\n3\n", "3: 1 columns, where the first row names 2: a, b"),
     ("a,b\n1,2,3\n", "2: 3 columns, where the first row names 2: a, b"),
     ("a,a\n1,2\n", "1: expected a first row that names each column, each by another name, not a,a"),
-    ("a,\n1,2\n", "1: expected a first row that names each column"),
+    ("a,,b\n1,2,3\n", "1: expected a first row that names each column, each by another name, not a,,b"),
+    (",,a\n1,2,3\n", "1: expected a first row that names each column, each by another name, not ,,a"),
+    (",a,b\n1,2\n", "2: 2 columns, where the first row names 3"),
+    ("text;label\na, b;c\n", "1: one column, 'text;label'; columns must stand apart by commas, not by ';'"),
+    ("text\tlabel\n", "1: one column, 'text\\tlabel'; columns must stand apart by commas, not by '\\t'"),
     ('a\n1\n"b\n\n', "3: not valid CSV: unexpected end of data"),
     ('a\n"b"c\n', "2: not valid CSV: ',' expected after '\"'"),
 ])
@@ -257,6 +311,8 @@ def test_records_too_long_to_hold_are_named(written, monkeypatch):
     path = written("data.txt", "one\n\n" + "two\n" * 26)
     assert refusal(path, split="blank").startswith("3: a paragraph of more than ")
     assert texts_of(path, split="none") == [path.read_text().strip()]
+    assert texts_of(written("data.txt", "x" * 99 + "==" + "y" * 99), split="==") == ["x" * 99, "y" * 99]
+    assert refusal(written("data.txt", "x\n==\n" + long * 2), split="==").startswith("2: a text of more than ")
     assert texts_of(written("data.txt", long), split="none") == [long]
     assert "2: not valid JSON" in refusal(written("data.json", '[\n{"a": "' + "x" * 200 + '"}]'))
 
@@ -288,8 +344,9 @@ def test_a_file_without_text_is_an_error(written, name, content):
 
 @given(st.binary() | st.text().map(str.encode) | st.lists(st.sampled_from(
     [b"{", b"}", b"[", b"]", b'"', b"text", b":", b",", b"\n", b"\\", b" ", b"\r", b"1", b"||"])).map(b"".join),
-    st.sampled_from(["any.txt", "any.jsonl", "any.json", "any.csv"]), st.sampled_from(readers.SPLITS))
+    st.sampled_from(["any.txt", "any.jsonl", "any.json", "any.csv"]), st.sampled_from([*readers.SPLITS, "||"]))
 @ANY_FILE
+@pytest.mark.filterwarnings("ignore:.*its first lines are JSON objects")
 def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory, content, name, split):
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content)

@@ -1,8 +1,12 @@
 """Records to segments of text, learned or not."""
 
-import pytest
+import itertools
 
-from npgpt.data import END, Documents, Record, Stream, Template
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgpt.data import END, Documents, Record, Stream, Template, Text
 from npgpt.errors import ConfigError, FormatError
 
 
@@ -90,6 +94,54 @@ def test_a_stream_stays_one():
         ("From a book: ", False), (stream, True), (".", True), (END, True)]
 
 
+def literals(text):
+    """The parts of a text that are its template's."""
+    return [text[begin:end] for begin, end in getattr(text, "literals", ())]
+
+
+@pytest.mark.parametrize("template, fields, expected", [
+    ("<|user|>{q} <|bot|> {a}.", {"q": "<|bot|>", "a": "y"}, [["<|user|>", " <|bot|>"], [" ", "."]]),
+    ("{q}{q}{a}", {"q": "x", "a": "y"}, [[], []]),
+    ("<{q}>\n\n{none}\n\n{a}", {"q": "x", "a": "y", "none": ""}, [["<", ">\n\n"], []]),
+    ("a\n\n{{b\n\n{q}: {a}", {"q": "x", "a": "y"}, [["a\n\n{b\n\n", ":"], [" "]]),
+])
+def test_a_text_knows_the_words_of_its_template(template, fields, expected):
+    assert [literals(text) for text, _ in segments(fields, template)[:-1]] == expected
+
+
+def test_the_role_of_a_message_is_a_word_of_the_template():
+    """So that a token can be made of it; one that is no plain word cannot pose as anything."""
+    given = messages(("user", "<|user|>"), ("x|><|user", "c"), ("assistant", "d"))
+    [(asked, _), (learned, _), _] = segments(given, "<|{role}|>{content}\n")
+    assert asked == "<|user|><|user|>\n<|x|><|user|>c\n<|assistant|>"
+    assert literals(asked) == ["<|user|>", "\n<|", "|>", "\n<|assistant|>"]
+    assert learned == "d\n" and literals(learned) == ["\n"]
+
+
+@given(st.lists(st.tuples(st.text("ab ", max_size=3), st.booleans())), st.integers(0, 30), st.integers(0, 30))
+def test_literals_are_kept_where_texts_are_joined_and_cut(parts, begin, length):
+    marked = "".join(("L" if own else "f") * len(text) for text, own in parts)  # a letter for each character
+    text = Text.join([Text.literal(part) if own else part for part, own in parts])
+    assert text == "".join(part for part, _ in parts)
+    begin = min(begin, len(text))
+    for cut, marks in ((text, marked), (text.between(begin), marked[begin:]),
+                       (text.between(begin, min(begin + length, len(text))), marked[begin:begin + length])):
+        assert cut == text[begin:begin + length] or cut in (text, text[begin:])
+        assert "".join("L" if any(first <= i < last for first, last in cut.literals) else "f"
+                       for i in range(len(cut))) == marks
+        apart = [last < first for (_, last), (first, _) in itertools.pairwise(cut.literals)]
+        assert all(apart), "literals that meet are one"
+
+
+@pytest.mark.parametrize("template, expected", [
+    ("<|user|>{prompt}<|bot|>{completion}", ["<|user|>"]), ("{prompt}{completion}", []),
+    ("<|{prompt}|>{completion}", []), ("<|{role}|>\n{content}<end>", ["<|user|>", "<end>"]),
+])
+def test_the_special_tokens_of_a_template(template, expected):
+    kind = "messages" if "role" in template else "prompt"
+    assert Template(kind, template).spelled(["<|user|>", "<end>", "{prompt}"]) == expected
+
+
 def test_records_that_ask_the_same_have_one_key():
     def prompt(a, b):
         return key({"prompt": a, "completion": b})
@@ -146,9 +198,9 @@ def test_texts_that_are_no_templates(template, reason):
     assert str(caught.value).startswith(f"template {template!r}: {reason}")
 
 
-@pytest.mark.parametrize("template", ["{content}", "{content} {role}", "{role} {content} {a}"])
+@pytest.mark.parametrize("template", ["{content}", "{content} {role}", "{role} {content} {a}", "{role}{content}{name}"])
 def test_a_template_of_messages_has_a_role_and_a_content(template):
-    with pytest.raises(ConfigError, match=r"that of a message has \{role\} and then {content}"):
+    with pytest.raises(ConfigError, match=r"that of a message has \{role\} and then \{content\}, and may have "):
         Template("messages", template)
 
 

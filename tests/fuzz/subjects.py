@@ -9,6 +9,11 @@ import corrupt
 import numpy as np
 import tokenizers
 
+try:
+    import pyarrow.parquet
+except ImportError:
+    pyarrow = None
+
 from npgpt import (
     GPT2,
     AdamW,
@@ -497,11 +502,66 @@ class Csv(Subject):
         assert csv_records(self.content) in (None, UNSURE), "a valid file was refused"
 
 
+class Chats(Subject):
+    """A file of conversations: messages in the forms that people write."""
+
+    MESSAGES = (
+        {"role": "system", "content": ""}, {"role": "user", "content": TEXT, "name": "Ann"},
+        {"role": "user", "content": [{"type": "text", "text": "na\u00efve "}, {"type": "text", "text": "\U0001f600"}]},
+        {"from": "human", "value": "one"}, {"role": "tool", "content": ""},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": {"a": [1, None]}}},
+            {"function": {"name": "g", "arguments": "{\"a\": 1}"}}]},
+    )  # fmt: skip
+
+    def damage(self, rng):
+        lines = []
+        for _ in range(rng.randrange(1, 4)):
+            messages = [rng.choice(self.MESSAGES) for _ in range(rng.randrange(4))]
+            record = {rng.choice(["messages", "conversations"]): [*messages, {"role": "assistant", "content": "one"}]}
+            sound = rng.random() < 0.5
+            lines.append(json.dumps(record).encode() if sound else corrupt.corrupted_json(rng, record))
+        self.put("chats.jsonl", b"\n".join(lines))
+
+    def load(self):
+        return list(data.Documents(self.folder / "chats.jsonl"))
+
+    def check(self, documents):
+        for document in documents:
+            texts = [text for text, _ in document.segments]
+            assert texts[-1] is data.END
+            "".join(text for text in texts if text is not data.END).encode()
+            assert document.segments[-2][1], "a conversation ends with what is learned"
+
+
+class Parquet(Subject):
+    """A table of conversations and texts; where pyarrow is installed."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        rows = [{"text": "the cat " * i, "messages": [{"role": "user", "content": TEXT}], "n": i} for i in range(40)]
+        self.contents = []
+        for options in ({}, {"compression": "none"}, {"row_group_size": 7}):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "x", **options)
+            self.contents.append((folder / "x").read_bytes())
+
+    def damage(self, rng):
+        self.put("x.parquet", corrupt.corrupt_bytes(rng, rng.choice(self.contents)))
+
+    def load(self):
+        return list(data.read_records(self.folder / "x.parquet"))
+
+    def check(self, records):
+        assert all(type(record.fields) is dict for record in records)
+
+
 KINDS = {
     "safetensors": Safetensors, "config": Config, "weights": Weights, "torch": TorchWeights, "index": Index,
     "adapter": Adapter, "old-adapter": OldAdapter, "state": State, "tokenizer": TokenizerFiles, "texts": Texts,
-    "json": Json, "csv": Csv,
+    "json": Json, "csv": Csv, "chats": Chats,
 }  # fmt: skip
+if pyarrow is not None:
+    KINDS["parquet"] = Parquet
 
 
 def arrays(model):
@@ -598,7 +658,7 @@ def csv_records(content):
         del rows[0]
     names, *rows = [rows[0] if rows else [], *(row for row in rows[1:] if row)]
     names = [name.strip() for name in names]
-    if "" in names or len({*names}) < len(names):
+    if "" in names or len({*names}) < len(names) or (len(names) == 1 and re.search("[;\t|]", names[0])):
         return UNSURE
     if any(len(row) != len(names) for row in rows):
         return None

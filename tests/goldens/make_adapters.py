@@ -25,6 +25,9 @@ ADAPTERS = {
     "one-layer-excluded": {**SOME, "layers_to_transform": [1], "exclude_modules": ["mlp.c_fc"]},
     "wte": {"target_modules": ["wte", "attn.c_proj"]},
     "lm_head": {"target_modules": ["lm_head", "attn.c_proj"]},
+    "token-rows": {**SOME, "trainable_token_indices": [7, 52, 3]},
+    "added-tokens": SOME,
+    "added-token-rows": {**SOME, "trainable_token_indices": [50, 51]},
     "pissa": {**SOME, "init_lora_weights": "pissa"},
 }
 
@@ -53,9 +56,14 @@ def make(name):
         return model, ids, model(torch_ids(ids)).logits[0].numpy()
 
 
+def save(model, name, folder):
+    """Added tokens are what "auto" would find out from the base's folder, of which there is none here."""
+    model.save_pretrained(folder, save_embedding_layers=True if "added" in name else "auto")
+
+
 if __name__ == "__main__":
     for each in ADAPTERS:
         adapted, token_ids, expected = make(each)
-        adapted.save_pretrained(FOLDER / each)
+        save(adapted, each, FOLDER / each)
         (FOLDER / each / "README.md").unlink()
         np.savez_compressed(FOLDER / each / "answer.npz", ids=token_ids, logits=expected)

@@ -40,7 +40,9 @@ ALSO_FIRST = {
     "ops/shares.py": ["test_train.py"], "threads.py": ["test_train.py"], "ops/dora.py": [EVERY_OPERATION],
     "lora.py": ["test_adapters.py", "test_updates.py", "test_combine.py"],
     "lora_config.py": ["test_lora.py", "test_updates.py"], "lora_init.py": ["test_updates.py", "test_lora.py"],
-    "adapter.py": ["test_updates.py"], "updates.py": ["test_adapters.py"],
+    "adapter.py": ["test_updates.py"], "adapter_config.py": ["test_adapter.py"], "tables.py": ["test_vocabulary.py"],
+    "updates.py": ["test_adapters.py"],
+    "pickles.py": ["test_torchfile.py"],
 }
 
 

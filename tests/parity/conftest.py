@@ -5,5 +5,6 @@ Each module here begins with `pytest.importorskip`: without torch it is skipped 
 
 
 def pytest_configure(config):
-    """Warnings are errors in this suite; this one is between PEFT and transformers and nothing we can mend."""
+    """Warnings are errors in this suite; these are between PEFT, transformers and torch and nothing we can mend."""
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")

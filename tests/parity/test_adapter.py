@@ -147,6 +147,31 @@ def test_adapter_of_a_model_without_a_head(tmp_path):
     assert_close(ours.logits(ids), torch_logits(expected, ids), BOUND, "logits")
 
 
+def compiled(model):
+    return torch.compile(model)
+
+
+def compiled_by_block(model):
+    for i, block in enumerate(model.transformer.h):
+        model.transformer.h[i] = torch.compile(block)
+    return model
+
+
+@pytest.mark.parametrize(("wrap", "targets"), [
+    (compiled, ["c_attn"]), (compiled_by_block, ["c_attn"]), (compiled_by_block, "all-linear"),
+])
+def test_adapters_of_compiled_models(tmp_path, wrap, targets):
+    """PEFT writes "_orig_mod." into keys and names, and reads them onto nothing but a compiled model."""
+    fields = {"modules_to_save": ["ln_f"]}
+    with_peft(wrap(torch_model(MODEL)), targets, **fields).save_pretrained(tmp_path)
+    assert all("_orig_mod." in key for key in npgpt.safetensors.read(tmp_path / "adapter_model.safetensors")
+               if ".lora_" in key)
+    ours = npgpt.load_adapter(npgpt_model(torch_model(MODEL)), tmp_path)
+    (ids,) = texts(ours.config.vocab_size, [20])
+    expected = torch_logits(with_peft(torch_model(MODEL), targets, **fields), ids)  # compiling changes no weight
+    assert_close(ours.logits(ids), expected, BOUND, "logits")
+
+
 @pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal", "mica"])
 def test_initialisations_that_leave_the_base_alone(tmp_path, init):
     """The base is as it was, and a trained A and B mean the same whatever they were drawn from."""

@@ -20,7 +20,7 @@ def test_adapters_are_as_peft_makes_them_now(name, tmp_path):
     with np.load(make_adapters.FOLDER / name / "answer.npz") as answer:
         assert np.array_equal(answer["ids"], ids)
         assert_close(answer["logits"], logits, 1e-5, "logits")
-    model.save_pretrained(tmp_path)
+    make_adapters.save(model, name, tmp_path)
     stored, made = (safetensors.read(folder / "adapter_model.safetensors")
                     for folder in (make_adapters.FOLDER / name, tmp_path))
     assert_all_close(stored, made, 1e-5)

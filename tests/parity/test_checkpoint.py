@@ -18,7 +18,7 @@ import transformers
 import npgpt
 from npgpt import safetensors as own_safetensors
 
-from .reference import CONFIGS, assert_close, npgpt_model, texts, torch_ids, torch_model
+from .reference import CONFIGS, assert_close, npgpt_model, texts, torch_ids, torch_model, with_peft
 
 
 def assert_same_logits(ours, theirs):
@@ -62,6 +62,18 @@ def test_shards(tmp_path):
     assert_same_weights(npgpt.GPT2.from_pretrained(tmp_path), theirs)
 
 
+def test_compiled_models(tmp_path):
+    theirs = torch_model()
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for i, block in enumerate(theirs.transformer.h):
+        theirs.transformer.h[i] = torch.compile(block)
+    state = torch.compile(theirs).state_dict()
+    assert "_orig_mod.transformer.h.0._orig_mod.ln_1.weight" in state
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert_same_weights(npgpt.GPT2.from_pretrained(tmp_path), torch_model())
+
+
 def test_the_bare_model_and_a_shared_tensor_stored_once(tmp_path):
     theirs = torch_model()
     theirs.transformer.save_pretrained(tmp_path / "bare")  # keys without "transformer."
@@ -70,6 +82,55 @@ def test_the_bare_model_and_a_shared_tensor_stored_once(tmp_path):
     safetensors.torch.save_model(theirs, str(tmp_path / "once" / "model.safetensors"))  # keeps one name of the two
     assert "lm_head.weight" in own_safetensors.read(tmp_path / "once" / "model.safetensors")
     assert_same_weights(npgpt.GPT2.from_pretrained(tmp_path / "once"), theirs)
+
+
+def test_a_second_head_is_left_out(tmp_path):
+    """GPT2DoubleHeadsModel's file, from which GPT2LMHeadModel takes the language model too."""
+    theirs = transformers.GPT2DoubleHeadsModel(torch_model().config)
+    theirs.transformer.load_state_dict(torch_model().transformer.state_dict())
+    theirs.save_pretrained(tmp_path)
+    assert any("multiple_choice_head" in key for key in own_safetensors.read(tmp_path / "model.safetensors"))
+    ours = npgpt.GPT2.from_pretrained(tmp_path)
+    assert_same_weights(ours, transformers.GPT2LMHeadModel.from_pretrained(tmp_path))
+    assert_same_logits(ours, torch_model())
+
+
+@pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_classifiers_are_refused(tmp_path, kind):
+    getattr(transformers, f"GPT2For{kind}")(torch_model().config).save_pretrained(tmp_path)
+    with pytest.raises(npgpt.errors.FormatError, match="is the head of a model that gives labels"):
+        npgpt.GPT2.from_pretrained(tmp_path)
+
+
+def test_the_state_of_a_model_under_an_adapter_is_refused(tmp_path):
+    torch_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(with_peft(torch_model(), ["c_attn"]).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(npgpt.errors.FormatError, match=r"c_attn.lora_A.default.weight' is LoRA's, not merged"):
+        npgpt.GPT2.from_pretrained(tmp_path)
+
+
+def test_general_names_in_the_configuration(tmp_path):
+    theirs = torch_model("untied")
+    theirs.save_pretrained(tmp_path)
+    names = {field: alias for alias, field in npgpt.checkpoint.ALIASES.items()}
+    assert names.items() == {field: alias for alias, field in theirs.config.attribute_map.items()}.items()
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields = {names.get(field, field): value for field, value in fields.items()}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert_same_logits(npgpt.GPT2.from_pretrained(tmp_path),
+                       transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval())
+
+
+def test_metadata_that_is_null(tmp_path):
+    theirs = torch_model()
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]) | {"__metadata__": None}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    assert_same_weights(npgpt.GPT2.from_pretrained(tmp_path), transformers.GPT2LMHeadModel.from_pretrained(tmp_path))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

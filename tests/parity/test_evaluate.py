@@ -98,7 +98,7 @@ if MOLECULES.is_dir():
         class Smiles:
             eos_id = eos
 
-            def encode(self, line):
+            def encode(self, line, split_special_tokens=False):
                 return np.array([vocabulary[token] for token in SMILES_TOKEN.findall(line)])
 
         lines = (SHARED / "data" / "zinc-smiles-test.txt").read_text().split()[:60]

@@ -113,3 +113,18 @@ def test_the_command(tmp_path, capsys):
     assert capsys.readouterr().out == f"wrote tiny + {tmp_path / 'adapter'}: {out} (float32, 9.8 MB)\n"
     gguf.export(adapted_tiny(), npgpt.Tokenizer.from_pretrained("tiny"), tmp_path / "tiny.gguf", "float32")
     assert out.read_bytes() == (tmp_path / "tiny.gguf").read_bytes()
+
+
+def test_tokens_that_were_added(tmp_path):
+    """They are control tokens, and rows beyond the tokenizer's are unused."""
+    model, tokenizer = npgpt.GPT2.from_pretrained("tiny"), npgpt.Tokenizer.from_pretrained("tiny")
+    n = tokenizer.vocab_size
+    tokenizer.add_tokens(["<|user|>", "<|assistant|>"])
+    model.resize_token_embeddings(n + 4)
+    gguf.export(model, tokenizer, tmp_path / "tiny.gguf")
+    reader = llama_gguf.GGUFReader(tmp_path / "tiny.gguf")
+    tokens, kinds = (reader.get_field(f"tokenizer.ggml.{what}").contents() for what in ("tokens", "token_type"))
+    assert tokens[n:n + 2] == ["<|user|>", "<|assistant|>"]
+    assert kinds[n:] == [gguf.CONTROL, gguf.CONTROL, gguf.UNUSED, gguf.UNUSED]
+    (table,) = (tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    assert table.data.shape == (n + 4, model.config.n_embd)

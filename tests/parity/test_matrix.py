@@ -66,6 +66,18 @@ FEATURES = {
     "gaussian": {**SOME, "init_lora_weights": "gaussian"},
     "orthogonal": {**SOME, "init_lora_weights": "orthogonal"},
     "PiSSA": {**SOME, "init_lora_weights": "pissa"},
+    "token rows": {**SOME, "trainable_token_indices": [7, 3, 60]},
+    "token rows by name": {**SOME, "trainable_token_indices": {"wte": [5, 3], "wpe": [0, 2]}},
+    "token rows of the head": {**SOME, "trainable_token_indices": {"lm_head": [5], "wte": [3]}},
+    "untied, token rows": {**SOME, "trainable_token_indices": {"lm_head": [5, 9], "wte": [9, 7, 60]}},
+    "resized": SOME,
+    "resized, untied": SOME,
+    "resized, token rows": {**SOME, "trainable_token_indices": [59, 60]},
+    "resized, untied, token rows": {**SOME, "trainable_token_indices": [60]},
+    "resized, modules_to_save wte": {**SOME, "modules_to_save": ["wte"]},
+    "resized, wte": {"target_modules": ["wte", "c_attn"]},
+    "resized, tied head": {"target_modules": ["lm_head", "c_attn"]},
+    "resized, untied, head and wte": {"target_modules": ["lm_head", "wte"]},
     "PiSSA, rsLoRA": {**SOME, "init_lora_weights": "pissa", "use_rslora": True},
 }
 BOUND = 1e-5
@@ -90,8 +102,25 @@ def feature(request, monkeypatch):
     return request.param
 
 
-def base(feature):
-    return torch_model("untied" if "untied" in feature else "gelu_new", n_layer=3, vocab_size=61)
+def base(feature, seed=0):
+    """transformers' model; in a resized one tokens 58 to 60 were added, and their rows are drawn with `seed`."""
+    name, resized = "untied" if "untied" in feature else "gelu_new", "resized" in feature
+    model = torch_model(name, n_layer=3, vocab_size=58 if resized else 61)
+    if resized:
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(61, mean_resizing=False)
+    return model
+
+
+def our_base(feature):
+    """The same in npgpt, which has resized it in its own way."""
+    return npgpt_model(base(feature)) if "resized" not in feature else resized(
+        npgpt_model(torch_model("untied" if "untied" in feature else "gelu_new", n_layer=3, vocab_size=58)))
+
+
+def resized(model):
+    model.resize_token_embeddings(61)
+    return model
 
 
 def wrapped(feature):
@@ -117,37 +146,42 @@ def our_name(key):
     key = key.removeprefix("base_model.model.").removeprefix("transformer.").replace(".default", "")
     for segment in (".modules_to_save", ".base_layer"):
         key = key.replace(segment, "")
-    if ".lora_" in key:
+    key = key.replace(".token_adapter", "")
+    if ".lora_" in key or "trainable_tokens_delta" in key:
         return key.replace(".lora_B.bias", ".lora_B_bias").removesuffix(".weight")
     module, _, tensor = key.rpartition(".")
     return f"{module}.trained_{tensor}"
 
 
+def save(theirs, feature, folder):
+    theirs.save_pretrained(folder, save_embedding_layers=True if "resized" in feature else "auto")
+
+
 @pytest.fixture
 def ids():
-    return texts(61, [20])[0]
+    return np.append(texts(61, [20])[0], [58, 59, 60, 7])  # what was added, and a row that trains, are among them
 
 
 def test_read(feature, ids, tmp_path):
     theirs = wrapped(feature)
-    theirs.save_pretrained(tmp_path)
-    ours = npgpt.load_adapter(npgpt_model(base(feature)), tmp_path)
+    save(theirs, feature, tmp_path)
+    ours = npgpt.load_adapter(our_base(feature), tmp_path)
     assert_close(ours.logits(ids), logits(theirs, ids), BOUND, "logits")
 
 
 def test_write(feature, ids, tmp_path):
-    ours = npgpt_model(base(feature))
+    ours = our_base(feature)
     before = {name: tensor.data.tobytes() for name, tensor in ours.parameters().items()}
     npgpt.add_lora(ours, npgpt.LoraConfig(**{"r": 4, "lora_alpha": 8, "lora_dropout": 0.0} | FEATURES[feature]), seed=3)
     draw = np.random.default_rng(4)
     for tensor in ours.trainable_parameters().values():
         tensor.data += (0.2 * draw.standard_normal(tensor.shape)).astype(np.float32)
     expected = ours.logits(ids)
-    assert np.abs(expected - npgpt_model(base(feature)).logits(ids)).max() > 0.01, "an adapter without effect"
+    assert np.abs(expected - our_base(feature).logits(ids)).max() > 0.01, "an adapter without effect"
     npgpt.save_adapter(ours, tmp_path)
-    theirs = peft.PeftModel.from_pretrained(base(feature), tmp_path).eval()
+    theirs = peft.PeftModel.from_pretrained(base(feature, seed=1), tmp_path).eval()
     assert_close(expected, logits(theirs, ids), BOUND, "logits")
-    again = npgpt.load_adapter(npgpt_model(base(feature)), tmp_path)
+    again = npgpt.load_adapter(our_base(feature), tmp_path)
     assert_close(again.logits(ids), expected, BOUND, "logits after npgpt's own round trip")
     after = ours.parameters()
     assert all(after[name].data.tobytes() == bits for name, bits in before.items()), "the base was written to"
@@ -155,18 +189,19 @@ def test_write(feature, ids, tmp_path):
 
 def test_merge(feature, ids, tmp_path):
     theirs = wrapped(feature)
-    theirs.save_pretrained(tmp_path)
-    ours = npgpt.merge_lora(npgpt.load_adapter(npgpt_model(base(feature)), tmp_path))
+    save(theirs, feature, tmp_path)
+    ours = npgpt.merge_lora(npgpt.load_adapter(our_base(feature), tmp_path))
     assert_close(ours.logits(ids), logits(theirs, ids), BOUND, "merged logits")
     plain = {"lm_head.weight"} if not ours.config.tie_word_embeddings else set()
-    assert ours.parameters().keys() | plain == npgpt_model(base(feature)).parameters().keys() | plain
+    assert ours.parameters().keys() | plain == our_base(feature).parameters().keys() | plain
 
 
 def test_gradients(feature, tmp_path):
-    wrapped(feature).save_pretrained(tmp_path)
+    save(wrapped(feature), feature, tmp_path)
     theirs = peft.PeftModel.from_pretrained(base(feature), tmp_path, is_trainable=True).eval()
-    ours = npgpt.load_adapter(npgpt_model(base(feature)), tmp_path)
-    sequences = texts(61, [9, 2, 24, 9, 15])
+    ours = npgpt.load_adapter(our_base(feature), tmp_path)
+    sequences = texts(61, [9, 2, 24, 9, 15]) if "token" not in feature and "resized" not in feature else [
+        *texts(61, [9, 2, 24]), np.arange(50, 61), np.arange(3, 10)]
     loss, expected = ours.loss(npgpt.Batch.from_sequences(sequences)), torch_mean_loss(theirs, sequences)
     assert_close(loss.data, expected.detach(), BOUND, "loss")
     expected.backward()

@@ -44,6 +44,10 @@ MERGE = ["merge.py", "--model", "model", "--adapter", "adapter", "--out", "out"]
     ("data.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', 'data.jsonl:2: no "completion"'),
     ("data.json", b'[{"text": "fine"},\n{"text": 1}]', 'data.json:2: its "text" is a number, expected a string'),
     ("data.csv", b"text,n\nfine,1\nbad\n", "data.csv:3: 1 columns, where the first row names 2"),
+    ("data.tsv", b"text\tn\n", "data.tsv: files that end in .tsv are not read here; save the table as .csv"),
+    ("data.parquet", b"text", "data.parquet"),
+    ("data.jsonl", b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+     "data.jsonl:1: message 1: part 1 of its \"content\" is of the type 'image'; only text can be learned"),
     ("data.txt", b"fine\nbi\0nary\n", "data.txt:2: a zero byte: this is a binary file, not text"),
 ])
 def test_data(refused, folder, name, content, message):
@@ -66,6 +70,7 @@ def test_an_enormous_line(refused, folder):
     ("--template {text", "template '{text': expected '}' before end of string"),
     ("--template {question}", 'texts.txt:1: no "question"; it has "text"'),
     ("--split none --separator =", "separator = '=': it must be what stands between prompt and completion"),
+    ("--split lines", "split = 'lines': it must be one of line, blank, none, or the mark that stands between two"),
     ("--batch-tokens 20", "batch_tokens = 20: it must be at least 32, as many as the longest sequence has"),
     ("--preview -1", "--preview -1: it must be at least 0"),
 ])
@@ -77,6 +82,16 @@ def test_a_split_is_for_plain_text(refused, folder):
     (folder / "data.jsonl").write_text('{"text": "a"}')
     assert "--split is for plain text; the records in data.jsonl are divided already" in refused(
         *FINETUNE, "--data", "data.jsonl", "--split", "blank")
+
+
+def test_a_folder_without_a_file_to_train_on(refused, folder):
+    for name in ("validation", "test"):
+        (folder / "splits" / name).mkdir(parents=True)
+        (folder / "splits" / name / "a.txt").write_text("text\n")
+    assert "splits: nothing to train on: no file in it is named train, and there are files of the splits validation, " \
+           "test" in refused(*FINETUNE, "--data", "splits")
+    assert "splits holds files of the splits validation, test: name one of the files, such as splits/test/a.txt" in (
+        refused(*EVALUATE, "--data", "splits"))
 
 
 def test_data_of_evaluate(refused, folder):

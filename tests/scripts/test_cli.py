@@ -24,6 +24,7 @@ FLAGS = {
     "evaluate.py": ["--model", "--adapter", "--data", "--context", "--stride", "--json"],
     "inspect_adapter.py": ["--model", "--revision", "--compare", "--json", "--plot"],
     "convert_adapter.py": ["--alpha", "--enable", "--model", "--revision", "--out"],
+    "convert_checkpoint.py": ["--n-head", "--activation", "--tokenizer", "--out"],
     "inspect_text.py": ["--model", "--adapter", "--prompt", "--max-tokens", "--out"],
     "merge.py": ["--model", "--adapter", "--out", "--dtype", "--max-shard-size", "--text", "--no-certificate"],
     "export_gguf.py": ["--model", "--adapter", "--out", "--dtype"],
@@ -99,7 +100,8 @@ def parser_of(monkeypatch, name):
 
 
 PATHS = {
-    "convert_adapter": "checkpoint --out", "e2e": "--train --test --out", "evaluate": "--adapter --data --out",
+    "convert_adapter": "checkpoint --out", "convert_checkpoint": "checkpoint --tokenizer --out",
+    "e2e": "--train --test --out", "evaluate": "--adapter --data --out",
     "export_gguf": "--adapter --out", "finetune": "--data --val-data --out --resume --config",
     "generate": "--adapter --prompt-file", "gradcheck": "--adapter", "inspect_adapter": "adapter --compare --plot",
     "inspect_text": "--adapter --out", "merge": "--adapter --out --text", "plot": "runs --out", "pretrain": "--out",

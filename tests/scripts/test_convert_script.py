@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tests.goldens import golden
 from tests.test_torchfile import saved
 
 C = 16  # the width of the scripts' small model
@@ -24,10 +25,20 @@ def test_a_checkpoint_becomes_an_adapter(script, tmp_path, model):
     assert script(*prompt, "--adapter", "adapter") != script(*prompt)
 
 
+def test_an_adapter_of_mlx(script, refused, tmp_path):
+    folder = golden.FOLDER / "mlx" / "lora"
+    stdout = script("convert_adapter.py", folder, "--out", "adapter")
+    assert stdout == (f"converted {folder}: rank 2, alpha 20, scale 10, targets attn.c_attn, mlp.c_proj, bias none: "
+                      "adapter\n")
+    assert "holds an adapter already" in refused("convert_adapter.py", folder, "--out", "adapter")
+    assert "is not that of an MLX adapter" in refused("convert_adapter.py", "adapter", "--out", "new")
+
+
 def test_what_cannot_be_converted(refused, tmp_path, model, adapter):
     write(tmp_path / "gpt2.pt")
     arguments = ["convert_adapter.py", "gpt2.pt", "--alpha", 8, "--out"]
     assert "holds an adapter already" in refused(*arguments, adapter)
     assert "enable_lora = ['q', 'x']" in refused(*arguments, "new", "--enable", "q,x")
     assert "are 2 updates of rank 2, and enable_lora names 3" in refused(*arguments, "new", "--enable", "q,k,v")
+    assert "arguments are required: --alpha" in refused("convert_adapter.py", "gpt2.pt", "--out", "new")
     assert "cannot read nowhere.pt" in refused("convert_adapter.py", "nowhere.pt", "--alpha", 8, "--out", "new")

@@ -89,6 +89,17 @@ def test_the_other_tasks(script, model, tmp_path, task, lines, flags, about, mea
     assert list(report["results"][0]["measures"]) == measures
 
 
+def test_special_tokens_in_the_data_are_text_unless_asked_for(script, model, tmp_path):
+    (tmp_path / "texts.txt").write_text("one<|endoftext|>two\n")
+    command = ["evaluate.py", "--model", model, "--data", "texts.txt", "--protocol", "document", "--json"]
+    assert json.loads(script(*command))["text_tokens"] == {"document": 19}
+    assert json.loads(script(*command, "--special-tokens"))["text_tokens"] == {"document": 7}
+    assert json.loads(script(*command, "--split", "<|endoftext|>"))["texts"] == 2
+    (tmp_path / "data.jsonl").write_text('{"text": "a<|endoftext|>b c"}\n{"text": "ab c"}\n')
+    command = ["evaluate.py", "--model", model, "--task", "lambada", "--data", "data.jsonl", "--json"]
+    assert script(*command) != script(*command, "--special-tokens")
+
+
 def test_meaning_to_text(script, model, adapter, tmp_path):
     """As a user of the E2E data does: answers go into a file, and are scored with those of an adapter beside them."""
     (tmp_path / "e2e.txt").write_text("name : A||A is here .\nname : A||Here is A .\nname : B||B is there .\n")

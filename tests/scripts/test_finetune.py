@@ -16,10 +16,10 @@ from npgpt import data, evaluate, safetensors
 from npgpt.data import encode_texts, read_texts
 
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
-         "--out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --epochs --max-steps --batch-size "
-         "--batch-tokens --accumulate --max-length --lr --weight-decay --warmup --schedule --grad-clip --seed "
-         "--threads --checkpoint --save-every --keep --eval-every --keep-best --patience --resume --config "
-         "--max-memory --preview --full --samples --quiet").split()
+         "--special-tokens --out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --add-tokens "
+         "--epochs --max-steps --batch-size --batch-tokens --accumulate --max-length --lr --weight-decay --warmup "
+         "--schedule --grad-clip --seed --threads --checkpoint --save-every --keep --eval-every --keep-best --patience "
+         "--resume --config --max-memory --preview --full --samples --quiet").split()
 
 
 def metrics(run):
@@ -560,6 +560,8 @@ def test_a_run_on_prompts_learns_completions_alone(script, tmp_path, model):
      "7 tokens in none"),
     ("d.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', [],
      "1 text, 30 tokens, 2 learned,"),
+    ("d.ndjson", '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}', [],
+     "1 text, 30 tokens, 2 learned,"),
 ])
 def test_each_kind_of_data_can_be_trained_on(script, tmp_path, model, name, content, options, line):
     (tmp_path / name).write_text(content)
@@ -567,6 +569,66 @@ def test_each_kind_of_data_can_be_trained_on(script, tmp_path, model, name, cont
     assert f"data       {name}: {line}" in stdout
 
 
+def test_special_tokens_are_text_in_the_data_and_tokens_in_the_template(script, tmp_path, model):
+    """A preview shows what becomes what."""
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a<|endoftext|>", "completion": "b"}\n')
+    template = "{prompt}<|endoftext|>{completion}"
+    plain = "│".join("a<|endoftext|>")
+    for options, shown, line in (
+        ([], f"{plain}[b][<|endoftext|>]", "1 text, 16 tokens, 2 learned, end of text learned in 1 of 1; 1 special "
+                                           "token spelled out, taken as plain text (see --special-tokens)"),
+        (["--special-tokens"], "a│<|endoftext|>[b][<|endoftext|>]", "1 text, 4 tokens, 2 learned,"),
+        (["--template", template], f"{plain}│<|endoftext|>[b][<|endoftext|>]", "1 text, 17 tokens, 2 learned,"),
+    ):
+        stdout = script("finetune.py", "--model", model, "--data", "pairs.jsonl", "--preview", 1, *options)
+        assert "".join(stdout.split("in brackets\n")[1].split("\n")) == shown
+        assert f"data       pairs.jsonl: {line}" in stdout
+        assert ("special tokens in it: <|endoftext|>" in stdout) == ("--template" in options)
+
+
+def test_a_folder_of_splits(script, tmp_path, model, texts, held_out):
+    """Trained on train, measured on validation, unless a flag says otherwise; test is not touched."""
+    (tmp_path / "d" / "data").mkdir(parents=True)
+    for name, source in (("train", texts), ("valid", held_out), ("test", texts)):
+        shutil.copy(source, tmp_path / "d" / "data" / f"{name}.txt")
+    command = ("finetune.py", "--model", model, "--epochs", 1, "--data")
+    whole = script(*command, texts, "--val-data", held_out, "--out", "a")
+    stdout = script(*command, "d", "--out", "b")
+    assert "files      d: data/train.txt trained on; data/valid.txt measured on; data/test.txt not touched\n" in stdout
+    assert f"data       d/data/train.txt: {whole.split('texts.txt: ')[1].splitlines()[0]}" in stdout
+    assert re.search(r"^held out   loss .*$", stdout, re.M)[0] == re.search(r"^held out   loss .*$", whole, re.M)[0]
+    assert [line["loss"] for line in metrics(tmp_path / "a")] == [line["loss"] for line in metrics(tmp_path / "b")]
+
+    preview = ("finetune.py", "--model", model, "--data", "d", "--preview", 0)
+    for flags, use in ((["--val-fraction", 0.2], "not used, as --val-fraction is given"),
+                       (["--val-data", held_out], "not used, as --val-data is given"),
+                       (["--val-data", "d"], "measured on")):
+        stdout = script(*preview, *flags)
+        assert f"; data/valid.txt {use}; data/test.txt not touched" in stdout
+        assert ("held out   d/data/valid.txt: " in stdout) == (use == "measured on")
+
+
+def test_shards_are_named_by_the_first_and_the_last(script, tmp_path, model):
+    (tmp_path / "d").mkdir()
+    for i in range(3):
+        (tmp_path / "d" / f"train-0000{i}-of-00003.jsonl").write_text('{"text": "one"}\n')
+    stdout = script("finetune.py", "--model", model, "--data", "d", "--preview", 0)
+    shards = "train-00000-of-00003.jsonl .. train-00002-of-00003.jsonl (3 files)"
+    assert f"files      d: {shards} trained on\n" in stdout
+    assert f"data       d/{shards}: 3 texts, 12 tokens," in stdout
+
+
+def test_texts_between_marks(script, tmp_path, model):
+    """Each ends with one end of text, whatever the file ends with."""
+    for end in ("", "<|endoftext|>", "<|endoftext|>\n"):
+        (tmp_path / "d.txt").write_text(f"ab\nc<|endoftext|>de{end}")
+        stdout = script("finetune.py", "--model", model, "--data", "d.txt", "--split", "<|endoftext|>", "--preview", 2)
+        assert "data       d.txt: 2 texts, 8 tokens, 6 learned, end of text learned in 2 of 2\n" in stdout
+        assert stdout.endswith("in brackets\na[b][\\n]\n[c][<|endoftext|>]\n\nsequence 2 of 2: 3 tokens, 2 learned, in "
+                               "brackets\nd[e][<|endoftext|>]\n")
+    (tmp_path / "d.txt").write_text("a\n--\nb\n")
+    stdout = script("finetune.py", "--model", model, "--data", "d.txt", "--split", "\\n--\\n", "--preview", 0)
+    assert "data       d.txt: 2 texts, 4 tokens" in stdout
 @pytest.mark.parametrize("fraction, train, held_out", [
     (0.3, "1 text, 130 tokens, 130 learned, end of text learned in 1 of 1", "7 blocks, 71 tokens, 70 learned"),
     (0.7, "1 text, 40 tokens, 40 learned, end of text learned in 0 of 1",

@@ -1,0 +1,31 @@
+"""Parquet files to records, by pyarrow (pip install '.[parquet]')."""
+
+from npgpt.data.readers import Record, open_file
+from npgpt.errors import ConfigError, FormatError
+
+ROWS = 256  # made into Python's objects at a time
+
+
+def read_parquet(path):
+    """Yield a Record for each row; its place is its number, from 1. A part of a row group is held at a time.
+
+    Nested values are lists and dicts, and a missing value is None, as in JSON.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError(f"{path}: .parquet is read with pyarrow: pip install '.[parquet]', or save it as .jsonl"
+                          ) from error
+    number = 1
+    with open_file(path) as file:
+        try:
+            table = parquet.ParquetFile(file)
+            for group in range(table.num_row_groups):
+                for batch in table.iter_batches(ROWS, row_groups=[group]):
+                    for fields in batch.to_pylist():
+                        yield Record(f"{path}:{number}", fields)
+                        number += 1
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise FormatError(f"{path}:{number}: not a Parquet file that pyarrow can read: {reason}") from error
