@@ -13,7 +13,7 @@ from npgpt.data import END
 from npgpt.errors import ConfigError, FormatError
 from npgpt.generate import before_stop, generate_batch
 from npgpt.metrics import mean_score
-from npgpt.tasks import LikelihoodTask, Measure
+from npgpt.tasks import LikelihoodTask, Measure, Task
 
 TOGETHER = 32  # prompts answered at a time
 
@@ -148,7 +148,7 @@ class Prompt(NamedTuple):
     references: list
 
 
-class Answers:
+class Answers(Task):
     """What does the model write after a prompt, taking the likeliest token each time? items: Prompts.
 
     measures         dict of name -> (rows(outputs, references), score), as `metrics.METRICS`
@@ -159,6 +159,8 @@ class Answers:
     def __init__(self, tokenizer, items, measures, max_new_tokens=64, stop=None):
         self.items, self._tokenizer, self._new = items, tokenizer, max_new_tokens
         self._stops = [stop] if stop else []
+        self._prompts = [np.concatenate([[tokenizer.eos_id] if text is END else tokenizer.encode(text)
+                                         for text in item.text]).astype(np.int64) for item in items]
         self.measures = {name: Measure(lambda records, rows=rows: self._rows(records, rows), score)
                          for name, (rows, score) in measures.items()}
 
@@ -169,17 +171,16 @@ class Answers:
         asked = json.dumps([self.items[i].text, self._new, self._stops])
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
-    def results(self, model, indices):
-        """Yield (i, record) of each of `indices`, the shortest prompts first, many at a time."""
-        tokenizer = self._tokenizer
-        prompts = {i: np.concatenate([[tokenizer.eos_id] if text is END else tokenizer.encode(text)
-                                      for text in self.items[i].text]).astype(np.int64) for i in indices}
-        order = sorted(indices, key=lambda i: len(prompts[i]))
-        for at in range(0, len(order), TOGETHER):
-            group = order[at:at + TOGETHER]
-            texts = answers(model, tokenizer, [prompts[i] for i in group], self._new, self._stops, temperature=0)
-            for i, text in zip(group, texts, strict=True):
-                yield i, {"output": text.strip(), "references": self.items[i].references}
+    def groups(self, _model):
+        """The shortest prompts first."""
+        order = sorted(range(len(self.items)), key=lambda i: len(self._prompts[i]))
+        return [order[start:start + TOGETHER] for start in range(0, len(order), TOGETHER)]
+
+    def records(self, model, group):
+        prompts = [self._prompts[i] for i in group]
+        texts = answers(model, self._tokenizer, prompts, self._new, self._stops, temperature=0)
+        return [{"output": text.strip(), "references": self.items[i].references}
+                for i, text in zip(group, texts, strict=True)]
 
 
 def answers(model, tokenizer, prompts, max_new_tokens, stops=(), **sampling):
