@@ -702,7 +702,8 @@ TABLE = {
         ("data may end its script", '.replace("<", "\\\\u003c")', ""),
         ("only the last run of a long line is kept", "kept += sorted(", "kept = sorted("),
         ("0 leaves an attribute out", "if value is not None and value is not False", "if value"),
-        ("what is not positive has a logarithm", "| (log & (ys <= 0))", ""),
+        ("what is not positive has a logarithm", "| (log & (ys < 1e-300))", ""),
+        ("a step may be smaller than any float", "1.0 if whole else math.ulp(0.0))", "1.0 if whole else 0.0)"),
     ],
     "metrics.py": [
         ("BLEU: matches are not clipped", "(ours & _union(item.references, n)).total()",
