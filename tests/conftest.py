@@ -9,7 +9,10 @@ import pytest
 
 from npgpt import Tensor, backward
 
-hypothesis.settings.register_profile("npgpt", deadline=None)  # a busy machine is not a failure
+# A busy machine is no failure, so there is no deadline. By default each run draws the same examples; with
+# --hypothesis-profile explore, other examples each time, and thirty times as many.
+hypothesis.settings.register_profile("npgpt", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=3000, print_blob=True)
 hypothesis.settings.load_profile("npgpt")
 
 
