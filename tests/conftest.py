@@ -1,6 +1,7 @@
 """Shared by the tests."""
 
 import html.parser
+import pathlib
 import tracemalloc
 
 import hypothesis
@@ -8,6 +9,20 @@ import numpy as np
 import pytest
 
 from npgpt import Tensor, backward
+
+# Where nothing depends on how BLAS rounds: all other tests have the marker `arithmetic`, and .ci/run repeats those with
+# each of BLAS's kernels and several numbers of threads.
+NO_ARITHMETIC = ("data/", "fuzz/", "hub/", "kills/", "mutation/", "official/", "parity/", "test_estimate.py",
+                 "test_files.py", "test_hub.py", "test_imports.py", "test_memory.py", "test_texts.py",
+                 "test_tokenizer.py", "test_torchfile.py", "test_wikitext.py")
+TESTS = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not item.path.relative_to(TESTS).as_posix().startswith(NO_ARITHMETIC):
+            item.add_marker("arithmetic")
+
 
 # A busy machine is no failure, so there is no deadline. By default each run draws the same examples; with
 # --hypothesis-profile explore, other examples each time, and thirty times as many.
