@@ -86,6 +86,26 @@ def assert_same(assert_close):
     return check
 
 
+@pytest.fixture
+def room():
+    """room(optimizer, off, eps): name -> how far apart, for each weight, the step that AdamW just took may lead two
+    computations of it. Their gradients are `off` apart, in units of an array's largest; `eps` is that of the weights.
+
+    Adam's m and sqrt(v) are then no further apart, d at the most, and m / sqrt(v), which does not exceed 1, about
+    2 d / sqrt(v): much where a gradient is small beside its array's largest, but never more than the lengths of two
+    steps, 2 lr. Storing the weight adds half an eps of it on either side.
+    """
+    def after(optimizer, off, eps):
+        found = {}
+        for name, tensor in optimizer.params.items():
+            root = np.sqrt(optimizer.v[name] / (1 - optimizer.betas[1] ** optimizer.steps))
+            steps = 2 * optimizer.lr * np.minimum(off * root.max() / (root + optimizer.eps), 1)
+            found[name] = steps + eps * np.abs(tensor.data)
+        return found
+
+    return after
+
+
 class HtmlReader(html.parser.HTMLParser):
     """tags: [(name, attributes), ...]; text: everything between them. Fails where a tag is not closed by its own."""
 
