@@ -171,7 +171,7 @@ def line_chart(series, x="", y="", log=False):
 
     series  dict name -> (xs, ys), each of any length; where y is not a finite number the line is broken
     x, y    what the axes show
-    log     whether y is drawn by its logarithm; values that are not positive then break the line
+    log     whether y is drawn by its logarithm; values below 1e-300 then break the line
 
     A line of more points than pixels is drawn by the lowest and the highest of each run of neighbours; one of at most
     40 has dots as well, which tell their values when pointed at.
@@ -179,7 +179,7 @@ def line_chart(series, x="", y="", log=False):
     lines = {}
     for name, (xs, ys) in series.items():
         xs, ys = np.asarray(xs, np.float64), np.array(ys, np.float64)
-        ys[~(np.abs(ys) < 1e300) | (log & (ys <= 0))] = np.nan
+        ys[~(np.abs(ys) < 1e300) | (log & (ys < 1e-300))] = np.nan
         lines[name] = xs, ys
     if not any(np.isfinite(ys).any() for _, ys in lines.values()):
         return tag("p", f"No {y or 'values'} to draw.", class_="note")
@@ -257,9 +257,10 @@ def _widened(low, high, log=False):
 def ticks(low, high, count=6, whole=False):
     """Return about `count` multiples of 1, 2 or 5 times a power of ten: from the last at or below `low` < `high` to the
     first at or above `high`. whole: only whole numbers."""
-    rough = max((high - low) / (count - 1), 1.0 if whole else 0.0)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    rough = max((high - low) / (count - 1), 1.0 if whole else math.ulp(0.0))  # no step is smaller than any float
+    power = math.floor(math.log10(rough))
+    steps = (float(f"{m}e{power}") for m in (1, 2, 5, 10))
+    step = next(step for step in steps if step >= rough * (1 - 1e-9))
     return [i * step for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
 

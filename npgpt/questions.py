@@ -13,7 +13,7 @@ from npgpt.data import Text, encode_prompt
 from npgpt.errors import ConfigError, FormatError
 from npgpt.generate import before_stop, generate_batch
 from npgpt.metrics import mean_score
-from npgpt.tasks import LikelihoodTask, Measure
+from npgpt.tasks import LikelihoodTask, Measure, Task
 
 TOGETHER = 32  # prompts answered at a time
 
@@ -149,7 +149,7 @@ class Prompt(NamedTuple):
     references: list
 
 
-class Answers:
+class Answers(Task):
     """What does the model write after a prompt, taking the likeliest token each time? items: Prompts.
 
     measures         dict of name -> (rows(outputs, references), score), as `metrics.METRICS`
@@ -171,15 +171,16 @@ class Answers:
         asked = json.dumps([self._prompts[i].tolist(), self._new, self._stops])
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
-    def results(self, model, indices):
-        """Yield (i, record) of each of `indices`, the shortest prompts first, many at a time."""
-        order = sorted(indices, key=lambda i: len(self._prompts[i]))
-        for at in range(0, len(order), TOGETHER):
-            group = order[at:at + TOGETHER]
-            texts = answers(model, self._tokenizer, [self._prompts[i] for i in group], self._new, self._stops,
-                            temperature=0)
-            for i, text in zip(group, texts, strict=True):
-                yield i, {"output": text.strip(), "references": self.items[i].references}
+    def groups(self, _model):
+        """The shortest prompts first."""
+        order = sorted(range(len(self.items)), key=lambda i: len(self._prompts[i]))
+        return [order[start:start + TOGETHER] for start in range(0, len(order), TOGETHER)]
+
+    def records(self, model, group):
+        prompts = [self._prompts[i] for i in group]
+        texts = answers(model, self._tokenizer, prompts, self._new, self._stops, temperature=0)
+        return [{"output": text.strip(), "references": self.items[i].references}
+                for i, text in zip(group, texts, strict=True)]
 
 
 def answers(model, tokenizer, prompts, max_new_tokens, stops=(), **sampling):

@@ -2,8 +2,9 @@
 
 A task has `items`, `measures`, and `results(model, indices)`, which yields (i, record) for each item as it is done. A
 record is a small dict that JSON holds; `key(i)` names item i by its content, so that a record once made is found again
-in a later run. A measure turns records into rows of numbers and their sums into a score, as in `metrics`, so that each
-has its interval and its test (`npgpt.bootstrap`).
+in a later run. Items are run in groups that are chosen over all of them, so a record's last digits do not depend on
+which records were there already. A measure turns records into rows of numbers and their sums into a score, as in
+`metrics`, so that each has its interval and its test (`npgpt.bootstrap`).
 """
 
 import hashlib
@@ -26,7 +27,21 @@ class Measure(NamedTuple):
     score: callable
 
 
-class LikelihoodTask:
+class Task:
+    """What tasks share. A subclass says which items are run together, `groups(model)`, lists of indices, and makes the
+    records of such a group, `records(model, group)`."""
+
+    def results(self, model, indices):
+        """Yield (i, record) of each of `indices`. A group is run whole where one of its items is asked for: the same
+        products in the same order give each record the same bits, whichever others are asked for."""
+        asked = set(indices)
+        for group in self.groups(model):
+            if not asked.isdisjoint(group):
+                records = self.records(model, group)
+                yield from ((i, record) for i, record in zip(group, records, strict=True) if i in asked)
+
+
+class LikelihoodTask(Task):
     """A task that asks how likely texts are. A subclass says in which windows of at most `context` tokens,
     `windows(i, context)`, and what becomes of their losses, `record(i, [(nll, greedy), ...])`."""
 
@@ -37,16 +52,18 @@ class LikelihoodTask:
             digest.update(window.ids.tobytes() + b"|" + window.targets.tobytes())
         return digest.hexdigest()[:16]
 
-    def results(self, model, indices):
-        """Yield (i, record) of each of `indices`, those with the most tokens first."""
-        windows = [self.windows(i, model.config.n_positions) for i in indices]
+    def groups(self, model):
+        """Those with the most tokens first."""
+        windows = (self.windows(i, model.config.n_positions) for i in range(len(self.items)))
         sizes = [sum(len(window.ids) for window in several) for several in windows]
-        for group in evaluate.grouped(sizes, evaluate.BATCH_TOKENS):
-            flat = [window for g in group for window in windows[g]]
-            losses = {i: (nll, greedy) for i, nll, greedy in evaluate.window_losses(model, flat)}
-            found = iter(losses[i] for i in range(len(flat)))
-            for g in group:
-                yield indices[g], self.record(indices[g], [next(found) for _ in windows[g]])
+        return list(evaluate.grouped(sizes, evaluate.BATCH_TOKENS))
+
+    def records(self, model, group):
+        windows = [self.windows(i, model.config.n_positions) for i in group]
+        flat = [window for several in windows for window in several]
+        losses = {at: (nll, greedy) for at, nll, greedy in evaluate.window_losses(model, flat)}
+        found = iter(losses[at] for at in range(len(flat)))
+        return [self.record(i, [next(found) for _ in several]) for i, several in zip(group, windows, strict=True)]
 
 
 # Perplexity

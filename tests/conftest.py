@@ -1,6 +1,7 @@
 """Shared by the tests."""
 
 import html.parser
+import pathlib
 import tracemalloc
 
 import hypothesis
@@ -9,7 +10,24 @@ import pytest
 
 from npgpt import Tensor, backward
 
-hypothesis.settings.register_profile("npgpt", deadline=None)  # a busy machine is not a failure
+# Where nothing depends on how BLAS rounds: all other tests have the marker `arithmetic`, and .ci/run repeats those with
+# each of BLAS's kernels and several numbers of threads.
+NO_ARITHMETIC = ("data/", "fuzz/", "hub/", "kills/", "mutation/", "official/", "parity/", "test_estimate.py",
+                 "test_files.py", "test_hub.py", "test_imports.py", "test_memory.py", "test_texts.py",
+                 "test_tokenizer.py", "test_torchfile.py", "test_wikitext.py")
+TESTS = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not item.path.relative_to(TESTS).as_posix().startswith(NO_ARITHMETIC):
+            item.add_marker("arithmetic")
+
+
+# A busy machine is no failure, so there is no deadline. By default each run draws the same examples; with
+# --hypothesis-profile explore, other examples each time, and thirty times as many.
+hypothesis.settings.register_profile("npgpt", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=3000, print_blob=True)
 hypothesis.settings.load_profile("npgpt")
 
 
@@ -66,6 +84,26 @@ def assert_same(assert_close):
             assert_close(ours[tensor], expected[tensor], bound, f"gradients of argument {i}")
 
     return check
+
+
+@pytest.fixture
+def room():
+    """room(optimizer, off, eps): name -> how far apart, for each weight, the step that AdamW just took may lead two
+    computations of it. Their gradients are `off` apart, in units of an array's largest; `eps` is that of the weights.
+
+    Adam's m and sqrt(v) are then no further apart, d at the most, and m / sqrt(v), which does not exceed 1, about
+    2 d / sqrt(v): much where a gradient is small beside its array's largest, but never more than the lengths of two
+    steps, 2 lr. Storing the weight adds half an eps of it on either side.
+    """
+    def after(optimizer, off, eps):
+        found = {}
+        for name, tensor in optimizer.params.items():
+            root = np.sqrt(optimizer.v[name] / (1 - optimizer.betas[1] ** optimizer.steps))
+            steps = 2 * optimizer.lr * np.minimum(off * root.max() / (root + optimizer.eps), 1)
+            found[name] = steps + eps * np.abs(tensor.data)
+        return found
+
+    return after
 
 
 class HtmlReader(html.parser.HTMLParser):

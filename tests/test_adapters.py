@@ -93,7 +93,7 @@ def test_dropout_falls_on_each_update_of_a_stack(model):
     assert float(model.loss(small_batch(), np.random.default_rng(0)).data) != loss
     set_adapter(model, {"one": 0.0, "two": 0.0})
     still = float(model.loss(small_batch(), np.random.default_rng(0)).data)
-    assert still == pytest.approx(float(small_model(**NONE).loss(small_batch()).data), abs=1e-14)
+    assert still == pytest.approx(float(small_model(**NONE).loss(small_batch()).data), rel=1e-12)
 
 
 def test_without_adapters_the_base_is_there_bit_by_bit(model):

@@ -70,7 +70,10 @@ def test_greedy_takes_the_likeliest_token_each_time(dtype):
     model = npgpt.GPT2(CONFIG, seed=2, dtype=dtype)
     expected = list(PROMPT)
     for _ in range(19):
-        expected.append(int(model.logits(expected)[-1].argmax()))
+        logits = model.logits(expected)[-1]
+        second, first = np.sort(logits)[-2:]
+        assert first - second > 1e-4 * np.abs(logits).max()  # so far apart, rounding does not decide
+        expected.append(int(logits.argmax()))
     assert len(set(expected[5:])) > 2
     for options in ({"temperature": 0}, {"temperature": 0, "top_k": 3, "top_p": 0.5, "seed": 8}, {"top_k": 1},
                     {"top_p": 1e-9}, {"temperature": 1e-9, "seed": 3}, {"temperature": 1e-300}):
@@ -135,15 +138,15 @@ def test_generation_records_nothing_and_changes_nothing(monkeypatch):
 RAGGED = [[3], PROMPT, [9, 9, 9], [60, 1, 2, 3, 4, 5, 6], PROMPT, [1, 2, 3]]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("options", [
     {"temperature": 0}, {"seed": 5, "logit_bias": {7: 2.0}},
     {"seed": 2, "temperature": 1.5, "top_k": 20, "top_p": 0.9, "logit_bias": {7: 3.0}},
     {"seed": 1, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "frequency_penalty": 0.5, "logit_bias": {7: 3.0}},
 ], ids=["greedy", "sampled", "top_k and top_p", "penalties"])
 @pytest.mark.parametrize("kind", ["plain", "adapter", "untied head"])
-def test_a_batch_is_its_prompts_one_by_one(kind, options, dtype):
-    model = npgpt.GPT2(dataclasses.replace(CONFIG, **MODELS[kind]), seed=5, dtype=dtype)
+def test_a_batch_is_its_prompts_one_by_one(kind, options):
+    """In float64: in float32, rounding, which differs, decides too often which token is drawn."""
+    model = npgpt.GPT2(dataclasses.replace(CONFIG, **MODELS[kind]), seed=5, dtype=np.float64)
     if kind == "adapter":
         with_adapter(model)
     eos_id, ends = 7, set()
@@ -155,14 +158,16 @@ def test_a_batch_is_its_prompts_one_by_one(kind, options, dtype):
     assert "seed" not in options or len(ends) > 2  # they left the batch at different times
 
 
-def test_logits_of_a_ragged_batch_are_those_of_each_sequence(model):
+@pytest.mark.parametrize("dtype, bound", [(np.float64, 1e-12), (np.float32, 1e-5)])
+def test_logits_of_a_ragged_batch_are_those_of_each_sequence(dtype, bound, assert_close):
+    """Up to rounding, of which a pass through the model leaves some ten eps."""
+    model = npgpt.GPT2(CONFIG, seed=5, dtype=dtype)
     made = {i: [] for i in range(len(RAGGED))}
     for i, token, logits in tokens(model, RAGGED, 17, Sampling(), seed=0, eos_id=7):
         made[i].append((token, logits))
     for i, prompt in enumerate(RAGGED):
         ids = [*prompt, *(token for token, _ in made[i])]
-        expected = model.logits(ids)[len(prompt) - 1:-1]
-        np.testing.assert_allclose([logits for _, logits in made[i]], expected, rtol=0, atol=1e-12)
+        assert_close([logits for _, logits in made[i]], model.logits(ids)[len(prompt) - 1:-1], bound)
 
 
 def test_no_prompts(model):

@@ -53,9 +53,9 @@ dtypes = st.sampled_from([np.float32, np.float64])
 seeds = st.integers(0, 2**32)
 
 
-def examples(count):
-    """The same `count` examples every time; a busy machine is not a failure."""
-    return settings(derandomize=True, deadline=None, max_examples=count)
+def examples(percent):
+    """Percent of the examples that other tests have: see conftest.py."""
+    return settings(max_examples=percent * settings.default.max_examples // 100)
 
 
 def assert_equal_but_rounding(actual, expected, scale=None, what="values"):

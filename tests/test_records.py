@@ -8,9 +8,10 @@ import pytest
 import npgpt
 from npgpt.errors import FileError, FormatError
 from npgpt.records import Records, complete, fingerprint
+from npgpt.tasks import Task
 
 
-class Task:
+class Echo:
     """Answers with the item itself, and counts how often it was asked."""
 
     items = ("x", "y", "z", "y")
@@ -30,30 +31,61 @@ class Task:
 
 
 def test_records_come_in_the_order_of_the_items(tmp_path):
-    answers = [{"answer": item} for item in Task.items]
+    answers = [{"answer": item} for item in Echo.items]
     done = []
-    assert complete(Records(), "base", Task(), None, done.append) == answers
+    assert complete(Records(), "base", Echo(), None, done.append) == answers
     assert done == [1, 2, 3, 4]
-    assert complete(Records(tmp_path / "new" / "out.jsonl"), "base", Task(), None) == answers
+    assert complete(Records(tmp_path / "new" / "out.jsonl"), "base", Echo(), None) == answers
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"system": "base", "it'])
 def test_an_interrupted_evaluation_goes_on(tmp_path, torn):
     path = tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        complete(Records(path), "base", Task(stop_after=2), None)
+        complete(Records(path), "base", Echo(stop_after=2), None)
     path.write_bytes(path.read_bytes() + torn)  # killed while it wrote
-    task = Task()
-    assert complete(Records(path), "base", task, None) == [{"answer": item} for item in Task.items]
+    task = Echo()
+    assert complete(Records(path), "base", task, None) == [{"answer": item} for item in Echo.items]
     assert task.asked == [0]  # z and y were done, and y is asked for twice
     whole = path.read_bytes()
     assert whole.count(b"\n") == 3
-    task = Task()
+    task = Echo()
     complete(Records(path), "base", task, None)
     assert task.asked == []
     assert path.read_bytes() == whole
     complete(Records(path), "another system", task, None)
     assert len(task.asked) == 4
+
+
+class Neighbours(Task):
+    """Answers with all that is asked together with an item, and counts the groups that were run."""
+
+    items = tuple("abcdefg")
+
+    def __init__(self):
+        self.run = []
+
+    def key(self, i):
+        return self.items[i]
+
+    def groups(self, _model):
+        return [[6, 0, 3], [1, 5], [2], [4]]
+
+    def records(self, _model, group):
+        self.run.append(group)
+        return [{"answer": [self.items[i] for i in group], "of": i} for i in group]
+
+
+@pytest.mark.parametrize("done", range(7))
+def test_what_is_left_is_asked_in_the_groups_of_all(tmp_path, done):
+    path = tmp_path / "out.jsonl"
+    whole = complete(Records(path), "base", Neighbours(), None)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:done]))
+    task = Neighbours()
+    assert complete(Records(path), "base", task, None) == whole
+    assert path.read_bytes() == b"".join(lines)
+    assert task.run == task.groups(None)[[0, 0, 0, 1, 1, 2, 3][done]:]  # those of which nothing is missing are not run
 
 
 @pytest.mark.parametrize("line", [b"x", b"[1]", b'{"system": "a"}', b'"\xff"', b'{"system": [], "item": "b"}'])

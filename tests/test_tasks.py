@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import tasks
+from npgpt import evaluate, metrics, questions, tasks
 from npgpt.errors import ConfigError
 from npgpt.records import Records, complete
 
@@ -17,9 +17,13 @@ class Letters:
     """A tokenizer whose tokens are ASCII characters."""
 
     eos_id = 0
+    special_tokens = {}  # noqa: RUF012
 
     def encode(self, text, split_special_tokens=False):
         return np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64)
+
+    def encode_batch(self, texts, split_special_tokens=False):
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids):
         return bytes(np.asarray(ids).tolist()).decode("ascii")
@@ -121,3 +125,26 @@ def test_nothing_to_predict():
     corpus = tasks.Corpus.of_texts(TOKENIZER, [""])
     with pytest.raises(ConfigError, match="nothing to predict"):
         tasks.Perplexity(corpus, ("disjoint",), 16, 8)
+
+
+@pytest.mark.parametrize("task", [
+    tasks.Perplexity(tasks.Corpus.of_texts(TOKENIZER, TEXTS), tasks.Perplexity.PROTOCOLS, 16, 8),
+    questions.MultipleChoice(TOKENIZER, [questions.Question(text, [" this", " or", " neither"], 0)
+                                         for text in ("in time", "saves", "nine", "1,000", "of them")]),
+    questions.Answers(TOKENIZER, [questions.Prompt([text], ["x"]) for text in ("in time", "saves", "nine", "1,000")],
+                      {"exact match": (metrics.exact_match_rows, metrics.mean_score)}, max_new_tokens=4),
+], ids=lambda task: type(task).__name__)
+def test_an_evaluation_that_goes_on_has_the_bytes_of_one_that_was_not_interrupted(task, tmp_path, monkeypatch):
+    """In float32, where another batch has other last digits. The file may end after any line, and within one."""
+    monkeypatch.setattr(evaluate, "BATCH_TOKENS", 30)
+    monkeypatch.setattr(questions, "TOGETHER", 3)
+    model, path = npgpt.GPT2(CONFIG, seed=1), tmp_path / "answers.jsonl"
+    groups = task.groups(model)
+    assert len(groups) > 1 and max(map(len, groups)) > 1
+    whole = complete(Records(path), "", task, model)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for done in range(len(lines)):
+        for torn in (b"", lines[done][:20]):
+            path.write_bytes(b"".join(lines[:done]) + torn)
+            assert complete(Records(path), "", task, model) == whole
+            assert path.read_bytes() == b"".join(lines)

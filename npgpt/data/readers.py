@@ -260,7 +260,7 @@ def _lines(path):
 
 
 def _decoded(path):
-    """Yield the file as text, in pieces, with "\\n" at the ends of lines."""
+    """Yield the file as text, in pieces that are not empty, with "\\n" at the ends of lines."""
     decoder, number, held = codecs.getincrementaldecoder("utf-8-sig")(), 1, ""
     with open_file(path) as file:
         while True:
@@ -275,7 +275,8 @@ def _decoded(path):
             held = "\r" if piece and text.endswith("\r") else ""  # "\n" may follow
             text = text.removesuffix(held).replace("\r\n", "\n")
             number += text.count("\n")
-            yield text
+            if text:  # of a character of several bytes, a piece may hold only the first
+                yield text
             if not piece:
                 return
 

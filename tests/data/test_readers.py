@@ -6,7 +6,7 @@ import random
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from npgpt.data import is_text, read_records, read_texts, readers
@@ -189,6 +189,7 @@ def test_a_json_file_holds_an_array_or_objects(written, monkeypatch, content, pl
 
 @given(st.lists(st.dictionaries(st.text(max_size=3), st.text() | st.lists(st.integers())), max_size=5), st.booleans(),
        st.integers(1, 40))
+@example([{"\x80": "\U00010000\U00010000"}, {"\U00010000": ""}], False, 1)  # pieces without a whole character
 @ANY_FILE
 def test_any_json_is_read_as_a_whole_or_in_pieces(tmp_path_factory, records, ascii_only, piece):
     path = tmp_path_factory.getbasetemp() / "any.json"

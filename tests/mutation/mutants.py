@@ -696,7 +696,12 @@ TABLE = {
         ("bits are nats", "/ corpus.bytes / math.log(2)", "/ corpus.bytes"),
         ("words after the detokeniser", "sum(map(wikitext.words, pages)),",
          "sum(wikitext.words(wikitext.detokenise(page)) for page in pages),"),
-        ("records of other items", "yield indices[g], self.record", "yield indices[-1 - g], self.record"),
+        ("records of other items", "[self.record(i, [next(found)", "[self.record(group[0], [next(found)"),
+        ("groups of which nothing is asked are run", "if not asked.isdisjoint(group):", "if group:"),
+        ("a group is run without what is done",
+         "records = self.records(model, group)", "group = [i for i in group if i in asked]; "
+         "records = self.records(model, group)"),
+        ("what is done is recorded again", "strict=True) if i in asked)", "strict=True))"),
         ("a key that says nothing of targets", 'b"|" + window.targets.tobytes()', 'b"|"'),
         ("a key that says nothing of what counts", 'f" {protocol} {first - start}"', '""'),
         ("no end of text in front", "np.append(tokenizer.eos_id, tokenizer.encode(text, split_special_tokens))",
@@ -754,7 +759,8 @@ TABLE = {
         ("data may end its script", '.replace("<", "\\\\u003c")', ""),
         ("only the last run of a long line is kept", "kept += sorted(", "kept = sorted("),
         ("0 leaves an attribute out", "if value is not None and value is not False", "if value"),
-        ("what is not positive has a logarithm", "| (log & (ys <= 0))", ""),
+        ("what is not positive has a logarithm", "| (log & (ys < 1e-300))", ""),
+        ("a step may be smaller than any float", "1.0 if whole else math.ulp(0.0))", "1.0 if whole else 0.0)"),
     ],
     "metrics.py": [
         ("BLEU: matches are not clipped", "(ours & _union(item.references, n)).total()",

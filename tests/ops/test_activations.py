@@ -36,8 +36,10 @@ def test_equals_its_primitives(fused, rebuilt, leaves, assert_same):
 GRID = [-8.0, -6.5, -4.0, -1.3, -1e-3, 0.0, 1e-9, 0.4, 1.0, 3.9, 4.1, 6.1, 7.5]
 
 
-@pytest.mark.parametrize("dtype, bound", [(np.float64, 1e-15), (np.float32, 1e-6)])
-def test_gelu_is_that_of_the_error_function(dtype, bound, assert_close):
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_gelu_is_that_of_the_error_function(dtype, assert_close):
+    """Up to the rounding of some ten operations, one of them exp, which NumPy works out within four eps."""
+    bound = 14 * np.finfo(dtype).eps
     x = Tensor(np.array([GRID], dtype), trainable=True)
     Phi = [(1 + math.erf(v / math.sqrt(2))) / 2 for v in GRID]
     density = [math.exp(-v * v / 2) / math.sqrt(2 * math.pi) for v in GRID]

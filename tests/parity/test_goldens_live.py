@@ -18,6 +18,7 @@ from tests.test_goldens import (  # noqa: F401  the same tests, on the `case` an
     test_hidden_states_of_a_ragged_batch,
     test_logits,
     test_loss_and_every_gradient,
+    test_steps_in_float32,
     without_key_bias,
 )
 
