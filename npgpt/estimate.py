@@ -7,7 +7,8 @@ saved      what the forward pass keeps for the backward pass, in proportion to t
            is sent through, and the arrays that its records hold are counted: what an operation saves is said nowhere
            else. With gradient checkpointing a block's input is kept, and one block at a time is computed again.
 work       what the backward pass of one block has in hand beside, two gradients as wide as the MLP and two as wide
-           as the model, or, if that is more, a block of logits and two arrays of hidden states for each worker
+           as the model, or, if that is more, a block of logits and two arrays of hidden states for each worker; where
+           an adapter changes the head, the table it makes of it, and that table's gradient
 gradients  of all that is trained; the token table has two, from both its uses, and their sum; where a step has several
            micro-batches, the sum of the earlier ones' beside them
 """
@@ -68,6 +69,8 @@ def memory(model, batch, threads=None, process=None, micro_batches=1):
         # The table's come last, when what was saved has made room for the others.
         size = model.head().data.nbytes
         gradients = 3 * size + max(0, gradients - size - saved - work)
+    elif model.head().record is not None:
+        work += 2 * model.head().data.nbytes
     if micro_batches > 1:
         gradients += trainable
     return Memory(process, saved, work, gradients)

@@ -15,6 +15,7 @@ from npgpt.data import Sequences
 from npgpt.train import TrainConfig
 
 GPT2, SMALL = {"n_layer": 3}, {"n_layer": 4, "vocab_size": 3072, "n_embd": 192, "n_head": 4}
+C_ATTN, ALL = {"target_modules": ["c_attn"]}, {"target_modules": "all-linear"}
 CHILD = """
 import json, re, sys
 import numpy as np, npgpt
@@ -26,7 +27,7 @@ model = npgpt.GPT2(npgpt.GPT2Config(**config), seed=None)
 for name, tensor in model.parameters().items():
     tensor.data.fill(0.01)
 if lora:
-    npgpt.add_lora(model, npgpt.LoraConfig(target_modules=lora))
+    npgpt.add_lora(model, npgpt.LoraConfig(**lora))
     model.set_dropout(0.0)
 model.gradient_checkpointing = checkpoint
 opt, rng = npgpt.AdamW(model.trainable_parameters()), np.random.default_rng(0)
@@ -42,19 +43,20 @@ print(json.dumps([estimated.total, peak]))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 @pytest.mark.parametrize("config, lora, checkpoint, batch, micro_batches", [
-    (GPT2, ["c_attn"], False, (4, 64), 1),
-    (GPT2, ["c_attn"], False, (8, 128), 1),
-    (GPT2, ["c_attn"], True, (8, 128), 1),
-    (GPT2, "all-linear", False, (1, 1024), 1),
-    (GPT2, ["c_attn"], False, (8, 128), 4),
+    (GPT2, C_ATTN, False, (4, 64), 1),
+    (GPT2, C_ATTN, False, (8, 128), 1),
+    (GPT2, C_ATTN, True, (8, 128), 1),
+    (GPT2, ALL, False, (1, 1024), 1),
+    (GPT2, C_ATTN, False, (8, 128), 4),
     (GPT2, None, False, (2, 64), 1),
     (GPT2, None, False, (8, 64), 4),
-    (SMALL, "all-linear", False, (16, 64), 1),
+    (SMALL, ALL, False, (16, 64), 1),
     (SMALL, None, False, (8, 128), 1),
     (SMALL, None, True, (4, 256), 1),
+    (GPT2, {**C_ATTN, "trainable_token_indices": [5, 7]}, False, (4, 64), 1),
 ], ids=["gpt2 4x64", "gpt2 8x128", "gpt2 8x128 checkpoint", "gpt2 1x1024", "gpt2 in 4", "gpt2 full", "gpt2 full in 4",
         "small lora",
-        "small full", "small checkpoint"])
+        "small full", "small checkpoint", "gpt2 token rows"])
 def test_the_estimate_is_within_15_percent(config, lora, checkpoint, batch, micro_batches):
     spec = json.dumps([config, lora, checkpoint, batch, micro_batches])
     result = subprocess.run([sys.executable, "-c", CHILD, spec], capture_output=True, text=True, timeout=120,
