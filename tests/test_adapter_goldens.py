@@ -11,8 +11,8 @@ FOLDERS = sorted(path.parent for path in (golden.FOLDER / "adapters").glob("*/ad
 BOUND = 1e-5  # float32, relative to the largest logit
 
 
-def base(name, dtype=np.float32):
-    """The base of the adapter called `name`. Where tokens were added to it, npgpt adds them in its own way."""
+def base(name="", dtype=np.float32):
+    """The base of the adapter called `name`, or of any without added tokens. Those npgpt adds in its own way."""
     added = 3 if "added" in name else 0
     config = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=53 - added, n_positions=24)
     model = GPT2(config, seed=None, dtype=dtype)
