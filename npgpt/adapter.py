@@ -23,6 +23,7 @@ import numpy as np
 
 from npgpt import safetensors
 from npgpt.adapter_config import CONFIG_FILE, FIELDS, PEFT_DEFAULTS, lora_config, read_config
+from npgpt.autograd import Tensor
 from npgpt.checkpoint import READERS, cast
 from npgpt.errors import ConfigError, FileError, FormatError, one_line
 from npgpt.files import write_json
@@ -194,8 +195,11 @@ def _canonical(key):
 def _fill(path, values, model, made, tensors):
     """Give every tensor of `made`, dict whole name -> update, its array from the file, in the tensor's dtype.
 
-    Raises FormatError where the file holds less, more, or other shapes.
+    The base's own tensors may stand in the file as well, as where the state of a whole PeftModel was saved: equal ones
+    change nothing. Raises FormatError where the file holds less, more, or other shapes.
     """
+    base = {f"{short_name(module)}.{name}": getattr(layer, name, None) for module, layer in whole_names(model).items()
+            for name in ("weight", "bias")}
     expected = {}
     for module, update in made.items():
         short = short_name(module)
@@ -204,7 +208,8 @@ def _fill(path, values, model, made, tensors):
     found, unexpected, wrong = {}, [], []
     for name, ((key, array), *others) in tensors.items():
         if name not in expected:
-            others = [(key, array), *others]
+            own = isinstance(base.get(name), Tensor) and np.array_equal(array, base[name].data)
+            others = others if own else [(key, array), *others]
         else:
             found[name] = array
             shape = expected[name][1].shape

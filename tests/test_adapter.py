@@ -510,6 +510,19 @@ def test_an_empty_file_of_the_older_form(folder, form):
     refused(folder, r"adapter_model\.bin is not a whole adapter, it holds no tensors: .* with a replaced state_dict")
 
 
+def test_a_file_that_holds_its_base_as_well(folder):
+    """The state of a whole PeftModel, saved as the adapter: PEFT puts equal weights over equal ones."""
+    model = base()
+    whole = {f"base_model.model.transformer.{name.replace('c_attn.', 'c_attn.base_layer.')}": tensor.data
+             for name, tensor in model.parameters().items()}
+    whole["base_model.model.lm_head.weight"] = model.wte.weight.data
+    edit_weights(folder, lambda tensors: whole | tensors)
+    assert_same_bits(arrays(load_adapter(base(), folder)), arrays(adapted()))
+    key = "base_model.model.transformer.h.0.ln_1.weight"
+    edit_weights(folder, lambda tensors: tensors | {key: tensors[key] + 1})
+    refused(folder, "not expected 'base_model.model.transformer.h.0.ln_1.weight'$")
+
+
 def test_rank_of_the_file_and_of_the_config(folder):
     edit_config(folder, r=4)
     refused(folder, r"h\.0\.attn\.c_attn\.lora_A\.weight' has shape \(2, 8\), float32, where \(4, 8\) .* and 3 more$")
