@@ -179,7 +179,7 @@ def plot(found, path, title):
     figure.suptitle(title)
     with replacing(path) as temporary:
         try:
-            figure.savefig(temporary, format=path.rpartition(".")[2].lower(), dpi=150)
+            figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
         except ValueError as error:
             raise FileError(f"cannot draw {path}: its name must end in .png, .svg or .pdf") from error
     pyplot.close(figure)
