@@ -106,7 +106,7 @@ class LoraConfig:
             if not (isinstance(rows, list | tuple) and rows and len(set(map(str, rows))) == len(rows)
                     and all(type(row) is int and row >= 0 for row in rows)):
                 raise ConfigError(f"trainable_token_indices = {self.trainable_token_indices!r}: it must be a list of "
-                                  "different token ids, or a dict from names of tables to such lists")
+                                  "different whole numbers of at least 0, or a dict from names of tables to such lists")
 
     def token_indices(self):
         """trainable_token_indices as dict name of a table -> token ids."""

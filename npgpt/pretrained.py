@@ -1,11 +1,12 @@
 """A base with its tokenizer, as the adapters that go onto it were trained with."""
 
 import os
+import warnings
 from pathlib import Path
 
 from npgpt.adapter import make_room
 from npgpt.checkpoint import from_pretrained
-from npgpt.errors import ConfigError
+from npgpt.errors import ConfigError, one_line
 from npgpt.tokenizer import Tokenizer
 
 
@@ -26,5 +27,13 @@ def base_of(name, revision=None, adapters=()):
     tokenizer = tokenizers[0] if tokenizers else Tokenizer.from_pretrained(name, revision)
     model = from_pretrained(name, revision)
     for folder in adapters:
+        before = model.config.vocab_size
         make_room(model, folder)
+        if model.config.vocab_size > before and folder not in folders:
+            warnings.warn(one_line(f"{folder}: tokens were added for this adapter, and it has no tokenizer.json that "
+                                   "knows them; put there the one it was trained with"), stacklevel=2)
+    if tokenizers and tokenizer.vocab_size > model.config.vocab_size:
+        warnings.warn(one_line(f"{folders[0]}: its tokenizer has {tokenizer.vocab_size:,} tokens, and the model has "
+                               f"rows for {model.config.vocab_size:,}; if the others are used, the adapter was saved "
+                               "without its new rows (PEFT's save_embedding_layers)"), stacklevel=2)
     return model, tokenizer

@@ -271,6 +271,8 @@ def read_prompts(documents):
     to the same prompt are references of one item. See `npgpt.data.Documents`."""
     prompts = {}
     for where, segments, _ in documents:
+        if not segments:  # a blank record
+            continue
         learned = [i for i, (text, learn) in enumerate(segments) if learn and isinstance(text, str)]
         if not learned or not segments[:learned[-1]]:
             raise FormatError(f'{where}: no prompt before an answer; expected {{"prompt": "...", "completion": '

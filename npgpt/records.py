@@ -22,6 +22,8 @@ class Records:
         if path is None:
             return
         self._path = path = Path(path)
+        if path.exists() and not path.is_file():
+            raise FileError(f"cannot write {path}: the answers go into a file, and this is none")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a+b") as file:

@@ -33,6 +33,7 @@ class Run:
 
     def __init__(self, folder):
         self.folder = Path(folder)
+        self.tokenizer = None  # goes with each adapter that is written, where tokens were added for it
         self.adapter = self.folder / "adapter"
         self.model = self.folder / "model"
         self._checkpoints = self.folder / "checkpoints"
@@ -156,7 +157,7 @@ class Run:
                 os.fsync(file.fileno())  # no checkpoint without the lines of its steps
             with new_folder(place) as temporary:
                 if adapted_layers(model):
-                    save_adapter(model, temporary / "adapter")
+                    self._save_adapter(model, temporary / "adapter")
                 safetensors.write(temporary / "state.safetensors", {**_state(opt), "steps": np.array(opt.steps)})
                 write_json(temporary / "config.json", self.read_config())
         if keep is not None:
@@ -214,10 +215,15 @@ class Run:
     def save(self, model):
         """Write the adapter, or the model where it has none: what a user takes from here. Returns its folder."""
         if adapted_layers(model):
-            save_adapter(model, self.adapter)
+            self._save_adapter(model, self.adapter)
             return self.adapter
         model.save_pretrained(self.model)
         return self.model
+
+    def _save_adapter(self, model, folder):
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+        save_adapter(model, folder)  # its configuration comes last of all
 
 
 def _state(opt):

@@ -120,16 +120,18 @@ class Tokenizer:
     def add_tokens(self, tokens):
         """Add tokens, such as "<|user|>", that no text is ever cut within; returns the ids of those that are new.
 
-        tokens  list of str, none of them empty; one that the vocabulary has already stays as it is
+        tokens  str, or several; one that the vocabulary has already stays as it is
 
         They are special tokens, with the ids after the last one: the model then needs rows for them,
         `model.resize_token_embeddings(tokenizer.vocab_size)`. In place. Raises ConfigError.
         """
         import tokenizers
 
+        tokens = [tokens] if isinstance(tokens, str) else list(tokens)
         for token in tokens:
-            if not isinstance(token, str) or not token.strip():
-                raise ConfigError(f"cannot add the token {token!r}: a token is a string that is not blank")
+            if not isinstance(token, str) or not token.strip() or not token.isprintable():
+                raise ConfigError(f"cannot add the token {token!a}: a token is a string of characters that can be "
+                                  "printed, and not blank")
         known = self._tokenizer.get_vocab()
         new = [token for token in dict.fromkeys(tokens) if token not in known]
         self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in new])

@@ -8,6 +8,7 @@ import cli
 
 import dataclasses
 import re
+import shlex
 import sys
 import time
 import warnings
@@ -58,6 +59,7 @@ def main(given):
     weights = fingerprint(tensor.data for tensor in model.parameters().values())
     added = add_tokens(model, tokenizer, settings, say)
     training, held_out = dataset.encode(documents, settings, model.config, tokenizer, say)
+    check_added_occur(added, training, tokenizer)
     prepare(model, adapter, added, settings, say)
     opt = optimizer(model, settings)
     held = resident()
@@ -88,8 +90,9 @@ def main(given):
 
     def samples():
         with bar.busy("writing samples"):
-            return list(zip(PROMPTS, sample(model, tokenizer, settings), strict=False))
+            return sample(model, tokenizer, settings)
 
+    run.tokenizer = tokenizer if added else None
     threads = threads_of(run.read_config(), run.folder)  # those it began with: they decide the last bits
     if not given.get("quiet"):
         with blas_threads(threads):
@@ -118,7 +121,7 @@ def main(given):
             raise NpgptError(f"{error}; the last checkpoint before it is {kept[0]}" if kept else str(error)) from error
         with watch.uninterrupted():
             place = save(run, model, opt, keeping, stopped)
-            if place == run.model or settings["add_tokens"]:
+            if place == run.model:
                 tokenizer.save(place)
         if stopped:
             bar.close()
@@ -268,8 +271,8 @@ def conclude(run, model, place, settings, say, started):
     report = write_report(run, model)
     say(f"report     {report}")
     print(f"saved      {place} ({size(place)}) after {time.perf_counter() - started:.1f} s")
-    use = f"--model {place}" if settings["full"] else f"--model {settings['model']} --adapter {place}"
-    say(f"use it     python scripts/generate.py {use} --prompt \"{PROMPTS[0]}\"")
+    use = ["--model", place] if settings["full"] else ["--model", settings["model"], "--adapter", place]
+    say(f"use it     python scripts/generate.py {shlex.join(map(str, use))} --prompt \"{PROMPTS[0]}\"")
     return 0
 
 
@@ -296,12 +299,27 @@ def add_tokens(model, tokenizer, settings, say):
     """Add the tokens that the settings ask for to the tokenizer, and rows for them to the model. Returns their ids."""
     tokens, before = settings["add_tokens"] or [], model.config.vocab_size
     ids = tokenizer.add_tokens(tokens)
-    if ids and ids[-1] >= before:
+    if tokens and not ids:
+        raise NpgptError(f"--add-tokens {' '.join(tokens)}: the vocabulary has all of them already; leave the flag out")
+    if not ids:
+        return ids
+    if ids[-1] >= before:
         model.resize_token_embeddings(ids[-1] + 1)
-    if tokens:
-        listed = ", ".join(f"{tokenizer.token(i)} ({i})" for i in ids) or "none, the vocabulary has them already"
-        say(f"added      {listed}; rows of the token table: {before:,} -> {model.config.vocab_size:,}")
+    added = {tokenizer.token(i): i for i in ids}
+    listed = ", ".join(f"{token!r} ({i})" for token, i in added.items())
+    known = ", ".join(repr(token) for token in dict.fromkeys(tokens) if token not in added)
+    say(f"added      {listed}; rows of the token table: {before:,} -> {model.config.vocab_size:,}"
+        + (f"; in the vocabulary already: {known}" if known else ""))
     return ids
+
+
+def check_added_occur(added, training, tokenizer):
+    """Warn of added tokens that the data hold nowhere: nothing is learned of them."""
+    missing = training.sequences.missing(added)
+    if missing:
+        named = ", ".join(repr(tokenizer.token(i)) for i in missing)
+        warnings.warn(f"--add-tokens: {named} occurs nowhere in the data as a token; in --template it is one, and in "
+                      "the data with --special-tokens", stacklevel=2)
 
 
 def prepare(model, config, added, settings, say):
@@ -326,7 +344,7 @@ def prepare(model, config, added, settings, say):
         for kind, updates in kinds.items():
             count = sum(tensor.data.size for update in updates for tensor in update.parameters().values())
             if isinstance(updates[0], TrainedRows):
-                say(f"           {kind:12} {len(added)} rows of tokens that were added: {count:>9,}")
+                say(f"           {kind:12} {dataset.count(len(added), 'row')} for added tokens: {count:>9,}")
             else:
                 n_in, n_out = updates[0].A.shape[1], updates[0].B.shape[0]
                 say(f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(updates)} layers: {count:>9,}")
@@ -336,15 +354,19 @@ def prepare(model, config, added, settings, say):
 
 
 def sample(model, tokenizer, settings):
-    """Return one continuation for each of the first prompts, the same draws each time it is called."""
+    """Return (prompt, continuation) for each of the first prompts that the vocabulary can spell; that of a model of
+    characters may not. The same draws each time it is called."""
     texts = []
     for i, prompt in enumerate(PROMPTS[:settings["samples"]]):
-        ids = tokenizer.encode(prompt)[:model.config.n_positions // 2]
+        try:
+            ids = tokenizer.encode(prompt)[:model.config.n_positions // 2]
+        except ConfigError:
+            continue
         room = min(SAMPLE_TOKENS, model.config.n_positions - len(ids))
         out = npgpt.generate(model, ids, room, temperature=SAMPLE_TEMPERATURE, seed=settings["seed"] + i,
                              eos_id=tokenizer.eos_id)
         new = out[len(ids):]
-        texts.append(" ".join(tokenizer.decode(new[new != tokenizer.eos_id]).split()))
+        texts.append((prompt, " ".join(tokenizer.decode(new[new != tokenizer.eos_id]).split())))
     return texts
 
 

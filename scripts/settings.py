@@ -139,7 +139,7 @@ def make_parser(description=None):
     add("--dropout", "dropout on the LoRA path; with --full, the model's own dropout", type=float)
     add("--targets", "modules to adapt: names separated by commas, a regular expression, or all-linear")
     add("--add-tokens", "tokens to add to the vocabulary, such as '<|user|>'; their rows of the token table train "
-        "with the adapter, which keeps them and the tokenizer", nargs="+", metavar="TOKEN")
+        "with the adapter, which keeps them and the tokenizer", nargs="+", action="extend", metavar="TOKEN")
     add("--epochs", "passes over the texts", type=int)
     add("--max-steps", "stop after this many steps", type=int)
     add("--batch-size", "texts a micro-batch", type=int)

@@ -242,6 +242,12 @@ def test_plain_texts_have_no_prompt(tmp_path):
         questions.read_prompts(data.Documents(tmp_path / "texts.txt"))
 
 
+def test_a_blank_answer_is_passed_over_as_in_training(tmp_path):
+    (tmp_path / "pairs.csv").write_text("question,answer\nA?,a\nB?,\n")
+    [item] = questions.read_prompts(data.Documents(tmp_path / "pairs.csv", template="{question} {answer}"))
+    assert item.references == ["a"]
+
+
 def test_long_questions_are_cut_on_the_left(model):
     context = "abcde " * 20
     task = questions.LastWord(TOKENIZER, [(context, " end")])

@@ -117,3 +117,9 @@ def test_fingerprints_differ_where_models_do(tmp_path):
     config_file = tmp_path / "a" / "adapter_config.json"
     config_file.write_text(config_file.read_text().replace('"lora_alpha": 16', '"lora_alpha": 32'))
     assert one != fingerprint(model, tmp_path / "a")
+
+
+def test_answers_go_into_a_file(tmp_path):
+    for place in (tmp_path, "/dev/null"):
+        with pytest.raises(FileError, match="the answers go into a file, and this is none"):
+            Records(place)

@@ -364,11 +364,18 @@ def test_tokens_that_are_there_are_not_added_again(tmp_path):
     assert again.eos_id == tokenizer.eos_id
 
 
-@pytest.mark.parametrize("token", ["", " ", 3, None])
+def test_one_token_or_any_that_can_be_listed():
+    tokenizer = Tokenizer.from_pretrained("tiny")
+    n = tokenizer.vocab_size
+    assert tokenizer.add_tokens("<|user|>") == [n]
+    assert tokenizer.add_tokens(token for token in ["<a>", "<b>"]) == [n + 1, n + 2]
+
+
+@pytest.mark.parametrize("token", ["", " ", 3, None, "a\nb", "\udcff"])
 def test_what_cannot_be_a_token(token):
     tokenizer = Tokenizer.from_pretrained("tiny")
     before = tokenizer.vocab_size
-    with pytest.raises(ConfigError, match=r"cannot add the token .*: a token is a string that is not blank"):
+    with pytest.raises(ConfigError, match=r"cannot add the token .*: a token is a string of characters that can"):
         tokenizer.add_tokens(["<|user|>", token])
     assert tokenizer.vocab_size == before
 

@@ -56,6 +56,15 @@ class Sequences(Slices):
         lengths = np.array([len(sequence) for sequence in sequences], np.int64)
         return cls(np.concatenate(sequences), np.concatenate(masks), np.cumsum(lengths) - lengths, lengths)
 
+    def missing(self, ids):
+        """Return those of `ids` that occur nowhere in the texts that the sequences are of."""
+        left = set(ids)
+        for start in range(0, len(self._values), AT_ONCE):
+            if not left:
+                break
+            left -= set(np.unique(self._values[start:start + AT_ONCE]).tolist())
+        return [i for i in ids if i in left]
+
     def batch(self, indices):
         """Return the Batch of the sequences `indices`, in this order."""
         return Batch.from_sequences([self[i] for i in indices], [self.loss_masks[i] for i in indices])

@@ -8,6 +8,7 @@ from npgpt.data.chats import has_messages, read_messages
 from npgpt.data.fields import is_blank, quoted, text_under
 from npgpt.data.readers import Stream
 from npgpt.errors import ConfigError, FormatError, printable
+from npgpt.tokenizer import END_OF_TEXT
 
 END = None  # the end-of-text token, among segments
 
@@ -96,7 +97,8 @@ class Template:
     word, so a prompt is asked, here as later, without it.
 
     A special token spelled out in the template is that token; spelled out in a field it is plain text. The role of a
-    message, where it is one word, counts as the template's: <|{role}|> is the token <|user|> where there is one.
+    message, where it is one word, counts as the template's: <|{role}|> is the token <|user|> where there is one. It
+    cannot make an end of text.
     """
 
     def __init__(self, kind, text=None, train_on_prompt=False):
@@ -176,9 +178,10 @@ class Template:
         segments, asked, key = [], Text(), []
         for i, message in enumerate(read_messages(where, fields)):
             values = message._asdict()
-            if re.fullmatch(r"\w+", message.role):
-                values["role"] = Text.literal(message.role)
             prompt, text, rest = self._fill(values)
+            if re.fullmatch(r"\w+", message.role) and not _more_ends(f"{prompt}{rest}", self.text):
+                values["role"] = Text.literal(message.role)
+                prompt, text, rest = self._fill(values)
             asked = Text.join([asked, prompt.between(len(prompt) - len(prompt.lstrip())) if i == 0 else prompt])
             if values["role"] == LEARNED_ROLE:
                 segments += [*_divided(asked, [text, rest]), (END, True)]
@@ -202,6 +205,11 @@ class Template:
                 texts += [Text.literal(literal)] if name is None else [Text.literal(literal), values[name]]
                 last = last if name is None else len(texts) - 1
         return Text.join(texts[1:last]), texts[last], Text.join(texts[last + 1:])
+
+
+def _more_ends(text, template):
+    """Whether the text spells an end of text that the template does not."""
+    return text.count(END_OF_TEXT) > template.count(END_OF_TEXT)
 
 
 def _parsed(text):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt.batch import NO_TARGET, Batch
-from npgpt.data import END, Document, Sequences, Stream, Text, encode, encode_prompt, encode_texts
+from npgpt.data import END, Document, Sequences, Stream, Text, encode, encode_prompt, encode_texts, encoding
 from npgpt.errors import ConfigError, FileError
 
 EOS = 0
@@ -306,3 +306,10 @@ def test_what_is_encoded_lies_in_a_file(characters, memory):
     assert held < 60_000
     with pytest.raises(ValueError, match="read-only"):
         encoded.sequences._values[0] = 1
+
+
+def test_ids_that_occur_nowhere(monkeypatch):
+    monkeypatch.setattr(encoding, "AT_ONCE", 2)
+    sequences = Sequences.of([np.array([3, 1, 4]), np.array([1, 5])])
+    assert sequences.missing([5, 2, 3, 9]) == [2, 9]
+    assert sequences.missing([]) == []

@@ -118,6 +118,18 @@ def test_the_role_of_a_message_is_a_word_of_the_template():
     assert learned == "d\n" and literals(learned) == ["\n"]
 
 
+@pytest.mark.parametrize(("template", "role", "expected"), [
+    ("<|{role}|>{content}", "endoftext", ["<|", "|>", "<|assistant|>"]),
+    ("<|{role}|>{content}", "end", ["<|end|>", "<|assistant|>"]),
+    ("<|{role}|>{content}<|endoftext|>", "end", ["<|end|>", "<|endoftext|>", "<|assistant|>"]),
+    ("<|{role}|>{content}<|endoftext|>", "endoftext", ["<|", "|>", "<|endoftext|>", "<|assistant|>"]),
+])
+def test_no_role_makes_an_end_of_text(template, role, expected):
+    chat = [{"role": role, "content": "c"}, {"role": "assistant", "content": "d"}]
+    (asked, _), *_ = segments({"messages": chat}, template)
+    assert "".join(literals(asked)) == "".join(expected)
+
+
 @given(st.lists(st.tuples(st.text("ab ", max_size=3), st.booleans())), st.integers(0, 30), st.integers(0, 30))
 def test_literals_are_kept_where_texts_are_joined_and_cut(parts, begin, length):
     marked = "".join(("L" if own else "f") * len(text) for text, own in parts)  # a letter for each character

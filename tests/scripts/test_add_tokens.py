@@ -38,13 +38,15 @@ def run(tmp_path_factory, run_script, model, data):
 
 def test_what_is_said_and_written(run):
     folder, said = run
-    assert f"added      {USER} (257), {REPLY} (258); rows of the token table: 257 -> 259" in said
-    assert "wte          2 rows of tokens that were added:        32" in said
+    assert f"added      '{USER}' (257), '{REPLY}' (258); rows of the token table: 257 -> 259\n" in said
+    assert "wte          2 rows for added tokens:        32" in said
     assert sorted(path.name for path in (folder / "adapter").iterdir()) == [
         "adapter_config.json", WEIGHTS_FILE, "tokenizer.json"]
     fields = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert fields["trainable_token_indices"] == {"transformer.wte": [257, 258]}
     tensors = safetensors.read(folder / "adapter" / WEIGHTS_FILE)
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert (checkpoint / "adapter" / "tokenizer.json").exists()
     (rows,) = (array for key, array in tensors.items() if "lora" not in key)
     assert rows.shape == (2, CONFIG.n_embd)  # the rows, and no whole table beside them
     assert not np.array_equal(*rows)
@@ -81,11 +83,12 @@ def test_evaluated_inspected_and_checked(run, model, script, data):
 def test_preview_and_settings_of_a_file(model, data, script, tmp_path):
     said = script("finetune.py", "--model", model, "--data", data, "--template", TEMPLATE, *ADDED, "--preview", 1)
     assert f"{USER}│u│p│{REPLY}[d][o][w][n][<|endoftext|>]" in said
-    (tmp_path / "c.toml").write_text(f'add-tokens = ["{USER}", "{REPLY}"]\nmax-steps = 1\nsamples = 0\n')
+    (tmp_path / "c.toml").write_text(f'add-tokens = ["{USER}", "{REPLY}"]\ntemplate = "{TEMPLATE}"\nmax-steps = 1\n'
+                                     "samples = 0\n")
     said = script("finetune.py", "--model", model, "--data", data, "--config", tmp_path / "c.toml", "--out", "run")
-    assert f"added      {USER} (257), {REPLY} (258)" in said
+    assert f"added      '{USER}' (257), '{REPLY}' (258)" in said
     again = script("finetune.py", "--config", tmp_path / "run" / "config.json", "--out", "again")
-    assert f"added      {USER} (257), {REPLY} (258)" in again
+    assert f"added      '{USER}' (257), '{REPLY}' (258)" in again
     assert (tmp_path / "run" / "adapter" / WEIGHTS_FILE).read_bytes() == (
         tmp_path / "again" / "adapter" / WEIGHTS_FILE).read_bytes()
 
@@ -104,42 +107,75 @@ def test_a_resumed_run_has_them_too(model, data, run_script, tmp_path):
 
 def test_an_untied_head_gets_rows_too(data, script, tmp_path):
     save_model(tmp_path / "untied", dataclasses.replace(CONFIG, tie_word_embeddings=False))
-    script("finetune.py", "--model", "untied", "--data", data, *ADDED, "--out", "run", "--max-steps", 1, "--samples", 0)
+    script("finetune.py", "--model", "untied", "--data", data, "--template", TEMPLATE, *ADDED, "--out", "run",
+           "--max-steps", 1, "--samples", 0)
     fields = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert fields["trainable_token_indices"] == {"transformer.wte": [257, 258], "lm_head": [257, 258]}
 
 
 def test_a_low_rank_update_of_the_table_trains_all_its_rows(model, data, script, tmp_path):
-    script("finetune.py", "--model", model, "--data", data, *ADDED, "--targets", "wte,c_attn", "--out", "run",
-           "--max-steps", 1, "--samples", 0)
+    script("finetune.py", "--model", model, "--data", data, "--template", TEMPLATE, *ADDED, "--targets", "wte,c_attn",
+           "--out", "run", "--max-steps", 1, "--samples", 0)
     fields = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert fields["trainable_token_indices"] is None
     script("generate.py", "--model", model, "--adapter", "run/adapter", "--prompt", USER, "--max-new-tokens", 1)
 
 
 def test_all_weights(model, data, script, tmp_path):
-    script("finetune.py", "--model", model, "--data", data, *ADDED, "--full", "--out", "run", "--max-steps", 1,
-           "--samples", 0)
+    script("finetune.py", "--model", model, "--data", data, "--template", TEMPLATE, *ADDED, "--full", "--out", "run",
+           "--max-steps", 1, "--samples", 0)
     assert npgpt.GPT2.from_pretrained(tmp_path / "run" / "model").config.vocab_size == 259
     assert npgpt.Tokenizer.from_pretrained(tmp_path / "run" / "model").vocab_size == 259
 
 
-def test_tokens_that_are_there_already(model, data, script):
-    said = script("finetune.py", "--model", model, "--data", data, "--add-tokens", "<|endoftext|>", "--max-steps", 1,
-                  "--samples", 0)
-    assert "added      none, the vocabulary has them already; rows of the token table: 257 -> 257" in said
+def test_tokens_that_are_there_already(model, data, script, refused):
+    said = script("finetune.py", "--model", model, "--data", data, "--template", "{prompt}<new>{completion}",
+                  "--add-tokens", "<new>", "<|endoftext|>", "--add-tokens", "<new>", "--max-steps", 1, "--samples", 0,
+                  "--out", "run")
+    assert ("added      '<new>' (257); rows of the token table: 257 -> 258; in the vocabulary already: "
+            "'<|endoftext|>'\n") in said
+    assert "--add-tokens <|endoftext|>: the vocabulary has all of them already; leave the flag out" in refused(
+        "finetune.py", "--model", model, "--data", data, "--add-tokens", "<|endoftext|>", "--samples", 0)
+
+
+def test_added_tokens_that_the_data_never_have(model, data, run_script, tmp_path):
+    result = run_script(tmp_path, "finetune.py", "--model", model, "--data", data, "--template",
+                        "{prompt}<a>{completion}", "--add-tokens", "<a>", "<b>", "--max-steps", 1, "--samples", 0,
+                        "--quiet")
+    assert result.stderr == ("warning: --add-tokens: '<b>' occurs nowhere in the data as a token; in --template it is "
+                             "one, and in the data with --special-tokens\n")
+
+
+def test_an_adapter_without_its_tokenizer(run, model, run_script, tmp_path):
+    shutil.copytree(run[0] / "adapter", tmp_path / "bare")
+    (tmp_path / "bare" / "tokenizer.json").unlink()
+    result = run_script(tmp_path, "generate.py", "--model", model, "--adapter", "bare", "--prompt", "a")
+    assert result.returncode == 0
+    assert result.stderr == ("warning: bare: tokens were added for this adapter, and it has no tokenizer.json that "
+                             "knows them; put there the one it was trained with\n")
+
+
+def test_an_adapter_without_its_rows(run, model, run_script, tmp_path):
+    """As PEFT saves one with save_embedding_layers=False after the vocabulary was resized."""
+    base = npgpt.GPT2.from_pretrained(model)
+    npgpt.save_adapter(npgpt.add_lora(base, npgpt.LoraConfig()), tmp_path / "bare")
+    shutil.copy(run[0] / "adapter" / "tokenizer.json", tmp_path / "bare")
+    result = run_script(tmp_path, "generate.py", "--model", model, "--adapter", "bare", "--prompt", "a")
+    assert result.returncode == 0
+    assert "bare: its tokenizer has 259 tokens, and the model has rows for 257; if the others are used" in result.stderr
 
 
 def test_wrong_tokens(refused, model, data):
-    assert "cannot add the token ' ': a token is a string that is not blank" in refused(
-        "finetune.py", "--model", model, "--data", data, "--add-tokens", " ")
+    for token, shown in ((" ", "' '"), ("a\nb", r"'a\nb'")):
+        assert f"cannot add the token {shown}: a token is a string of characters that can be printed" in refused(
+            "finetune.py", "--model", model, "--data", data, "--add-tokens", token)
     assert "the head is tied to the token table" in refused(
-        "finetune.py", "--model", model, "--data", data, *ADDED, "--targets", "lm_head")
+        "finetune.py", "--model", model, "--data", data, *ADDED, "--template", TEMPLATE, "--targets", "lm_head")
 
 
 def test_two_tokenizers(run, model, data, script, refused, tmp_path):
-    script("finetune.py", "--model", model, "--data", data, "--add-tokens", "<|other|>", "--out", "run", "--max-steps",
-           1, "--samples", 0)
+    script("finetune.py", "--model", model, "--data", data, "--template", "{prompt}<|other|>{completion}",
+           "--add-tokens", "<|other|>", "--out", "run", "--max-steps", 1, "--samples", 0)
     assert "have different tokenizers: use one of the adapters at a time" in refused(
         "generate.py", "--model", model, "--adapter", run[0] / "adapter", "--adapter", tmp_path / "run" / "adapter",
         "--prompt", "a")
