@@ -81,7 +81,7 @@ def refusals(values):
                    f"{default!r}")
     if values.get("enable_lora") is not None:
         yield (f"enable_lora = {values['enable_lora']!r} means A and B for each of q, k and v, as PEFT wrote until "
-               "version 0.2; convert_adapter.py makes today's form of the adapter_model.bin beside it")
+               "version 0.2; convert_adapter.py makes today's form of its folder")
     init = values["init_lora_weights"]
     if init == "olora" or not (isinstance(init, bool) or init in (*PLAIN_INITIALISATIONS, *INITIALISATIONS[2:])):
         yield (f"init_lora_weights = {init!r} rewrote the base weights, and this file does not hold them; have PEFT "

@@ -33,7 +33,7 @@ from npgpt.adapter import PREFIX, WEIGHTS_FILE
 from npgpt.adapter_config import CONFIG_FILE, PEFT_DEFAULTS
 from npgpt.checkpoint import cast
 from npgpt.errors import ConfigError, FormatError
-from npgpt.files import write_json
+from npgpt.files import read_json, write_json
 from npgpt.names import MASK, parameter_name
 
 OUTPUTS = ("q", "k", "v")  # of c_attn, in this order
@@ -95,6 +95,21 @@ def convert(path, folder, lora_alpha, enable_lora=("q", "v"), model=None):
     safetensors.write(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
     write_json(folder / CONFIG_FILE, fields, sort_keys=True)
     return fields
+
+
+def convert_folder(source, folder):
+    """The same of the folder of an adapter that PEFT wrote until version 0.2 with enable_lora, loralib's form: its
+    configuration holds alpha, and which of q, k and v have an update. Raises what `convert` does."""
+    path = Path(source) / CONFIG_FILE
+    config = read_json(path)
+    enabled, alpha = config.get("enable_lora"), config.get("lora_alpha")
+    if enabled is None:
+        raise FormatError(f"{path}: the adapter is in PEFT's form already: enable_lora is not set")
+    if not isinstance(enabled, list) or len(enabled) != len(OUTPUTS) or not isinstance(alpha, int | float):
+        raise FormatError(f"{path}: enable_lora = {enabled!r}, lora_alpha = {alpha!r}: they must be three of true and "
+                          "false, for q, k and v, and a number")
+    names = [name for name, on in zip(OUTPUTS, enabled, strict=True) if on]
+    return convert(Path(source) / "adapter_model.bin", folder, alpha, names)
 
 
 def _in_one(where, A, B, enabled):

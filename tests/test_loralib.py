@@ -81,7 +81,7 @@ def test_the_older_form_of_peft(tmp_path, assert_close):
         "enable_lora": [True, False, True], "merge_weights": False, "fan_in_fan_out": True, "bias": "none",
     }))
     with pytest.raises(FormatError, match=r"enable_lora = \[True, False, True\] means A and B for each of q, k and v"
-                                          r".*; convert_adapter\.py makes today's form of the adapter_model\.bin"):
+                                          r".*; convert_adapter\.py makes today's form of its folder"):
         load_adapter(base(), tmp_path)
     loralib.convert(tmp_path / "adapter_model.bin", tmp_path / "adapter", ALPHA)
     assert_close(load_adapter(base(), tmp_path / "adapter").logits(IDS), logits_under(weights))

@@ -29,7 +29,9 @@ def test_a_model_of_characters(folder, script):
     config = folder / "new" / "config.json"
     config.write_text(config.read_text().replace('"eos_token_id": null', '"eos_token_id": 0'))
     (folder / "texts.txt").write_text("abc\nde\n")
-    script("finetune.py", "--model", "new", "--data", "texts.txt", "--max-steps", 1, "--samples", 0, "--out", "run")
+    stdout = script("finetune.py", "--model", "new", "--data", "texts.txt", "--max-steps", 1, "--out", "run 1")
+    assert "\n  before   " not in stdout  # its characters cannot spell the prompts of samples
+    assert "--adapter 'run 1/adapter' --prompt" in stdout
 
 
 def test_other_files(folder, script):

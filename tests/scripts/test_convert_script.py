@@ -1,5 +1,7 @@
 """convert_adapter.py turns a checkpoint of loralib into an adapter that the other commands take."""
 
+import json
+
 import numpy as np
 
 from tests.goldens import golden
@@ -31,7 +33,29 @@ def test_an_adapter_of_mlx(script, refused, tmp_path):
     assert stdout == (f"converted {folder}: rank 2, alpha 20, scale 10, targets attn.c_attn, mlp.c_proj, bias none: "
                       "adapter\n")
     assert "holds an adapter already" in refused("convert_adapter.py", folder, "--out", "adapter")
-    assert "is not that of an MLX adapter" in refused("convert_adapter.py", "adapter", "--out", "new")
+    assert "adapter/adapter_config.json: the adapter is in PEFT's form already" in refused(
+        "convert_adapter.py", "adapter", "--out", "new")
+    assert f"name its folder, {folder}, whose adapter_config.json says the rest" in refused(
+        "convert_adapter.py", folder / "adapters.safetensors", "--out", "new")
+    for flag in ("--alpha", "--enable", "--model"):
+        assert f"{flag} is for a loralib file; the folder of an adapter says all of it" in refused(
+            "convert_adapter.py", folder, flag, "1", "--out", "new")
+
+
+def test_an_adapter_of_peft_until_0_2(script, refused, tmp_path):
+    folder = tmp_path / "old"
+    folder.mkdir()
+    write(folder / "adapter_model.bin")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "enable_lora": [True, False, True]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write(tmp_path / "gpt2.pt")
+    script("convert_adapter.py", "old", "--out", "one")
+    script("convert_adapter.py", "gpt2.pt", "--alpha", 8, "--enable", "q,v", "--out", "two")
+    one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"enable_lora": [True]}))
+    assert "enable_lora = [True], lora_alpha = 8: they must be three of true and false" in refused(
+        "convert_adapter.py", "old", "--out", "three")
 
 
 def test_what_cannot_be_converted(refused, tmp_path, model, adapter):
