@@ -149,7 +149,7 @@ TASKS = {
 FEW = 20
 DATA = """
 data:
-  any file or folder that finetune.py reads, with these fields:
+  any file that finetune.py reads, or a folder of one split, with these fields:
   perplexity       {"text": "..."}, or plain text, a text a line; with --wikitext a file of WikiText
   lambada          {"text": "..."}, of which the last word is asked
   multiple-choice  {"context": "...", "choices": ["...", "..."], "label": 0}, or HellaSwag's own records
