@@ -184,7 +184,7 @@ def new_settings(given):
 
 
 def resumed_settings(run, given):
-    """Return the settings of the run that is gone on with, which nothing given may contradict."""
+    """Return the settings of the run to resume, which nothing given may contradict."""
     settings = run.read_config().get("settings")
     for name in ("config", "max_memory"):
         if name in given:
@@ -193,7 +193,7 @@ def resumed_settings(run, given):
         raise FormatError(f"{run.folder}/config.json does not hold the settings of a run: "
                           f"expected {', '.join(DEFAULTS)}")
     if "out" in given and not cli.same_place(given["out"], run.folder):
-        raise npgpt.NpgptError(f"--out {given['out']}: a run that is gone on with stays in its folder, {run.folder}; "
+        raise npgpt.NpgptError(f"--out {given['out']}: a resumed run stays in its folder, {run.folder}; "
                                "leave the flag out")
     for name, value in given.items():
         place = name in PLACES and settings[name] is not None and cli.same_place(value, settings[name])
