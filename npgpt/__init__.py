@@ -1,20 +1,44 @@
-"""GPT-2 in pure NumPy, forward and backward, with LoRA."""
+"""GPT-2 in pure NumPy, forward and backward, with LoRA.
 
-from npgpt.adapter import load_adapter, save_adapter
+The files at the top and the folder ops/ are the path: read them in the order in which they stand here. Each folder says
+in its own __init__.py what is in it, in which order to read it, and what it may import. A file imports only from files
+and folders above it in these lists.
+
+    runtime/     errors, random numbers, threads, memory: what everything stands on
+    autograd.py  Tensor, the record of operations, backward: knows no operation
+    ops/         every differentiable operation: formula, derivation, both directions
+    nn.py        layers: parameters and their names
+    gpt2.py      the model, from its configuration to its loss
+    lora.py      layers under adapters: add, choose, merge
+    optim.py     AdamW, clipping, learning-rate schedules
+    batch.py     sequences laid end to end, with what each token should predict
+    adapters/    what an adapter can be beyond plain LoRA
+    files/       where models and adapters are, and how they are read and written
+    data/        from files to the batches of each step
+    generation/  text from a model
+    evaluation/  how good a model is
+    inspection/  what a model does with a text, what an adapter is
+    checking/    finite differences
+    training/    a training run: its steps, its folder, its cost, its report
+    texts/       the texts that the first run learns from
+    tiny/        the embedded model
+"""
+
+from npgpt.adapters.combine import add_weighted_adapter
+from npgpt.adapters.lora_config import LoraConfig
 from npgpt.autograd import Tensor, backward
 from npgpt.batch import Batch
-from npgpt.beam import beam_search
-from npgpt.combine import add_weighted_adapter
-from npgpt.errors import NpgptError
-from npgpt.evaluate import perplexity
-from npgpt.generate import generate, generate_batch, stream
+from npgpt.checking.gradcheck import gradcheck
+from npgpt.evaluation.evaluate import perplexity
+from npgpt.files.adapter import load_adapter, save_adapter
+from npgpt.files.tokenizer import Tokenizer
+from npgpt.generation.beam import beam_search
+from npgpt.generation.generate import generate, generate_batch, stream
 from npgpt.gpt2 import GPT2, GPT2Config
-from npgpt.gradcheck import gradcheck
 from npgpt.lora import add_lora, delete_adapter, disable_adapter, merge_lora, mixed_batch, set_adapter
-from npgpt.lora_config import LoraConfig
 from npgpt.optim import AdamW, clip_grad_norm
-from npgpt.tokenizer import Tokenizer
-from npgpt.train import train_step
+from npgpt.runtime.errors import NpgptError
+from npgpt.training.train import train_step
 
 __all__ = [
     "GPT2", "AdamW", "Batch", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora",

@@ -20,7 +20,7 @@ import threading
 
 import numpy as np
 
-from npgpt.errors import ConfigError
+from npgpt.runtime.errors import ConfigError
 
 
 class Tensor:

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 
-from npgpt.errors import ConfigError
+from npgpt.runtime.errors import ConfigError
 
 NO_TARGET = -100  # the field's mark for a row that carries no loss
 

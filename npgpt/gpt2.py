@@ -14,9 +14,9 @@ import numpy as np
 
 from npgpt import ops
 from npgpt.autograd import no_grad
-from npgpt.errors import ConfigError
 from npgpt.nn import Embedding, LayerNorm, Linear, Module, recompute
-from npgpt.seeding import generator
+from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.seeding import generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,17 +234,17 @@ class GPT2(Module):
     # stand above this one.
 
     def resize_token_embeddings(self, n):
-        """Give the token table, and a head of its own, n rows. See `vocabulary.resize_token_embeddings`."""
-        from npgpt.vocabulary import resize_token_embeddings
+        """Give the token table, and a head of its own, n rows. See `files.vocabulary.resize_token_embeddings`."""
+        from npgpt.files.vocabulary import resize_token_embeddings
         resize_token_embeddings(self, n)
 
     @classmethod
     def from_pretrained(cls, name, revision=None, dtype=np.float32, local_files_only=False):
-        """Load a model: a hub id ("gpt2"), a folder, or "tiny". See `checkpoint.from_pretrained`."""
-        from npgpt.checkpoint import from_pretrained
+        """Load a model: a hub id ("gpt2"), a folder, or "tiny". See `files.checkpoint.from_pretrained`."""
+        from npgpt.files.checkpoint import from_pretrained
         return from_pretrained(name, revision, dtype, local_files_only)
 
     def save_pretrained(self, folder):
-        """Write config.json and model.safetensors, which transformers loads. See `checkpoint.save_pretrained`."""
-        from npgpt.checkpoint import save_pretrained
+        """Write config.json and model.safetensors, which transformers loads. See `files.checkpoint.save_pretrained`."""
+        from npgpt.files.checkpoint import save_pretrained
         save_pretrained(self, folder)

@@ -4,7 +4,8 @@
 
 W and b stay as they are; A and B are trained. B starts at zero, so training starts from the base model exactly; A
 starts random, so that B's gradient is not zero. The gradients are derived in `ops.linear.lora_linear`; what an adapter
-does to one layer is in `updates`; names, matching rules and the stored orientation are PEFT's (`lora_config`).
+does to one layer is in `adapters.updates`; names, matching rules and the stored orientation are PEFT's
+(`adapters.lora_config`).
 
 A layer under adapters holds the frozen layer and each adapter's update by name, and stands in the layer's place. Any
 number of adapters is there at once; which are in force is chosen by `set_adapter`.
@@ -19,13 +20,13 @@ import re
 import numpy as np
 
 from npgpt import ops
+from npgpt.adapters.lora_config import match_targets, modules_to_save, short_name, token_rows, whole_name, whole_names
+from npgpt.adapters.tables import TiedRows, TrainedRows
+from npgpt.adapters.updates import LowRank, LowRankEmbedding, LowRankHead, Replacement, output, scaled
 from npgpt.autograd import Tensor, no_grad
-from npgpt.errors import ConfigError
-from npgpt.lora_config import match_targets, modules_to_save, short_name, token_rows, whole_name, whole_names
 from npgpt.nn import Linear, Module
-from npgpt.seeding import generator
-from npgpt.tables import TiedRows, TrainedRows
-from npgpt.updates import LowRank, LowRankEmbedding, LowRankHead, Replacement, output, scaled
+from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.seeding import generator
 
 
 class LoraLayer(Module):

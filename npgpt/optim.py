@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from npgpt.errors import ConfigError
-from npgpt.ops.shares import row_blocks
-from npgpt.threads import spread
+from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.shares import row_blocks
+from npgpt.runtime.threads import spread
 
 
 class AdamW:

@@ -84,7 +84,7 @@ def report(case, side, results, as_json):
 
 
 def describe_machine(threads):
-    from npgpt.threads import available
+    from npgpt.runtime.threads import available
 
     blas = [f"{info['internal_api']} {info['version']}, kernel {info.get('architecture', 'unknown')}"
             for info in threadpool_info() if info["user_api"] == "blas"]
@@ -134,7 +134,7 @@ def measure_step(lengths, kind, threads, runs):
     """One optimiser step. LoRA r = 8 on c_attn with dropout 0.1 and no other dropout; of kind "full", all weights; of
     kind "medium", on gpt2-medium's shapes; of kind "checkpoint", on those with gradient checkpointing."""
     import npgpt
-    from npgpt.memory import keep_freed_memory
+    from npgpt.runtime.memory import keep_freed_memory
 
     keep_freed_memory()  # as finetune.py does
     shape = {"n_layer": 24, "n_head": 16, "n_embd": 1024} if kind in ("medium", "checkpoint") else {}
@@ -161,7 +161,7 @@ def measure_products(model, batch, threads, runs):
     Each worker makes its shares of all of them, one after another, and waits for nobody. The results go into buffers
     made beforehand.
     """
-    from npgpt.threads import spread, that_pay, workers
+    from npgpt.runtime.threads import spread, that_pay, workers
 
     def make(products):
         for a, b, out in products:
@@ -180,8 +180,8 @@ def step_products(model, batch):
     from npgpt import lora
     from npgpt.ops.attention import query_blocks
     from npgpt.ops.cross_entropy import ROWS, TOKENS
-    from npgpt.ops.shares import even_parts, product_shares
-    from npgpt.threads import crew
+    from npgpt.runtime.shares import even_parts, product_shares
+    from npgpt.runtime.threads import crew
 
     config, n, adapted = model.config, len(batch.ids), lora.adapted_layers(model)
     C, H, updates, buffers = config.n_embd, config.n_head, adapted and lora.updates(model), {}

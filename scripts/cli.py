@@ -12,10 +12,10 @@ import warnings
 from pathlib import Path
 
 import npgpt
-from npgpt import hub, pretrained
-from npgpt.errors import ConfigError, HubError
+from npgpt.files import hub, pretrained
 from npgpt.lora import set_adapter
-from npgpt.threads import checked
+from npgpt.runtime.errors import ConfigError, HubError
+from npgpt.runtime.threads import checked
 
 DEFAULT_MODEL = "gpt2"
 FALLBACK = "tiny"

@@ -6,10 +6,10 @@ import cli
 import sys
 
 import npgpt
-from npgpt import loralib, mlx
-from npgpt.adapter_config import CONFIG_FILE
-from npgpt.errors import FileError
-from npgpt.files import read_json
+from npgpt.files import loralib, mlx
+from npgpt.files.adapter_config import CONFIG_FILE
+from npgpt.files.atomic import read_json
+from npgpt.runtime.errors import FileError
 
 
 def parse_arguments(argv):

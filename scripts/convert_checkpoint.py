@@ -6,7 +6,7 @@ import os
 import sys
 
 import npgpt
-from npgpt import nanogpt
+from npgpt.files import nanogpt
 
 
 def parse_arguments(argv):

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import npgpt
-from npgpt import checkpoint, data
+from npgpt import data
+from npgpt.files import checkpoint
 
 TEXTS = Path(npgpt.__file__).parent / "texts"
 TRAINING, HELD_OUT = TEXTS / "train.txt", TEXTS / "validation.txt"

@@ -22,11 +22,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 import npgpt
-from npgpt import bootstrap, data, evaluate, metrics, questions
-from npgpt.errors import DivergedError
-from npgpt.files import write_json
-from npgpt.memory import keep_freed_memory
-from npgpt.train import TrainConfig, train
+from npgpt import data
+from npgpt.evaluation import bootstrap, evaluate, metrics, questions
+from npgpt.files.atomic import write_json
+from npgpt.runtime.errors import DivergedError
+from npgpt.runtime.memory import keep_freed_memory
+from npgpt.training.train import TrainConfig, train
 
 SEPARATOR, TEMPLATE = "||", "{prompt}||{completion}"
 DROPOUT = 0.1

@@ -8,11 +8,13 @@ import sys
 
 from tqdm import tqdm
 
-from npgpt import bootstrap, data, load_adapter, metrics, pretrained, questions, tasks
-from npgpt.errors import NpgptError
-from npgpt.evaluate import exponential, mean_of_rows
-from npgpt.files import read_text
-from npgpt.records import Records, complete, fingerprint
+from npgpt import data, load_adapter
+from npgpt.evaluation import bootstrap, metrics, questions, tasks
+from npgpt.evaluation.evaluate import exponential, mean_of_rows
+from npgpt.evaluation.records import Records, complete, fingerprint
+from npgpt.files import pretrained
+from npgpt.files.atomic import read_text
+from npgpt.runtime.errors import NpgptError
 
 
 def parse_arguments(argv):

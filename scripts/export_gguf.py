@@ -4,8 +4,8 @@ import cli
 
 import sys
 
-from npgpt import gguf
-from npgpt.errors import FileError
+from npgpt.files import gguf
+from npgpt.runtime.errors import FileError
 
 
 def parse_arguments(argv):

@@ -18,17 +18,21 @@ import watch
 from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, given_in_all, new_settings, parse_arguments, resumed_settings
 
 import npgpt
-from npgpt import NpgptError, estimate, evaluate, forecast, lora, lora_config, machine
-from npgpt.errors import ConfigError, DivergedError, FileError
-from npgpt.files import read_json
-from npgpt.fit import FitConfig, best_step, fit
-from npgpt.fit import save as save_checkpoint
-from npgpt.memory import keep_freed_memory, resident
-from npgpt.report import write_report
-from npgpt.run import Run, difference, fingerprint
-from npgpt.tables import TrainedRows
-from npgpt.threads import blas_threads, checked
-from npgpt.train import TrainConfig
+from npgpt import NpgptError, lora
+from npgpt.adapters import lora_config
+from npgpt.adapters.tables import TrainedRows
+from npgpt.evaluation import evaluate
+from npgpt.files.atomic import read_json
+from npgpt.runtime import machine
+from npgpt.runtime.errors import ConfigError, DivergedError, FileError
+from npgpt.runtime.memory import keep_freed_memory, resident
+from npgpt.runtime.threads import blas_threads, checked
+from npgpt.training import estimate, forecast
+from npgpt.training.fit import FitConfig, best_step, fit
+from npgpt.training.fit import save as save_checkpoint
+from npgpt.training.report import write_report
+from npgpt.training.run import Run, difference, fingerprint
+from npgpt.training.train import TrainConfig
 
 SAMPLE_TOKENS = 40
 SAMPLE_TEMPERATURE = 0.3

@@ -10,11 +10,11 @@ import time
 import numpy as np
 
 import npgpt
-from npgpt import pretrained
-from npgpt.errors import ConfigError, FileError
-from npgpt.generate import before_stop, pieces, tokens
+from npgpt.files import pretrained
+from npgpt.generation.generate import before_stop, pieces, tokens
+from npgpt.generation.sampling import Sampling
 from npgpt.lora import set_adapter
-from npgpt.sampling import Sampling
+from npgpt.runtime.errors import ConfigError, FileError
 
 TOGETHER = 8    # samples made at once
 RUNNERS_UP = 3  # beside each token of --show-probs
@@ -40,7 +40,7 @@ def parse_arguments(argv):
                         help="keep the likeliest tokens that reach this probability together (default %(default)s)")
     for name, kind in RULES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X",
-                            help="see npgpt.sampling.Sampling")
+                            help="see npgpt.generation.sampling.Sampling")
     parser.add_argument("--bad-word", type=cli.filled, metavar="TEXT", action="append", default=[],
                         help="never complete this text, as it is or after a space; may be given again")
     parser.add_argument("--stop", type=cli.filled, metavar="TEXT", action="append", default=[],

@@ -1,4 +1,4 @@
-"""Check gradients against finite differences and print what was found: see npgpt/gradcheck.py.
+"""Check gradients against finite differences and print what was found: see npgpt/checking/gradcheck.py.
 
 Without --model: every operation over awkward shapes, and whole small models. With it: that model's own parameters, or
 those of the adapter on it, by name, for the loss of a small ragged batch. All in float64.
@@ -12,11 +12,11 @@ import sys
 import numpy as np
 
 import npgpt
-from npgpt import gradcases
-from npgpt.adapter import make_room
-from npgpt.gradcheck import HEADING, check_parameters
+from npgpt.adapters.lora_config import token_rows
+from npgpt.checking import gradcases
+from npgpt.checking.gradcheck import HEADING, check_parameters
+from npgpt.files.adapter import make_room
 from npgpt.lora import updates
-from npgpt.lora_config import token_rows
 
 
 def parse_arguments(argv):

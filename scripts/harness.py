@@ -13,7 +13,7 @@ def main():
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError as error:
         raise npgpt.NpgptError(f"there is no {error.name}; install it with: pip install '.[lm-eval]'") from error
-    importlib.import_module("npgpt.harness")  # makes the model known to lm_eval
+    importlib.import_module("npgpt.evaluation.harness")  # makes the model known to lm_eval
     cli_evaluate()
 
 

@@ -8,9 +8,9 @@ import re
 import sys
 
 import npgpt
-from npgpt import anatomy
-from npgpt.errors import ConfigError, FileError
-from npgpt.files import replacing
+from npgpt.files.atomic import replacing
+from npgpt.inspection import anatomy
+from npgpt.runtime.errors import ConfigError, FileError
 
 SHOWN = 6  # singular values on a line
 MOST = 5   # modules that moved most

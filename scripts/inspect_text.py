@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import npgpt
-from npgpt import inside, inside_page, pretrained
-from npgpt.files import replacing
+from npgpt.files import pretrained
+from npgpt.files.atomic import replacing
+from npgpt.inspection import inside, inside_page
 
 
 def parse_arguments(argv):

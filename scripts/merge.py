@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import npgpt
-from npgpt import data, files, hub, merge
-from npgpt.errors import HubError
+from npgpt import data
+from npgpt.files import atomic, hub, merge
+from npgpt.runtime.errors import HubError
 
 TEXT = Path(npgpt.__file__).parent / "texts" / "validation.txt"
 # What goes from the base's folder into the merged one as it is, where it is there.
@@ -42,7 +43,7 @@ def main(args):
     place = args.text or TEXT
     text = None if args.no_certificate else "\n".join(data.read_texts(place))
     name = cli.choose_model(args.model, args.revision)
-    with files.new_folder(args.out) as folder:
+    with atomic.new_folder(args.out) as folder:
         model, tokenizer = cli.load(name, args.revision, args.adapter)
         merge.save_merged(model, folder, args.dtype, args.max_shard_size)
         left_out = carry_over(name, args.revision, folder)
@@ -53,7 +54,7 @@ def main(args):
           f"{f' in {len(written)} files' if len(written) > 1 else ''})")
     if left_out:
         print(f"not in the cache, so not carried over: {', '.join(left_out)}")
-    if model.config.tie_word_embeddings != files.read_json(args.out / "config.json")["tie_word_embeddings"]:
+    if model.config.tie_word_embeddings != atomic.read_json(args.out / "config.json")["tie_word_embeddings"]:
         print("the token table or the head was changed, so these are two matrices now, no longer tied")
     if text is None:
         return 0

@@ -12,10 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from npgpt.errors import NpgptError
-from npgpt.files import replacing
-from npgpt.fit import smoothed
-from npgpt.run import Run
+from npgpt.files.atomic import replacing
+from npgpt.runtime.errors import NpgptError
+from npgpt.training.fit import smoothed
+from npgpt.training.run import Run
 
 
 def parse_arguments(argv):

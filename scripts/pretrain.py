@@ -20,11 +20,13 @@ import tokenizers
 from tqdm import tqdm
 
 import npgpt
-from npgpt import data, files, optim, seeding
+from npgpt import data, optim
 from npgpt.autograd import no_grad
-from npgpt.memory import keep_freed_memory
-from npgpt.threads import workers
-from npgpt.tokenizer import END_OF_TEXT, Tokenizer
+from npgpt.files import atomic
+from npgpt.files.tokenizer import END_OF_TEXT, Tokenizer
+from npgpt.runtime import seeding
+from npgpt.runtime.memory import keep_freed_memory
+from npgpt.runtime.threads import workers
 
 EVALUATIONS = 20  # how many times a run looks at the held-out documents
 BETAS = (0.9, 0.99)  # of AdamW; the second is smaller than usual, for a short run
@@ -173,7 +175,7 @@ def save(model, folder, card):
     for name, tensor in half.parameters().items():
         tensor.data[...] = model.parameters()[name].data
     half.save_pretrained(folder)
-    with files.replacing(folder / "README.md") as temporary:
+    with atomic.replacing(folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
 
 
@@ -187,7 +189,7 @@ def run(args, command):
         vocab_size=tokenizer.vocab_size, n_positions=args.n_positions, n_embd=args.n_embd, n_layer=args.n_layer,
         n_head=args.n_head, resid_pdrop=args.dropout, embd_pdrop=args.dropout, attn_pdrop=0.0,
         bos_token_id=tokenizer.eos_id, eos_token_id=tokenizer.eos_id)
-    with files.replacing(args.out / "tokenizer.json") as temporary:
+    with atomic.replacing(args.out / "tokenizer.json") as temporary:
         temporary.write_text(bpe.to_str(), encoding="utf-8")
 
     encoded, held_out_encoded, sample_encoded = (

@@ -9,8 +9,8 @@ import sys
 import dataset
 
 import npgpt
-from npgpt.errors import FormatError
-from npgpt.files import read_json, read_text
+from npgpt.files.atomic import read_json, read_text
+from npgpt.runtime.errors import FormatError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -19,11 +19,11 @@ from pathlib import Path
 import watch
 from settings import parse_arguments as parse_finetune_arguments
 
-from npgpt import html
-from npgpt.errors import NpgptError
-from npgpt.files import read_json, replacing, write_json
-from npgpt.fit import best_step
-from npgpt.run import Run
+from npgpt.files.atomic import read_json, replacing, write_json
+from npgpt.inspection import html
+from npgpt.runtime.errors import NpgptError
+from npgpt.training.fit import best_step
+from npgpt.training.run import Run
 
 AXES = {"rank": int, "alpha": float, "lr": float, "targets": str}
 

@@ -6,7 +6,7 @@ import signal
 
 from tqdm import tqdm
 
-from npgpt.fit import smoothed
+from npgpt.training.fit import smoothed
 
 
 class Stop:

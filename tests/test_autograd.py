@@ -5,9 +5,10 @@ import weakref
 import numpy as np
 import pytest
 
-from npgpt import Tensor, backward, gradcases, ops
+from npgpt import Tensor, backward, ops
 from npgpt.autograd import Record, no_grad, record
-from npgpt.errors import ConfigError
+from npgpt.checking import gradcases
+from npgpt.runtime.errors import ConfigError
 
 
 def leaf(*values, dtype=np.float64):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt import Batch
-from npgpt.errors import ConfigError
+from npgpt.runtime.errors import ConfigError
 
 lengths_of_sequences = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 

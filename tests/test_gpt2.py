@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from npgpt import GPT2, Batch, GPT2Config, LoraConfig, add_lora, backward, gradcases
+from npgpt import GPT2, Batch, GPT2Config, LoraConfig, add_lora, backward
 from npgpt.autograd import no_grad
-from npgpt.errors import ConfigError
-from npgpt.gradcases import randomise, small_batch, small_model
+from npgpt.checking import gradcases
+from npgpt.checking.gradcases import randomise, small_batch, small_model
+from npgpt.runtime.errors import ConfigError
 
 SEQUENCES = [[1, 5, 5, 2, 9], [7], [3, 4, 12], [0, 0, 6, 1, 2]]
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, AdamW, GPT2Config, LoraConfig, add_lora, backward, merge_lora
-from npgpt.errors import ConfigError
-from npgpt.gradcases import randomise, small_batch, small_model
+from npgpt.adapters.lora_config import match_targets
+from npgpt.checking.gradcases import randomise, small_batch, small_model
 from npgpt.lora import LoraLayer, adapted_layers, updates
-from npgpt.lora_config import match_targets
 from npgpt.nn import Linear
+from npgpt.runtime.errors import ConfigError
 
 IDS = [1, 5, 5, 2, 9]
 ALL = [f"h.{layer}.{name}" for layer in range(2) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from npgpt import AdamW, Tensor, clip_grad_norm
-from npgpt.errors import ConfigError
 from npgpt.optim import schedule
+from npgpt.runtime.errors import ConfigError
 
 SETTINGS = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
 

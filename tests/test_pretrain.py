@@ -9,9 +9,9 @@ import pretrain
 import pytest
 
 import npgpt
-from npgpt import safetensors
-from npgpt.hub import TINY
-from npgpt.tokenizer import END_OF_TEXT, Tokenizer
+from npgpt.files import safetensors
+from npgpt.files.hub import TINY
+from npgpt.files.tokenizer import END_OF_TEXT, Tokenizer
 
 DOCSTRING = '''\
 frobnicate(a, b=None) -> array

@@ -33,18 +33,18 @@ from npgpt import (
     backward,
     load_adapter,
     ops,
-    safetensors,
     save_adapter,
-    threads,
 )
-from npgpt.evaluate import mean_nll
-from npgpt.gradcases import randomise, small_model
+from npgpt.checking.gradcases import randomise, small_model
+from npgpt.evaluation.evaluate import mean_nll
+from npgpt.files import safetensors
+from npgpt.files.tokenizer import END_OF_TEXT
 from npgpt.lora import updates
 from npgpt.ops import attention
-from npgpt.ops.shares import row_blocks
-from npgpt.run import Run
-from npgpt.tokenizer import END_OF_TEXT
-from npgpt.train import loss_and_gradients
+from npgpt.runtime import threads
+from npgpt.runtime.shares import row_blocks
+from npgpt.training.run import Run
+from npgpt.training.train import loss_and_gradients
 
 ROUNDING = 100  # eps; see above
 LAYER_NORM = importlib.import_module("npgpt.ops.layer_norm")  # in the package, this name is the function's

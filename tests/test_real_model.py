@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import npgpt
-from npgpt.evaluate import mean_nll
+from npgpt.evaluation.evaluate import mean_nll
 
 SHARED = Path(__file__).parents[2] / "shared"
 MODEL = SHARED / "models" / "chemts-zinc-gpt2-0.2m"

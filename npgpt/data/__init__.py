@@ -1,4 +1,20 @@
-"""Data: files -> records -> documents -> sequences of ids with loss masks -> the batches of each step."""
+"""Data: files -> records -> documents -> sequences of ids with loss masks -> the batches of each step.
+
+Read in this order; within the folder, a file imports only from files above it:
+
+    readers.py    files to records: a reader for each format
+    parquet.py    Parquet files to records
+    sources.py    which files a path stands for, and who reads each
+    fields.py     the fields of a record, and what is said where one is wrong
+    chats.py      conversations, in the forms in which people save them
+    templates.py  records to text, and which part of the text is learned
+    documents.py  a file, or a folder of files, as documents
+    encoding.py   documents to sequences of ids with loss masks, kept in a file
+    order.py      which sequences each step sees
+    preview.py    sequences to look at, token by token
+
+May import `batch`, and from `runtime`.
+"""
 
 from npgpt.data.documents import Documents, read_texts
 from npgpt.data.encoding import Encoded, Sequences, encode, encode_prompt, encode_texts

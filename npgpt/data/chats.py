@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from npgpt.data.fields import is_blank, text_under, valid
 from npgpt.data.readers import json_name
-from npgpt.errors import FormatError
+from npgpt.runtime.errors import FormatError
 
 MESSAGE = '{"role": "...", "content": "..."}'
 PART = '{"type": "text", "text": "..."}'

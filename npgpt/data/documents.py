@@ -3,7 +3,7 @@
 from npgpt.data.readers import Stream
 from npgpt.data.sources import read_records
 from npgpt.data.templates import TEMPLATES, Template
-from npgpt.errors import FormatError
+from npgpt.runtime.errors import FormatError
 
 
 class Documents:

@@ -15,7 +15,7 @@ import numpy as np
 from npgpt.batch import Batch
 from npgpt.data.readers import Stream
 from npgpt.data.templates import END, Document
-from npgpt.errors import ConfigError, FileError
+from npgpt.runtime.errors import ConfigError, FileError
 
 AT_ONCE = 1 << 18  # characters handed to the tokenizer together, for it to spread over the cores
 

@@ -1,7 +1,7 @@
 """The fields of records and messages: what is under a name, and how what is wrong with it is said."""
 
 from npgpt.data.readers import Stream, json_name
-from npgpt.errors import FormatError
+from npgpt.runtime.errors import FormatError
 
 
 def text_under(where, fields, name):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from npgpt.errors import ConfigError
-from npgpt.seeding import generator
+from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.seeding import generator
 
 
 class Order:

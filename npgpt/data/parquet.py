@@ -1,7 +1,7 @@
 """Parquet files to records, by pyarrow (pip install '.[parquet]')."""
 
 from npgpt.data.readers import Record, open_file
-from npgpt.errors import ConfigError, FormatError
+from npgpt.runtime.errors import ConfigError, FormatError
 
 ROWS = 256  # made into Python's objects at a time
 

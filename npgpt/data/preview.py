@@ -1,6 +1,6 @@
 """Sequences to look at: token by token, those that are learned marked."""
 
-from npgpt.errors import printable
+from npgpt.runtime.errors import printable
 
 BOUND = "\N{BOX DRAWINGS LIGHT VERTICAL}"
 GREEN, DIM, PLAIN = "\33[32m", "\33[2m", "\33[0m"

@@ -8,7 +8,7 @@ import re
 import warnings
 from typing import NamedTuple
 
-from npgpt.errors import FileError, FormatError
+from npgpt.runtime.errors import FileError, FormatError
 
 SPLITS = ("line", "blank", "none")
 LONGEST = 1 << 25  # bytes of one line, paragraph or JSON value: a record is held whole, a file is not

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from npgpt.data.parquet import read_parquet
 from npgpt.data.readers import SPLITS, read_csv, read_json, read_jsonl, read_text
-from npgpt.errors import ConfigError, FileError, FormatError
+from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 READERS = {".txt": read_text, ".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json, ".csv": read_csv,
            ".parquet": read_parquet}

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from npgpt.data.chats import has_messages, read_messages
 from npgpt.data.fields import is_blank, quoted, text_under
 from npgpt.data.readers import Stream
-from npgpt.errors import ConfigError, FormatError, printable
-from npgpt.tokenizer import END_OF_TEXT
+from npgpt.files.tokenizer import END_OF_TEXT
+from npgpt.runtime.errors import ConfigError, FormatError, printable
 
 END = None  # the end-of-text token, among segments
 

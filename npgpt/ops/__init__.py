@@ -1,6 +1,21 @@
 """Every differentiable operation: its formula, shapes, derivation, forward and backward on one screen.
 
-The fused operations are what the model runs; `primitives` is the small alphabet from which the tests rebuild them.
+The fused operations are what the model runs. `primitives` holds ten small operations; the tests build every
+fused operation again from these and compare.
+
+Read in this order; within the folder, a file imports only from files above it:
+
+    dropout.py        dropout, which happens only where a random generator is passed
+    linear.py         y = x W + b, and the same with a low-rank update (LoRA)
+    layer_norm.py     layer normalisation
+    activations.py    the MLP's nonlinearities: gelu_new, gelu, relu, silu
+    attention.py      causal self-attention over sequences laid end to end
+    embedding.py      rows of a table: looked up, and replaced
+    cross_entropy.py  the output head and the softmax cross-entropy together
+    dora.py           a linear layer with a weight-decomposed update (DoRA)
+    primitives.py     add, mul, matmul, sum, exp, log, tanh, reshape, transpose, take
+
+May import from `autograd` and `runtime`.
 """
 
 from npgpt.ops.activations import ACTIVATIONS, gelu, gelu_new, relu, silu

@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from npgpt.autograd import needs_grad, record
-from npgpt.ops.shares import row_blocks
-from npgpt.threads import spread
+from npgpt.runtime.shares import row_blocks
+from npgpt.runtime.threads import spread
 
 
 def _elementwise(name, x, formula):

@@ -6,8 +6,8 @@ import numpy as np
 
 from npgpt.autograd import record
 from npgpt.ops.dropout import keep_mask
-from npgpt.seeding import generator
-from npgpt.threads import spread
+from npgpt.runtime.seeding import generator
+from npgpt.runtime.threads import spread
 
 QUERIES = 64     # at least, in a block of queries
 TILE = 1 << 17   # scores worked on at a time: half a megabyte

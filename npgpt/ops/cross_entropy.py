@@ -5,9 +5,9 @@ import functools
 import numpy as np
 
 from npgpt.autograd import needs_grad, record
-from npgpt.errors import ConfigError
-from npgpt.ops.shares import even_parts
-from npgpt.threads import crew, spread
+from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.shares import even_parts
+from npgpt.runtime.threads import crew, spread
 
 ROWS, TOKENS = 1024, 1024  # in a block of logits: rows of the batch, tokens of the vocabulary; a block for each worker
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from npgpt.autograd import needs_grad, record
 from npgpt.ops.dropout import keep_mask
-from npgpt.ops.shares import product
+from npgpt.runtime.shares import product
 
 
 def column_norms(weight, lora_A, lora_B, scale):

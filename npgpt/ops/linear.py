@@ -2,7 +2,7 @@
 
 from npgpt.autograd import needs_grad, record
 from npgpt.ops.dropout import keep_mask
-from npgpt.ops.shares import product
+from npgpt.runtime.shares import product
 
 
 def linear(x, weight, bias=None):

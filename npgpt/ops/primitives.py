@@ -7,7 +7,7 @@ over the positions it was repeated to.
 import numpy as np
 
 from npgpt.autograd import record
-from npgpt.ops.shares import product
+from npgpt.runtime.shares import product
 
 
 def _unbroadcast(gradient, shape):

@@ -4,7 +4,7 @@ import pytest
 
 from npgpt.data import END, Record, Template
 from npgpt.data.chats import read_messages
-from npgpt.errors import FormatError
+from npgpt.runtime.errors import FormatError
 
 
 def messages(fields):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from npgpt.batch import NO_TARGET, Batch
 from npgpt.data import END, Document, Sequences, Stream, Text, encode, encode_prompt, encode_texts, encoding
-from npgpt.errors import ConfigError, FileError
+from npgpt.runtime.errors import ConfigError, FileError
 
 EOS = 0
 words = st.text(st.characters(min_codepoint=33, exclude_categories=["Cs"]), min_size=1, max_size=20)

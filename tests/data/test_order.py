@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from npgpt.batch import Batch
 from npgpt.data import Order
-from npgpt.errors import ConfigError
+from npgpt.runtime.errors import ConfigError
 
 some_lengths = st.lists(st.integers(2, 40), min_size=1, max_size=60)
 

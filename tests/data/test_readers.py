@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from npgpt.data import is_text, read_records, read_texts, readers
-from npgpt.errors import ConfigError, FileError, FormatError
+from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 

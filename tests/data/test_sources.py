@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from npgpt.data import Documents, is_text, read_records, sources, splits
-from npgpt.errors import ConfigError, FileError, FormatError
+from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 # Files in a folder, and what `datasets` 5.2 loads of them: tests/parity/test_datasets.py asks it again.
 LAYOUTS = {

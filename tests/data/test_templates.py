@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt.data import END, Documents, Record, Stream, Template, Text
-from npgpt.errors import ConfigError, FormatError
+from npgpt.runtime.errors import ConfigError, FormatError
 
 
 def segments(fields, template=None, train_on_prompt=False):

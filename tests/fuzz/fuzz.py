@@ -28,7 +28,7 @@ from pathlib import Path
 
 import subjects
 
-from npgpt.errors import LONGEST, NpgptError
+from npgpt.runtime.errors import LONGEST, NpgptError
 
 SECONDS = 2  # of the processor, for one file
 STUCK = 60  # seconds on the clock, for one that waits

@@ -14,22 +14,11 @@ try:
 except ImportError:
     pyarrow = None
 
-from npgpt import (
-    GPT2,
-    AdamW,
-    GPT2Config,
-    LoraConfig,
-    Tokenizer,
-    add_lora,
-    data,
-    load_adapter,
-    merge_lora,
-    safetensors,
-    save_adapter,
-)
-from npgpt.errors import ConfigError
-from npgpt.run import Run
-from npgpt.tokenizer import END_OF_TEXT
+from npgpt import GPT2, AdamW, GPT2Config, LoraConfig, Tokenizer, add_lora, data, load_adapter, merge_lora, save_adapter
+from npgpt.files import safetensors
+from npgpt.files.tokenizer import END_OF_TEXT
+from npgpt.runtime.errors import ConfigError
+from npgpt.training.run import Run
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=6, bos_token_id=None, eos_token_id=0)
 BLANK = " \t\r\n"  # what JSON takes for white space

@@ -9,22 +9,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from npgpt import (
-    GPT2,
-    AdamW,
-    GPT2Config,
-    LoraConfig,
-    NpgptError,
-    Tokenizer,
-    add_lora,
-    data,
-    load_adapter,
-    safetensors,
-    save_adapter,
-    torchfile,
-)
-from npgpt.errors import LONGEST, ConfigError, FileError, FormatError
-from npgpt.run import Run
+from npgpt import GPT2, AdamW, GPT2Config, LoraConfig, NpgptError, Tokenizer, add_lora, data, load_adapter, save_adapter
+from npgpt.files import safetensors, torchfile
+from npgpt.runtime.errors import LONGEST, ConfigError, FileError, FormatError
+from npgpt.training.run import Run
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=6)
 

@@ -17,7 +17,7 @@ BAD_READERS = """
 import os, signal, sys, warnings
 import numpy as np
 import fuzz, subjects
-from npgpt.errors import FormatError, NpgptError
+from npgpt.runtime.errors import FormatError, NpgptError
 
 class TwoLines(NpgptError):
     def __str__(self):

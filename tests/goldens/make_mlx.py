@@ -2,7 +2,7 @@
 
     python -m tests.goldens.make_mlx
 
-from the root. The base is that of the adapters of PEFT beside them, which tests/test_adapter_goldens.py makes.
+from the root. The base is that of the adapters of PEFT beside them, which tests/goldens/test_adapter_goldens.py makes.
 """
 
 import json
@@ -14,7 +14,7 @@ from mlx_lm.models import gpt2
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from tests.goldens import golden
-from tests.test_adapter_goldens import base
+from tests.goldens.test_adapter_goldens import base
 
 FOLDER = golden.FOLDER / "mlx"
 PARAMETERS = {"rank": 2, "scale": 10.0, "dropout": 0.25, "keys": ["attn.c_attn", "mlp.c_proj"]}

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 import npgpt
-from npgpt import errors
+from npgpt.runtime import errors
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 60  # seconds

@@ -16,11 +16,11 @@ import pytest
 import tokenizers
 
 import npgpt
-from npgpt import safetensors
-from npgpt.errors import FileError, FormatError, HubError
+from npgpt.files import safetensors
+from npgpt.runtime.errors import FileError, FormatError, HubError
+from tests.files.test_torchfile import archive, legacy, saved
 from tests.hub.process import Process, digest
 from tests.hub.server import Breakdown, Hub
-from tests.test_torchfile import archive, legacy, saved
 
 CONFIG = npgpt.GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=257, n_positions=6)
 WHOLE, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -98,9 +98,9 @@ def test_gpt2_is_downloaded_once_and_then_needs_no_hub(tmp_path, model, files):
         (commit,) = hub.add(name, files | {PICKLED: b"not needed"}).commits
         hub.moved["gpt2"] = name
         with Process(tmp_path, hub.url) as first:
-            assert not first("npgpt.hub.cached('gpt2')")
+            assert not first("npgpt.files.hub.cached('gpt2')")
             assert len(first(read_text)) == 3
-            assert not first("npgpt.hub.cached('gpt2')")  # nor are its weights yet
+            assert not first("npgpt.files.hub.cached('gpt2')")  # nor are its weights yet
             assert first.load("gpt2") == digest(model)
             assert [line for line in hub.take(name) if line.startswith("GET")] == [
                 f"GET /{name}/resolve/main/tokenizer.json",
@@ -109,7 +109,7 @@ def test_gpt2_is_downloaded_once_and_then_needs_no_hub(tmp_path, model, files):
             ]
         with Process(tmp_path, hub.url) as second:
             assert second(read_text) and second.load("gpt2") == digest(model)
-            assert second("npgpt.hub.cached('gpt2')")
+            assert second("npgpt.files.hub.cached('gpt2')")
             assert hub.take() == []
             hub.close()
             assert second(read_text) and second.load("gpt2") == digest(model)
@@ -183,7 +183,7 @@ def test_revisions(hub, process, model, files, tmp_path):
     other = npgpt.GPT2(CONFIG, seed=2)
     repository = hub.add("o/revisions", files)
     commit = repository.refs["main"]
-    assert process("str(npgpt.hub.file('o/revisions', 'config.json'))").endswith(f"{commit}/config.json")
+    assert process("str(npgpt.files.hub.file('o/revisions', 'config.json'))").endswith(f"{commit}/config.json")
     moved_on = repository.commit(files_of(other, tmp_path), "main", "v2", "refs/pr/1")
     hub.take()
     assert process.load("o/revisions") == digest(model)  # with the config.json that is here already
@@ -376,7 +376,7 @@ HANGING_DNS = "exec('import socket, time; socket.getaddrinfo = lambda *_, **__: 
 )
 def test_no_network_is_noticed_within_three_seconds(tmp_path, before, endpoint, environment):
     with Process(tmp_path, endpoint, **environment) as process:
-        process("npgpt.hub.reachable(0)")  # imports huggingface_hub, which on a busy machine can take seconds
+        process("npgpt.files.hub.reachable(0)")  # imports huggingface_hub, which on a busy machine can take seconds
         process(before)
         start = time.perf_counter()
         with pytest.raises(HubError, match=f"not in the cache .* and {endpoint} cannot be reached .*; name a folder"):
@@ -390,5 +390,5 @@ def test_offline_is_noticed_at_once(tmp_path):
         start = time.perf_counter()
         with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids to download it"):
             process.load("gpt2")
-        assert not process("npgpt.hub.reachable()")
+        assert not process("npgpt.files.hub.reachable()")
         assert time.perf_counter() - start < 2

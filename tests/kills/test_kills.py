@@ -12,7 +12,7 @@ LOSING = """
 import sys
 sys.path.insert(0, {folder!r})
 import kills
-from npgpt import run
+from npgpt.training import run
 {loss}
 sys.argv[1:] = ["--kills", "12", "--most", "12"]
 sys.exit(kills.main())

@@ -264,7 +264,7 @@ TABLE = {
         ("dweight of the last block of rows alone", "dW[tokens] += P.T @", "dW[tokens] = P.T @"),
         ("dweight without dy / M", "x[rows] * share\n", "x[rows]\n"),
     ],
-    "ops/shares.py": [
+    "runtime/shares.py": [
         ("blocks are not cut for the cache", "-(-array.nbytes // (block_bytes * busy))", "1"),
         ("one worker does it all", "busy = min(crew(),", "busy = min(1,"),
         ("workers get next to nothing", "max(1, array.nbytes // LEAST_BYTES)", "len(array)"),
@@ -323,7 +323,7 @@ TABLE = {
         ("set_dropout passes over the blocks", "block.resid_pdrop = p", "pass"),
         ("set_dropout passes over attention", "embd_pdrop=p, attn_pdrop=p", "embd_pdrop=p"),
     ],
-    "lora_config.py": [
+    "adapters/lora_config.py": [
         ("scale alpha", "return lora_alpha / (math.sqrt(r) if self.use_rslora else r)", "return lora_alpha"),
         ("rsLoRA's scale always", "math.sqrt(r) if self.use_rslora else r", "math.sqrt(r)"),
         ("rsLoRA's scale never", "math.sqrt(r) if self.use_rslora else r", "r"),
@@ -336,7 +336,7 @@ TABLE = {
         ("what is saved whole is adapted too", "if name in chosen and name not in whole", "if name in chosen"),
         ("layers_to_transform is passed over", "return number in layers", "return True"),
     ],
-    "lora_init.py": [
+    "adapters/lora_init.py": [
         ("A in the bounds of a = 0", "bound = 1 / math.sqrt(n_in)", "bound = math.sqrt(6 / n_in)"),
         ("A in the bounds of the output's width", "bound = 1 / math.sqrt(n_in)", "bound = 1 / math.sqrt(n_out)"),
         ("A positive", "A = rng.uniform(-bound, bound", "A = rng.uniform(0, bound"),
@@ -345,7 +345,7 @@ TABLE = {
         ("gaussian of variance 1 / r", "rng.normal(0, 1 / r,", "rng.normal(0, r**-0.5,"),
         ("orthogonal halves overlap", "@ basis[1::2] / 10", "@ basis[0::2] / 10"),
     ],
-    "updates.py": [
+    "adapters/updates.py": [
         ("no dropout", "self.scale, p, rng)\n        if self.lora_B", "self.scale, 0.0, rng)\n        if self.lora_B"),
         ("no dropout where several are in force", "ops.dropout(x, self.config.lora_dropout, rng)", "x"),
         ("no scale where several are in force",
@@ -558,7 +558,7 @@ TABLE = {
         ("fields are the template's", "else [Text.literal(literal), values[name]]",
          "else [Text.literal(literal), Text.literal(values[name])]"),
     ],
-    "tokenizer.py": [
+    "files/tokenizer.py": [
         ("special tokens are always tokens", "encode_special_tokens = True", "encode_special_tokens = False"),
         ("one object for both ways", "type(self._tokenizer).from_str(self._tokenizer.to_str())", "self._tokenizer"),
         ("an end of text that is not called special is a word", "if end is not None:", "if end is None:"),
@@ -576,12 +576,12 @@ TABLE = {
         ("steps may be pushed past the end", "nearest = np.minimum(nearest, n - steps + before)", "pass"),
         ("sequences lie in a step as they were drawn", "if ahead <= 0:", "if True:"),
     ],
-    "seeding.py": [
+    "runtime/seeding.py": [
         ("one stream for all purposes", "zlib.crc32(purpose.encode())", "0"),
         ("one stream for all indices", ", *index])", "])"),
         ("one stream for all seeds", "SeedSequence([seed,", "SeedSequence([0,"),
     ],
-    "train.py": [
+    "training/train.py": [
         ("parts weigh the same",
          "backward(loss, part.n_targets / targets)", "backward(loss, 1 / len(batch.split(micro_batches)))"),
         ("parts weigh as their tokens",
@@ -625,7 +625,7 @@ TABLE = {
          "for index in range(opt.steps, total):", "for index in range(max(0, opt.steps - 1), total):"),
         ("max_steps adds to the epochs", "return min(self.epochs", "return max(self.epochs"),
     ],
-    "run.py": [
+    "training/run.py": [
         ("the state holds m for v", "opt.v[name]", "opt.m[name]"),
         ("parameters are not set", "= tensor.data", "= +tensor.data"),
         ("the number of steps is not set", "opt.steps = step", "pass"),
@@ -638,7 +638,7 @@ TABLE = {
         ("the first checkpoint is gone on from",
          "self.load_checkpoint(steps[-1], opt)", "self.load_checkpoint(steps[0], opt)"),
     ],
-    "threads.py": [
+    "runtime/threads.py": [
         ("narrow models have all threads for few tokens too",
          "width >= LEAST_WIDTH or tokens * width >= LEAST_WORK", "True"),
         ("narrow models have one thread, whatever the tokens", " or tokens * width >= LEAST_WORK", ""),
@@ -659,7 +659,7 @@ TABLE = {
         ("helpers go on after the caller's error", "concurrent.futures.wait(helping)", "pass"),
         ("what is left is begun after an error", "left.clear()", "pass"),
     ],
-    "evaluate.py": [
+    "evaluation/evaluate.py": [
         ("tokens are counted in two windows", "first, end = max(end, start + 1)", "first, end = max(start, start + 1)"),
         ("windows overlap without a stride",
          "stride = context if stride is None", "stride = context - 1 if stride is None"),
@@ -686,7 +686,7 @@ TABLE = {
         ("perplexity 2^nll", "math.exp(nll) if", "2 ** nll if"),
         ("the standard error of a sample of all", "n / (n - 1) * residuals", "residuals"),
     ],
-    "tasks.py": [
+    "evaluation/tasks.py": [
         ("strided without a stride", "evaluate.stream_spans(len(corpus.stream), context, stride)",
          "evaluate.stream_spans(len(corpus.stream), context)"),
         ("the end of text is counted as a word of the text",
@@ -707,7 +707,7 @@ TABLE = {
         ("no end of text in front", "np.append(tokenizer.eos_id, tokenizer.encode(text, split_special_tokens))",
          "tokenizer.encode(text, split_special_tokens)"),
     ],
-    "questions.py": [
+    "evaluation/questions.py": [
         ("white space stays with the context", "n = len(context.rstrip())", "n = len(context)"),
         ("an empty context is a space", "else np.array([tokenizer.eos_id])", "else np.array([tokenizer.eos_id + 32])"),
         ("greedy where any token is", "bool(greedy.all())", "bool(greedy.any())"),
@@ -727,7 +727,7 @@ TABLE = {
          "tuple(text for text, _ in segments[:learned[-1]]) + (where,)"),
         ("a label out of range", "int(label) >= len(choices)", "int(label) > len(choices)"),
     ],
-    "bootstrap.py": [
+    "evaluation/bootstrap.py": [
         ("items without replacement", "rng.integers(0, n, n)", "rng.permutation(n)"),
         ("one item too few", "rng.integers(0, n, n)", "rng.integers(0, n - 1, n)"),
         ("the same for every seed", "generator(seed, ", "generator(0, "),
@@ -736,7 +736,7 @@ TABLE = {
         ("one side of the test", "np.abs(d - d.mean()) >= abs(found)", "d - d.mean() >= abs(found)"),
         ("samples that are not paired", "scores - base_scores, value", "scores - base_scores[::-1], value"),
     ],
-    "inside.py": [
+    "inspection/inside.py": [
         ("attention sees the next token", "-np.inf, qkv.dtype), k=1)", "-np.inf, qkv.dtype), k=2)"),
         ("attention is not scaled", "scale * q @", "q @"),
         ("equals have the worse rank", "before > np.take_along_axis", "before >= np.take_along_axis"),
@@ -748,13 +748,13 @@ TABLE = {
         ("moved by a share of where it went", "/ norms(base)", "/ norms(adapted)"),
         ("only what became likelier has changed", "np.abs(after - before), k", "after - before, k"),
     ],
-    "inside_page.py": [
+    "inspection/inside_page.py": [
         ("probabilities instead of roots", "255 * np.sqrt(", "255 * ("),
         ("the base is shown where there is an adapter", "seen, name = adapted or base,", "seen, name = base,"),
         ("a loss that rose is green", '"up" if difference[t] > 0', '"up" if difference[t] < 0'),
         ("losses are a token off", "values[t - 1], f", "values[t - 2], f"),
     ],
-    "html.py": [
+    "inspection/html.py": [
         ("attributes are not escaped", "{escape(str(value))}", "{value}"),
         ("data may end its script", '.replace("<", "\\\\u003c")', ""),
         ("only the last run of a long line is kept", "kept += sorted(", "kept = sorted("),
@@ -762,7 +762,7 @@ TABLE = {
         ("what is not positive has a logarithm", "| (log & (ys < 1e-300))", ""),
         ("a step may be smaller than any float", "1.0 if whole else math.ulp(0.0))", "1.0 if whole else 0.0)"),
     ],
-    "metrics.py": [
+    "evaluation/metrics.py": [
         ("BLEU: matches are not clipped", "(ours & _union(item.references, n)).total()",
          "sum(ours[gram] for gram in ours if gram in _union(item.references, n))"),
         ("BLEU: the longer of two near references",
@@ -786,7 +786,7 @@ TABLE = {
         ("words: no split at a digit's dash", r'r"([0-9])(-)", r"\1 \2 "', r'r"([0-9])(-)", r"\1\2"'),
         ("exact match: articles count", r'r"\b(a|an|the)\b", " "', r'r"\b(a|an|the)\b", r"\1"'),
     ],
-    "decoding.py": [
+    "generation/decoding.py": [
         ("cache: the scores without scale", "(q[rows] * scale) @", "q[rows] @"),
         ("cache: keys and values change places", "-1:] = k[rows], v[rows]", "-1:] = v[rows], k[rows]"),
         ("cache: the prompt's keys and values change places",
@@ -809,7 +809,7 @@ TABLE = {
         ("the prediction of the prompt's first token", "attend, ends - 1)", "attend, ends - lengths)"),
         ("the head: the last row of a block", "min(start + size, part.stop))", "min(start + size - 1, part.stop))"),
     ],
-    "forecast.py": [
+    "training/forecast.py": [
         ("the last measurement is not counted", " + (total % every > 0 and total > done)", ""),
         ("what was done already is counted", "total // every - done // every", "total // every"),
         ("samples before training are not counted", "sampled * (1 + before)", "sampled"),
@@ -831,7 +831,7 @@ TABLE = {
          "taken * every / sum(tensor.data.size for tensor in params.values())", "taken"),
         ("a part of a checkpoint is taken for all of it", " * size / max(some, 1)", ""),
     ],
-    "generate.py": [
+    "generation/generate.py": [
         ("a full context is refused", "if total > limit and", "if total >= limit and"),
         ("the end-of-text id does not come back", "out[i].append(token)", "out[i].extend([token] * (token != eos_id))"),
         ("goes on past the end of text", "if token != eos_id and not", "if not"),
@@ -847,14 +847,14 @@ TABLE = {
         ("the text goes on to the last stop string", "text[:min(found)]", "text[:max(found)]"),
         ("the end of the text is held back for ever", "if text[shown:]:", "if False:"),
     ],
-    "sampling.py": [
+    "generation/sampling.py": [
         ("the prompt counts as new", "ids[prompt_length:]", "ids"),
         ("the end of text may come one token early",
          "len(new) < self.min_new_tokens", "len(new) < self.min_new_tokens - 1"),
         ("a draw of 0 takes a token of probability 0", 'side="right"', 'side="left"'),
         ("the draw is from all tokens", "warpers.softmax(z[possible])", "warpers.softmax(0 * z[possible])"),
     ],
-    "warpers.py": [
+    "generation/warpers.py": [
         ("multiplies by the temperature", "(z - z.max()) / t ", "(z - z.max()) * t "),
         ("the highest score is not taken off", "np.exp(z - z.max())", "np.exp(z)"),
         ("top_k keeps one more", "np.partition(z, -k)[-k]", "np.partition(z, -k - 1)[-k - 1]"),
@@ -873,7 +873,7 @@ TABLE = {
         ("bad words are forbidden wherever they end", "== word[:-1]]", ">= []]"),
         ("the bias takes the place of the score", "z[list(bias)] += ", "z[list(bias)] = "),
     ],
-    "adapter_config.py": [
+    "files/adapter_config.py": [
         ("another default for alpha than PEFT's", '"lora_alpha": 8,', '"lora_alpha": 16,'),
         ("names in the configuration keep their wrappers", "return [unwrapped(name) if", "return [name if"),
         ("and those in its patterns", "{unwrapped(name): item", "{name: item"),
@@ -885,7 +885,7 @@ TABLE = {
         ("the patterns' ranks go by their order", "found = [value for value in found if value in stored] or found[:1]",
          "found = found[:1]"),
     ],
-    "adapter.py": [
+    "files/adapter.py": [
         ("alpha / r is saved for alpha", '"lora_alpha": alpha,', '"lora_alpha": alpha / r,'),
         ("weights said to be stored (out, in)", '"fan_in_fan_out": True', '"fan_in_fan_out": False'),
         ("B is saved as A", "array.astype(np.float32, copy=False)",
@@ -903,7 +903,7 @@ TABLE = {
         ("weights of another base are passed over", "np.array_equal(array, base[name].data)", "True"),
         ("a resized table is not saved", "made = with_tables(model, made)", "made = dict(made)"),
     ],
-    "tables.py": [
+    "adapters/tables.py": [
         ("rows start at zero", "= layer.weight.data[self.indices]", "= 0"),
         ("unsorted rows are looked up as if they were sorted", "order = np.argsort(self.indices)",
          "order = np.arange(len(self.indices))"),
@@ -915,7 +915,7 @@ TABLE = {
         ("the saved table is forgotten in merging", "table.data - layer.weight.data + delta", "0 * table.data + delta"),
         ("a tied head's rows are not merged", "return self.update.delta(layer)", "return {}"),
     ],
-    "vocabulary.py": [
+    "files/vocabulary.py": [
         ("new rows are zero", "np.broadcast_to(mean, ", "np.broadcast_to(0 * mean, "),
         ("a head of its own keeps its size",
          "for table in (model.wte.weight, model.head())", "for table in (model.wte.weight,)"),
@@ -930,7 +930,7 @@ TABLE = {
         ("some new rows are enough", "set(new) <= set(", "set(new) & set("),
         ("a foreign table is not pointed out", "foreign |= not", "foreign &= not"),
     ],
-    "loralib.py": [
+    "files/loralib.py": [
         ("the blocks of B follow each other without a gap",
          "whole[output * n : (output + 1) * n,", "whole[i * n : (i + 1) * n,"),
         ("every block reads the first A", "i * r : (i + 1) * r] = B", ": r] = B"),
@@ -940,31 +940,31 @@ TABLE = {
         ("weights of another base are let through", "if not differ.isdisjoint(weights):", "if False:"),
         ("trained biases are left out", "return biases if differ else {}", "return {}"),
     ],
-    "names.py": [
+    "files/names.py": [
         ("a wrapper is seen at the start alone", r'rf"(?:(?<=\.)|^)(?:', r'rf"^(?:'),
         ("a wrapper is seen inside a name", r'(?:(?<=\.)|^)(?:', '(?:'),
         ("one outer name is taken off, and no more", r')\.)+")', r')\.)")'),
         ("masks of one layer", r'h\.\d+\.attn', r'h\.0\.attn'),
     ],
-    "pickles.py": [
+    "files/pickles.py": [
         ("the last of two entries of one name", "not in (str, int) or key in target:", "not in (str, int):"),
         ("anything can be an entry's name", "if type(key) not in (str, int) or key in target:", "if key in target:"),
         ("what follows is passed over", "if length < len(data):", "if False:"),
     ],
-    "torchfile.py": [
+    "files/torchfile.py": [
         ("a storage is what it was last said to be", "self.storages.setdefault(storage.key, storage) != storage",
          "self.storages.update({storage.key: storage})"),
         ("any name is allowed", "if name in DTYPES or name in FUNCTIONS else", "if name else"),
         ("what stands beside the tensors is lost", "{key: item for key, item in value.items() if key != level}", "{}"),
     ],
-    "mlx.py": [
+    "files/mlx.py": [
         ("matrices stay the other way round", "np.float32, copy=False).T", "np.float32, copy=False)"),
         ("scale is taken for alpha", '"lora_alpha": scale * rank', '"lora_alpha": scale'),
         ("DoRA is read as LoRA", '"use_dora": kind == "dora"', '"use_dora": False'),
         ("parts are not compared", "if shapes != right or", "if"),
         ("the second of two tensors is taken", " or part in tensors:", ":"),
     ],
-    "nanogpt.py": [
+    "files/nanogpt.py": [
         ("weights stay (out, in)", "array.T if LINEAR.fullmatch(name) else array", "array"),
         ("the tables are turned too", "array.T if LINEAR.fullmatch(name) else array", "array.T"),
         ("a bias that is missing is zero", "if biases.keys().isdisjoint(tensors):", "if True:"),
@@ -983,7 +983,7 @@ TABLE = {
         ("two characters may have one id", "sorted(ids.values()) != list(range(len(ids)))",
          "set(ids.values()) != set(range(len(set(ids.values()))))"),
     ],
-    "spectrum.py": [
+    "inspection/spectrum.py": [
         ("the scale is left out", "scale * R_b", "R_b"),
         ("the vectors are those of the small matrix's other side",
          "Q_b @ left, Q_a @ right.T", "Q_b @ right.T, Q_a @ left"),
@@ -992,7 +992,7 @@ TABLE = {
         ("overlap by the larger rank", "min(products.shape)", "max(products.shape)"),
         ("amplification by all of W", "update.right[:, :k].T @ W @ update.left[:, :k]", "W"),
     ],
-    "anatomy.py": [
+    "inspection/anatomy.py": [
         ("rsLoRA is not seen", 'math.sqrt(rank) if fields["use_rslora"] else rank', "rank"),
         ("alpha_pattern is not seen", 'in _matching(fields["alpha_pattern"], module))', "in ())"),
         ("chance by the smaller rank", "max(i, j) / len(a.right)", "min(i, j) / len(a.right)"),
@@ -1000,7 +1000,7 @@ TABLE = {
         ("the adapter stays on the base", "    delete_adapter(model, name)\n", "    pass\n"),
         ("layers in the order of the alphabet", "(int(layer[1]), item[0])", "(layer[1], item[0])"),
     ],
-    "merge.py": [
+    "files/merge.py": [
         ("the merged layers are left out", "merged(module)[key] if module in layers else tensor", "tensor"),
         ("numbers of the adapters stay in the file",
          '            del plain[f"{module}.{key}"]\n', "            pass\n"),
@@ -1010,7 +1010,7 @@ TABLE = {
         ("KL of the other direction", "(np.exp(a) * (a - b)).sum()", "(np.exp(b) * (b - a)).sum()"),
         ("the prediction of a token by itself", "window[row + 1 : row + ROWS + 1]", "window[row : row + ROWS]"),
     ],
-    "checkpoint.py": [
+    "files/checkpoint.py": [
         ("a shard takes one tensor too many",
          "if groups[-1] and size + array.nbytes > largest:", "if groups[-1] and size > largest:"),
         ("the sizes of earlier shards count on", "            size = 0\n", "            pass\n"),
@@ -1025,7 +1025,7 @@ TABLE = {
          "values.setdefault(field, values[alias]) is None"),
         ("quantised weights are read", 'values.get("quantization_config")', "None"),
     ],
-    "gradcheck.py": [
+    "checking/gradcheck.py": [
         ("a bound a thousand times wider", "BOUND = 1e-7", "BOUND = 1e-4"),
         ("a gradient of ones arrives",
          'generator(seed, "gradcheck cotangent").standard_normal(output.shape)', "np.ones(output.shape)"),

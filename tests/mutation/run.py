@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 COPIED = "npgpt", "scripts", "tests", "pyproject.toml", "README.md"
 
 # Not run against mutants: what is about other things or slow, or looks at the clock, so that a busy machine fails it.
-LEFT_OUT = "fuzz", "hub", "mutation", "official", "parity", "scripts", "test_hub.py"
+LEFT_OUT = "fuzz", "hub", "mutation", "official", "parity", "scripts", "files/test_hub.py"
 
 # The tests to run first are those that mirror the file, tests/ops/test_linear.py for ops/linear.py, and these.
 EVERY_OPERATION = "ops/test_every_operation.py"
@@ -34,15 +34,18 @@ ALSO_FIRST = {
     "autograd.py": [EVERY_OPERATION], "ops/activations.py": [EVERY_OPERATION], "ops/attention.py": [EVERY_OPERATION],
     "ops/cross_entropy.py": [EVERY_OPERATION], "ops/dropout.py": [EVERY_OPERATION],
     "ops/layer_norm.py": [EVERY_OPERATION], "ops/linear.py": [EVERY_OPERATION], "ops/primitives.py": [EVERY_OPERATION],
-    "decoding.py": ["test_generate.py"], "sampling.py": ["test_generate.py", "test_warpers.py"],
-    "warpers.py": ["test_sampling.py", "test_generate.py"],
-    "data/order.py": ["test_training_loop.py"], "train.py": ["test_training_loop.py"],
-    "ops/shares.py": ["test_train.py"], "threads.py": ["test_train.py"], "ops/dora.py": [EVERY_OPERATION],
-    "lora.py": ["test_adapters.py", "test_updates.py", "test_combine.py"],
-    "lora_config.py": ["test_lora.py", "test_updates.py"], "lora_init.py": ["test_updates.py", "test_lora.py"],
-    "adapter.py": ["test_updates.py"], "adapter_config.py": ["test_adapter.py"], "tables.py": ["test_vocabulary.py"],
-    "updates.py": ["test_adapters.py"],
-    "pickles.py": ["test_torchfile.py"],
+    "generation/decoding.py": ["generation/test_generate.py"],
+    "generation/sampling.py": ["generation/test_generate.py", "generation/test_warpers.py"],
+    "generation/warpers.py": ["generation/test_sampling.py", "generation/test_generate.py"],
+    "data/order.py": ["training/test_training_loop.py"], "training/train.py": ["training/test_training_loop.py"],
+    "runtime/shares.py": ["training/test_train.py"], "runtime/threads.py": ["training/test_train.py"],
+    "ops/dora.py": [EVERY_OPERATION],
+    "lora.py": ["adapters/test_adapters.py", "adapters/test_updates.py", "adapters/test_combine.py"],
+    "adapters/lora_config.py": ["test_lora.py", "adapters/test_updates.py"],
+    "adapters/lora_init.py": ["adapters/test_updates.py", "test_lora.py"],
+    "files/adapter.py": ["adapters/test_updates.py"], "files/adapter_config.py": ["files/test_adapter.py"],
+    "adapters/tables.py": ["files/test_vocabulary.py"], "adapters/updates.py": ["adapters/test_adapters.py"],
+    "files/pickles.py": ["files/test_torchfile.py"],
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import hub
+from npgpt.files import hub
 
 PROMPT = "Alan Turing theorized that computers would one day become"
 # 40 tokens, likeliest first. Source: the README of github.com/jaymody/picoGPT, for --model_size 124M.

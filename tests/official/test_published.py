@@ -1,10 +1,10 @@
-"""What is published of the released gpt2 on LAMBADA and WikiText-2, by the protocols of `npgpt.evaluate`.
+"""What is published of the released gpt2 on LAMBADA and WikiText-2, by the protocols of `npgpt.evaluation.evaluate`.
 
     pytest -m official tests/official/test_published.py
 
 Needs the released gpt2 and, in ../shared/data beside the repository, lambada_test.jsonl (OpenAI's version, 5,153
 passages) and wiki.test.raw (WikiText-2, raw); a test without its file is skipped. That protocols and tasks compute what
-they say is tried in every run, by tests/test_tasks.py and its neighbours, and against transformers and
+they say is tried in every run, by tests/evaluation/test_tasks.py and its neighbours, and against transformers and
 lm-evaluation-harness in tests/parity.
 """
 
@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 import npgpt
-from npgpt import hub, questions, tasks
 from npgpt.data import read_records
-from npgpt.files import read_text
-from npgpt.records import Records, complete
+from npgpt.evaluation import questions, tasks
+from npgpt.evaluation.records import Records, complete
+from npgpt.files import hub
+from npgpt.files.atomic import read_text
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = [pytest.mark.official, pytest.mark.filterwarnings("default")]

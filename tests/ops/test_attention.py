@@ -4,8 +4,8 @@ import pytest
 from npgpt import Tensor, backward, ops
 from npgpt.ops import attention
 from npgpt.ops.dropout import keep_mask
-from npgpt.seeding import generator
-from npgpt.threads import blas_threads
+from npgpt.runtime.seeding import generator
+from npgpt.runtime.threads import blas_threads
 
 
 def rebuilt(qkv, lengths, n_head, scale, mask=None):

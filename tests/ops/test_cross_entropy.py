@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from npgpt import Tensor, backward, ops
-from npgpt.errors import ConfigError
-from npgpt.threads import workers
+from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.threads import workers
 
 SOME = np.array([4, -100, 0, 4, -100, -100, 10, 3])
 

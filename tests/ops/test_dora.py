@@ -4,7 +4,7 @@ import pytest
 from npgpt import Tensor, backward, ops
 from npgpt.ops.dora import column_norms
 from npgpt.ops.dropout import keep_mask
-from npgpt.seeding import generator
+from npgpt.runtime.seeding import generator
 
 SHAPES = (5, 4), (4, 3), (3,), (2, 4), (3, 2), (3,)  # x, weight, bias, lora_A, lora_B, magnitude
 SCALE = 0.7

@@ -3,7 +3,7 @@ import pytest
 
 from npgpt import Tensor, backward, ops
 from npgpt.ops.dropout import keep_mask
-from npgpt.seeding import generator
+from npgpt.runtime.seeding import generator
 
 
 def test_equals_its_primitives(leaves, assert_same):

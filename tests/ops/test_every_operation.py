@@ -1,12 +1,13 @@
-"""What holds for every operation, at every shape in `gradcases`."""
+"""What holds for every operation, at every shape in `checking.gradcases`."""
 
 import numpy as np
 import pytest
 
-from npgpt import Tensor, backward, gradcases
-from npgpt.gradcheck import check_parameters, gradcheck
-from npgpt.ops import shares
-from npgpt.threads import workers
+from npgpt import Tensor, backward
+from npgpt.checking import gradcases
+from npgpt.checking.gradcheck import check_parameters, gradcheck
+from npgpt.runtime import shares
+from npgpt.runtime.threads import workers
 
 CASES = gradcases.operations()
 MODELS = gradcases.models()

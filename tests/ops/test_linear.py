@@ -2,7 +2,7 @@ import numpy as np
 
 from npgpt import Tensor, ops
 from npgpt.ops.dropout import keep_mask
-from npgpt.seeding import generator
+from npgpt.runtime.seeding import generator
 
 SHAPES = (5, 4), (4, 3), (3,)  # x, weight, bias
 LORA_SHAPES = *SHAPES, (2, 4), (3, 2)  # and lora_A, lora_B

@@ -164,7 +164,7 @@ def test_adapters_of_compiled_models(tmp_path, wrap, targets):
     """PEFT writes "_orig_mod." into keys and names, and reads them onto nothing but a compiled model."""
     fields = {"modules_to_save": ["ln_f"]}
     with_peft(wrap(torch_model(MODEL)), targets, **fields).save_pretrained(tmp_path)
-    assert all("_orig_mod." in key for key in npgpt.safetensors.read(tmp_path / "adapter_model.safetensors")
+    assert all("_orig_mod." in key for key in npgpt.files.safetensors.read(tmp_path / "adapter_model.safetensors")
                if ".lora_" in key)
     ours = npgpt.load_adapter(npgpt_model(torch_model(MODEL)), tmp_path)
     (ids,) = texts(ours.config.vocab_size, [20])

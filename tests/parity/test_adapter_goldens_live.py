@@ -7,7 +7,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from npgpt import safetensors
+from npgpt.files import safetensors
 from tests.goldens import make_adapters
 
 from .reference import assert_all_close, assert_close

@@ -8,7 +8,7 @@ pytest.importorskip("sacrebleu")
 
 from sacrebleu.metrics import BLEU
 
-from npgpt import bootstrap, metrics
+from npgpt.evaluation import bootstrap, metrics
 
 
 def test_the_interval_is_sacrebleus():

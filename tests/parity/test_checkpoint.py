@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import npgpt
-from npgpt import safetensors as own_safetensors
+from npgpt.files import safetensors as own_safetensors
 
 from .reference import CONFIGS, assert_close, npgpt_model, texts, torch_ids, torch_model, with_peft
 
@@ -98,7 +98,7 @@ def test_a_second_head_is_left_out(tmp_path):
 @pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
 def test_classifiers_are_refused(tmp_path, kind):
     getattr(transformers, f"GPT2For{kind}")(torch_model().config).save_pretrained(tmp_path)
-    with pytest.raises(npgpt.errors.FormatError, match="is the head of a model that gives labels"):
+    with pytest.raises(npgpt.runtime.errors.FormatError, match="is the head of a model that gives labels"):
         npgpt.GPT2.from_pretrained(tmp_path)
 
 
@@ -106,14 +106,14 @@ def test_the_state_of_a_model_under_an_adapter_is_refused(tmp_path):
     torch_model().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(with_peft(torch_model(), ["c_attn"]).state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(npgpt.errors.FormatError, match=r"c_attn.lora_A.default.weight' is LoRA's, not merged"):
+    with pytest.raises(npgpt.runtime.errors.FormatError, match=r"c_attn.lora_A.default.weight' is LoRA's, not merged"):
         npgpt.GPT2.from_pretrained(tmp_path)
 
 
 def test_general_names_in_the_configuration(tmp_path):
     theirs = torch_model("untied")
     theirs.save_pretrained(tmp_path)
-    names = {field: alias for alias, field in npgpt.checkpoint.ALIASES.items()}
+    names = {field: alias for alias, field in npgpt.files.checkpoint.ALIASES.items()}
     assert names.items() == {field: alias for alias, field in theirs.config.attribute_map.items()}.items()
     fields = json.loads((tmp_path / "config.json").read_text())
     fields = {names.get(field, field): value for field, value in fields.items()}

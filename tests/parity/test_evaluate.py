@@ -15,9 +15,9 @@ import torch
 import transformers
 
 import npgpt
-from npgpt import tasks
-from npgpt.files import read_json
-from npgpt.records import Records, complete
+from npgpt.evaluation import tasks
+from npgpt.evaluation.records import Records, complete
+from npgpt.files.atomic import read_json
 
 PACKAGE = Path(npgpt.__file__).parent
 SHARED = Path(__file__).parents[3] / "shared"

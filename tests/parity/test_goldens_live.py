@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 from tests.goldens import golden, make_goldens
-from tests.test_goldens import (  # noqa: F401  the same tests, on the `case` and in the order of this module
+from tests.goldens.test_goldens import (  # noqa: F401  the same tests, on the `case` and in the order of this module
     precision,
     test_fifty_steps,
     test_hidden_states_of_a_ragged_batch,

@@ -16,10 +16,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import npgpt
-from npgpt import questions
 from npgpt.data import read_records
-from npgpt.harness import NpgptLM
-from npgpt.records import Records, complete
+from npgpt.evaluation import questions
+from npgpt.evaluation.harness import NpgptLM
+from npgpt.evaluation.records import Records, complete
 
 pytestmark = pytest.mark.filterwarnings("default")  # what lm_eval and its many dependencies warn of is theirs
 
@@ -75,7 +75,7 @@ def test_generate_until(ours, theirs):
 
 
 def test_a_whole_task_is_that_of_evaluate(ours, tmp_path):
-    """The harness's own run over a task of its kind, and the same by `npgpt.questions`."""
+    """The harness's own run over a task of its kind, and the same by `npgpt.evaluation.questions`."""
     texts = [sentence + " the loss" for sentence in TEXT.split(".")[:12]]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tmp_path / "last.yaml").write_text(f"""\

@@ -9,7 +9,7 @@ pytest.importorskip("peft")
 
 import torch
 
-from npgpt import inside
+from npgpt.inspection import inside
 
 from .reference import CONFIGS, DTYPES, assert_close, npgpt_model, texts, torch_ids, torch_model, with_peft
 

@@ -13,7 +13,7 @@ import sacrebleu
 from nltk.translate.nist_score import corpus_nist
 from rouge_score.rouge_scorer import RougeScorer
 
-from npgpt import metrics
+from npgpt.evaluation import metrics
 
 WORDS = ("the The Lark pub café is isn't a near river, centre. £20-25 5-star (cheap) and/or 3.50 1,000 \"good\" food "
          "they're no. o'clock & ; family-friendly - 10 p.m.").split()

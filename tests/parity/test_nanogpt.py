@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import npgpt
-from npgpt import nanogpt
+from npgpt.files import nanogpt
 from tests.goldens import make_nanogpt
 
 from .reference import assert_close, texts, torch_ids
@@ -76,7 +76,8 @@ def test_the_goldens_are_as_torch_makes_them_now(tmp_path, name):
     with np.load(make_nanogpt.FOLDER / "answers.npz") as answers:
         assert_close(answers[name], make_nanogpt.logits(model), BOUND, "logits")
     make_nanogpt.save(tmp_path / "ckpt.pt", program, model, bias, options, "compiled" in name)
-    ours, theirs = (npgpt.torchfile.read(path) for path in (make_nanogpt.FOLDER / f"{name}.pt", tmp_path / "ckpt.pt"))
+    ours, theirs = (npgpt.files.torchfile.read(path) for path in (make_nanogpt.FOLDER / f"{name}.pt",
+                                                                  tmp_path / "ckpt.pt"))
     assert list(ours) == list(theirs)
     for key, array in ours.items():
         np.testing.assert_array_equal(array, theirs[key], err_msg=key)

@@ -13,7 +13,7 @@ import pyarrow
 from pyarrow import parquet
 
 from npgpt.data import Documents, read_records
-from npgpt.errors import FormatError
+from npgpt.runtime.errors import FormatError
 
 CHATS = [
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "na\u00efve"}], "name": "Ann"},

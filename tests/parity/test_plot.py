@@ -8,7 +8,7 @@ pytest.importorskip("matplotlib")
 import inspect_adapter
 
 import npgpt
-from npgpt.errors import FileError
+from npgpt.runtime.errors import FileError
 
 
 @pytest.fixture

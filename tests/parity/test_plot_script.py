@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from npgpt.run import Run
+from npgpt.training.run import Run
 
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[2]

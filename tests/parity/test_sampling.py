@@ -14,8 +14,8 @@ import transformers
 from transformers.generation import logits_process as theirs
 
 import npgpt
-from npgpt import warpers
-from npgpt.sampling import Sampling
+from npgpt.generation import warpers
+from npgpt.generation.sampling import Sampling
 
 from .reference import npgpt_model, texts, torch_ids, torch_model
 

@@ -9,8 +9,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from npgpt import torchfile
-from npgpt.errors import FormatError
+from npgpt.files import torchfile
+from npgpt.runtime.errors import FormatError
 
 FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}, "protocol 4": {"pickle_protocol": 4}}
 DTYPES = (

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 import npgpt
-from npgpt.tokenizer import END_OF_TEXT
+from npgpt.files.tokenizer import END_OF_TEXT
 
 ROOT = Path(__file__).parents[2]
 CONFIG = npgpt.GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.2,

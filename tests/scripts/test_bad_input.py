@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import safetensors
+from npgpt.files import safetensors
 
 
 @pytest.fixture(autouse=True)

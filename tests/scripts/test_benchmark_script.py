@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.ops import shares
-from npgpt.threads import workers
+from npgpt.runtime import shares
+from npgpt.runtime.threads import workers
 
 CONFIG = npgpt.GPT2Config(n_layer=2, n_head=2, n_embd=64, vocab_size=100, n_positions=16)
 C, V, N, M = 64, 100, 25, 23

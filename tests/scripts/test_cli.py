@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import npgpt
-from npgpt import hub
+from npgpt.files import hub
 from tests.hub.server import Hub
 
 SAMPLING = ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--num-samples"]
@@ -49,7 +49,7 @@ def raising(error):
     (lambda: None, 0, ""),
     (lambda: 130, 130, ""),
     (raising(npgpt.NpgptError("what, where")), 2, "error: what, where\n"),
-    (raising(npgpt.errors.ConfigError("what")), 2, "error: what\n"),
+    (raising(npgpt.runtime.errors.ConfigError("what")), 2, "error: what\n"),
     (raising(MemoryError("Unable to allocate 11.6 TiB")), 2, "error: out of memory: Unable to allocate 11.6 TiB\n"),
     (raising(KeyboardInterrupt()), 130, "stopped\n"),
     (lambda: warnings.warn("look here", stacklevel=1), 0, "warning: look here\n"),

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
+from tests.files.test_nanogpt import ARGUMENTS, state
+from tests.files.test_torchfile import saved
 from tests.goldens import golden
-from tests.test_nanogpt import ARGUMENTS, state
-from tests.test_torchfile import saved
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
+from tests.files.test_torchfile import saved
 from tests.goldens import golden
-from tests.test_torchfile import saved
 
 C = 16  # the width of the scripts' small model
 

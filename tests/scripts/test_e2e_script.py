@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import data, lora, metrics
+from npgpt import data, lora
+from npgpt.evaluation import metrics
 
 PLACES = ["Aromi", "Cocum", "Zizzi", "Strada", "Wildwood", "Giraffe", "Fitzbillies", "Browns", "Clowns", "Cotto"]
 TRAIN = "".join(f"{name} | {kind}||{name} is a {kind} {end}\n"

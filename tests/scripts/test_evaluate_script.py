@@ -1,4 +1,5 @@
-"""evaluate.py prints what `npgpt.tasks` measures, base and adapters side by side, and goes on where it stopped."""
+"""evaluate.py prints what `npgpt.evaluation.tasks` measures, base and adapters side by side, and goes on where it
+stopped."""
 
 import json
 import re

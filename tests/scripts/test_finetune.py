@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import data, evaluate, safetensors
+from npgpt import data
 from npgpt.data import encode_texts, read_texts
+from npgpt.evaluation import evaluate
+from npgpt.files import safetensors
 
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
          "--special-tokens --out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --add-tokens "
@@ -391,8 +393,8 @@ def saving(*args):
     if len(calls) == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
     return save(*args)
-import npgpt.fit
-npgpt.fit.save = saving
+import npgpt.training.fit
+npgpt.training.fit.save = saving
 sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
 """
 

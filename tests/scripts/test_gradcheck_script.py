@@ -1,4 +1,4 @@
-"""gradcheck.py prints a table of what it checked; its failures are tested in tests/test_gradcheck.py."""
+"""gradcheck.py prints a table of what it checked; its failures are tested in tests/checking/test_gradcheck.py."""
 
 import npgpt
 

@@ -5,7 +5,7 @@ import sys
 import harness
 import pytest
 
-from npgpt.errors import NpgptError
+from npgpt.runtime.errors import NpgptError
 
 
 def test_without_lm_eval_it_says_how_to_get_it(monkeypatch):

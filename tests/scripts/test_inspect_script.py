@@ -8,8 +8,9 @@ import inspect_adapter
 import numpy as np
 import pytest
 
-from npgpt import anatomy, safetensors
-from npgpt.errors import ConfigError
+from npgpt.files import safetensors
+from npgpt.inspection import anatomy
+from npgpt.runtime.errors import ConfigError
 
 KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 MODULES = [f"h.{layer}.{kind}" for layer in range(2) for kind in KINDS]

@@ -96,7 +96,7 @@ def test_ctrl_c_in_the_child_of_a_sweep(begun, tmp_path, environment, model, tex
 def test_a_child_that_was_stopped_stops_the_sweep(monkeypatch, tmp_path, status):
     import sweep
 
-    from npgpt.run import Run
+    from npgpt.training.run import Run
 
     kill = f"import os, signal; os.kill(os.getpid(), {signal.SIGINT})" if status < 0 else "raise SystemExit(130)"
     child = [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); {kill}"]

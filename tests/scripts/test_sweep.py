@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from npgpt.errors import NpgptError
-from npgpt.run import Run
+from npgpt.runtime.errors import NpgptError
+from npgpt.training.run import Run
 
 
 @pytest.fixture

@@ -1,0 +1,279 @@
+"""Hugging Face's files <-> GPT2: config.json with model.safetensors, whole or in shards.
+
+Where there is none, the older pytorch_model.bin is read. Reading is strict. Every tensor in the file is a parameter, or
+is one that GPT-2 files are known to carry and nobody needs, or is an error; and every parameter is in the file. The
+names differ between files, and the shapes never do:
+
+    "h.0.attn.c_attn.weight"               the released gpt2 files, and the names of GPT2.parameters()
+    "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: what stands before or around it is left out, see
+                                           `names`
+    "h.0.attn.bias", "..masked_bias"       causal masks, stored as buffers: dropped ("attn.c_attn.bias" is a parameter)
+    "lm_head.weight"                       the head; where the config says it is tied it can only repeat "wte.weight"
+    "v_head.summary.weight", ..            heads that were trained beside the language model's and leave it as it is, of
+                                           TRL's value head and GPT2DoubleHeadsModel: dropped
+
+What is no plain language model is refused by name: a classifier's head, LoRA that was not merged, quantised weights.
+"""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from npgpt.files import atomic, hub, safetensors, torchfile
+from npgpt.files.names import MASK, parameter_name
+from npgpt.gpt2 import GPT2, GPT2Config
+from npgpt.lora import adapted_layers
+from npgpt.runtime.errors import ConfigError, FileError, FormatError
+
+READERS = {".json": atomic.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
+WHOLE = hub.WEIGHTS[0]
+BESIDE_THE_HEAD = ("v_head.", "multiple_choice_head.")
+# Names that transformers' GPT2Config takes as well, for what has another name in GPT-2's files.
+ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+           "num_hidden_layers": "n_layer"}
+UNQUANTISED = "load it with what quantised it and save the model it makes of that (transformers: model.dequantize())"
+
+
+def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=False):
+    """Load a GPT-2.
+
+    name                "tiny" (the model in this package), a folder, or a hub id ("gpt2", "distilbert/distilgpt2")
+    revision            branch, tag or commit on the hub
+    dtype               np.float32 or np.float64; tensors stored so are used as they lie in the mapped file, read-only,
+                        and the others are converted
+    local_files_only    use the folder or the cache, never the network
+
+    Raises FileError (missing or unreadable files), FormatError (corrupt or foreign ones), ConfigError (a configuration
+    npgpt cannot run) and HubError.
+    """
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ConfigError(f"dtype {np.dtype(dtype)} is not one GPT2 computes in; float32 or float64 would be right")
+
+    def find(filename):
+        return hub.file(name, filename, revision=revision, local_files_only=local_files_only)
+
+    def read(path):
+        with hub.reading(name, path.name, revision):
+            return READERS[path.suffix](path)
+
+    config = read_config(name, revision, local_files_only)
+    weights_path = find(hub.WEIGHTS)
+    if weights_path is None:
+        raise FileError(
+            f"{name} has no weights that npgpt reads: none of {', '.join(hub.WEIGHTS)}; "
+            "those of other frameworks have to be converted (transformers: from_pretrained, then save_pretrained)"
+        )
+    stored = _read_shards(weights_path, find, read) if weights_path.suffix == ".json" else read(weights_path)
+    tensors = _by_parameter(stored, config, weights_path)
+    _check_sizes(tensors, config, weights_path)
+    model = GPT2(config, seed=None, dtype=dtype)
+    model.name_or_path = str(name)
+    assign(model, tensors, weights_path)
+    return model
+
+
+def read_config(name, revision=None, local_files_only=False):
+    """Return the GPT2Config of a model, without its weights; arguments and errors as for `from_pretrained`."""
+    path = hub.file(name, "config.json", revision=revision, local_files_only=local_files_only)
+    if path is None:
+        raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
+    with hub.reading(name, path.name, revision):
+        values = atomic.read_json(path)
+    if quantisation := values.get("quantization_config"):
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise ConfigError(f"{path}: quantization_config: the weights are quantised ({method}), and npgpt reads floats; "
+                          f"{UNQUANTISED}")
+    for alias, field in ALIASES.items():
+        if alias in values and values.setdefault(field, values[alias]) != values[alias]:
+            raise ConfigError(f"{path}: {field} = {values[field]!r} and {alias} = {values[alias]!r} are one field's "
+                              "names; they must be equal")
+    try:
+        return GPT2Config.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _read_shards(index_path, find, read):
+    """Return the tensors of all shards that the index lists. Raises FormatError unless index and shards agree."""
+    suffix = Path(index_path.name.removesuffix(".index.json")).suffix
+    weight_map = read(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) and re.fullmatch(r"[\w.-]+" + re.escape(suffix), shard) for shard in weight_map.values()
+    ):
+        raise FormatError(f"{index_path}: weight_map must map each tensor to a {suffix} file beside the index")
+    tensors = {}
+    for shard in sorted(set(weight_map.values())):
+        path = find(shard)
+        if path is None:
+            raise FileError(f"{index_path} lists {shard}, which is missing; fetch all shards")
+        held = read(path)
+        listed = {key for key, place in weight_map.items() if place == shard}
+        if listed != held.keys():
+            raise FormatError(
+                f"{path} and {index_path.name} disagree on {_some(listed ^ held.keys())}; "
+                "each shard must hold just what the index lists for it"
+            )
+        tensors.update(held)
+    return tensors
+
+
+def _by_parameter(stored, config, path):
+    """Return the stored tensors under the names of GPT2.parameters(), without the masks and without a tied head."""
+    tensors, keys = {}, {}
+    for key, array in stored.items():
+        name = parameter_name(key)
+        if MASK.fullmatch(name) or name.startswith(BESIDE_THE_HEAD):
+            continue
+        _check_kind(f"{path}: {key!r}", name, array)
+        if name == "lm_head.decoder.weight":  # as the original DialoGPT files say
+            name = "lm_head.weight"
+        if name in tensors:
+            raise FormatError(f"{path}: {keys[name]!r} and {key!r} both mean {name}; a file must hold one of them")
+        tensors[name], keys[name] = array, key
+    if config.tie_word_embeddings and "lm_head.weight" in tensors:
+        head = tensors.pop("lm_head.weight")
+        # A file that stores a shared tensor once may have stored it under either name.
+        if not np.array_equal(head, tensors.setdefault("wte.weight", head)):
+            raise FormatError(
+                f"{path}: {keys['lm_head.weight']!r} differs from {keys['wte.weight']!r}, but config.json ties them; "
+                'with "tie_word_embeddings": false there the head would be used'
+            )
+    return tensors
+
+
+def _check_kind(where, name, array):
+    """Raise FormatError for a tensor that tells that the file holds something else than a plain language model."""
+    if ".lora_" in name:
+        raise FormatError(f"{where} is LoRA's, not merged: PEFT's merge_and_unload() would make a plain model of it, "
+                          "and its save_pretrained saves the adapter alone; convert_adapter.py reads loralib's files")
+    if name.startswith(("score.", "classifier.", "qa_outputs.")):
+        raise FormatError(f"{where} is the head of a model that gives labels: its language model's was not trained; "
+                          "GPT2LMHeadModel's files would be right")
+    if not array.size:
+        raise FormatError(f"{where} holds no numbers, as DeepSpeed's ZeRO-3 saves what lies on several processes; its "
+                          "zero_to_fp32.py gathers them")
+    if array.dtype.kind != "f":
+        raise FormatError(f"{where} holds {array.dtype} numbers; weights must be F64, F32, F16 or BF16: of a quantised "
+                          f"model, {UNQUANTISED}")
+
+
+def _check_sizes(tensors, config, path):
+    """Compare config.json's sizes with the file's, before anything of config.json's sizes is made."""
+    linear = tensors.get("h.0.attn.c_attn.weight")
+    if linear is not None and linear.ndim == 2 and len(linear) == 3 * linear.shape[1]:
+        raise FormatError(f"{path} holds the weights of linear layers (out, in), as nanoGPT and MLX do, where GPT-2's "
+                          "are (in, out); convert_checkpoint.py turns them")
+    for field, said, name, axis in (
+        ("vocab_size", config.vocab_size, "wte.weight", 0),
+        ("n_embd", config.n_embd, "wte.weight", 1),
+        ("n_positions", config.n_positions, "wpe.weight", 0),
+        ("n_inner", config.n_inner or 4 * config.n_embd, "h.0.mlp.c_fc.weight", 1),
+    ):
+        if name not in tensors or tensors[name].ndim != 2:
+            raise FormatError(f"{path}: missing matrix {name}; every GPT-2 has it, and this file has {_some(tensors)}")
+        held = tensors[name].shape[axis]
+        if said != held:
+            raise FormatError(
+                f"{path}: {name} has {held} {'columns' if axis else 'rows'}, but config.json says {field} {said}; "
+                "the two must come from one model"
+            )
+    # Counted by their largest matrices, which no file can hold without the bytes; a few that lack it are named later.
+    matrix = tensors["h.0.mlp.c_fc.weight"].shape
+    layers = sum(name.endswith(".mlp.c_fc.weight") and array.shape == matrix for name, array in tensors.items())
+    if 2 * layers < config.n_layer:
+        raise FormatError(
+            f"{path}: missing layers, {layers} are there, but config.json says n_layer {config.n_layer}; "
+            "the two must come from one model"
+        )
+
+
+def assign(model, tensors, path):
+    """Give every parameter its tensor. Raises FormatError unless names and shapes are the model's, all of them."""
+    parameters = model.parameters()
+    missing, unexpected = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()
+    if missing or unexpected:
+        lists = (("missing", missing), ("unexpected", unexpected))
+        raise FormatError(
+            f"{path} does not hold this GPT-2: "
+            + "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in lists if names)
+        )
+    wrong = {name for name in parameters if parameters[name].shape != tensors[name].shape}
+    if wrong:
+        name = min(wrong)
+        raise FormatError(
+            f"{path}: {name} has shape {tensors[name].shape}, but this configuration's is {parameters[name].shape}; "
+            f"the file is of another size or architecture ({len(wrong)} wrong: {_some(wrong)})"
+        )
+    for name, parameter in parameters.items():
+        parameter.data = cast(f"{path}: {name}", tensors[name], parameter.dtype, copy=False)
+
+
+def cast(where, array, dtype, copy=True):
+    """Return `array` as `dtype`. Raises FormatError where it holds finite numbers that would become infinite."""
+    with np.errstate(over="raise", invalid="ignore"):
+        try:
+            return array.astype(dtype, copy=copy)
+        except FloatingPointError as error:
+            raise FormatError(f"{where} holds numbers that are too large for {dtype}") from error
+
+
+def _some(names):
+    """The first few of the names, for an error message."""
+    names = sorted(names)
+    return ", ".join(map(repr, names[:4])) + (f", .. ({len(names)} in all)" if len(names) > 4 else "")
+
+
+def save_pretrained(model, folder):
+    """Write config.json and model.safetensors into `folder`, as transformers' GPT2LMHeadModel does and loads.
+
+    Neither file is put in place before both are written whole. Raises ConfigError while the model has LoRA layers,
+    FileError where the folder cannot be written.
+    """
+    if adapted_layers(model):
+        raise ConfigError(
+            f"cannot save the model to {folder}: it has LoRA layers; merge_lora(model) first, or save_adapter"
+        )
+    write(folder, model.config, {name: tensor.data for name, tensor in model.parameters().items()})
+
+
+def write(folder, config, tensors, max_shard_size=None):
+    """Write config.json and `tensors`, dict parameter name -> array, all of one dtype, into `folder`.
+
+    max_shard_size  bytes of tensors a file; where they are more, they go into several files and an index that lists
+                    them, as transformers writes. A tensor that is larger by itself has a file of its own.
+
+    An array may be anything with shape, dtype and nbytes of which NumPy makes an array when its turn comes.
+    config.json is put in place last. Raises FileError.
+    """
+    folder = Path(folder)
+    tensors = {name if name == "lm_head.weight" else f"transformer.{name}": array for name, array in tensors.items()}
+    shards = _shards(tensors, max_shard_size or math.inf)
+    dtype = next(iter(tensors.values())).dtype.name
+    with atomic.replacing(folder / "config.json") as temporary:
+        fields = {"architectures": ["GPT2LMHeadModel"], "dtype": dtype, **config.to_dict()}
+        atomic.write_json(temporary, fields, sort_keys=True)
+        for shard, names in shards.items():
+            safetensors.write(folder / shard, {name: tensors[name] for name in names}, {"format": "pt"})
+        if len(shards) > 1:
+            totals = {"total_parameters": sum(math.prod(array.shape) for array in tensors.values()),
+                      "total_size": sum(array.nbytes for array in tensors.values())}
+            places = {name: shard for shard, names in shards.items() for name in names}
+            atomic.write_json(folder / f"{WHOLE}.index.json", {"metadata": totals, "weight_map": places},
+                              sort_keys=True)
+
+
+def _shards(tensors, largest):
+    """Return dict file name -> names of the tensors in it: in order, a new file where the next would be too much."""
+    groups, size = [[]], 0
+    for name, array in tensors.items():
+        if groups[-1] and size + array.nbytes > largest:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += array.nbytes
+    if len(groups) == 1:
+        return {WHOLE: groups[0]}
+    stem = WHOLE.removesuffix(".safetensors")
+    return {f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, start=1)}

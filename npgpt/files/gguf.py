@@ -1,0 +1,119 @@
+"""GPT2 -> a GGUF file, which llama.cpp and what is built on it run.
+
+The file holds the configuration and the tokenizer as key/value pairs and the tensors under llama.cpp's names, matrices
+as (out, in). The `gguf` package, llama.cpp's own, knows these names and writes the file; it is an extra
+(pip install 'npgpt[gguf]'). What llama.cpp would compute otherwise than the model does is refused.
+
+Source: llama.cpp's converter (conversion/gpt2.py and base.py) and its graph of this architecture (src/models/gpt2.cpp).
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from npgpt.files.atomic import replacing
+from npgpt.files.checkpoint import cast
+from npgpt.files.merge import DTYPES, merged_tensors
+from npgpt.runtime.errors import ConfigError
+
+# In llama.cpp's words: an ordinary token, one with a meaning (end of text), one that was added, a row that has none.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+
+def export(model, tokenizer, path, dtype="float16"):
+    """Write `model`, with the adapters that are in force merged into its weights, and its tokenizer to the file `path`.
+
+    dtype  of the matrices, "float32" or "float16"; vectors and position embeddings are always float32, as llama.cpp
+           wants them
+
+    One tensor is in memory at a time. Raises ConfigError where the `gguf` package is missing or llama.cpp has no such
+    model or tokenizer, FormatError where a number is too large for float16, FileError where the file cannot be written.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype = {dtype!r}: a GGUF file is written in {' or '.join(DTYPES)}")
+    config, tensors = merged_tensors(model, "float32")
+    _check(config)
+    pairs = _vocabulary(tokenizer.to_dict(), config)
+    try:
+        import gguf
+    except ImportError as error:
+        raise ConfigError("GGUF files are written by the gguf package: pip install 'npgpt[gguf]'") from error
+    architecture = gguf.MODEL_ARCH.GPT2
+    names = gguf.get_tensor_name_map(architecture, config.n_layer)
+
+    with replacing(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[architecture])
+        writer.add_type(gguf.GGUFType.MODEL)
+        writer.add_name(Path(model.name_or_path or path).stem)
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == "float32" else gguf.LlamaFileType.MOSTLY_F16)
+        writer.add_block_count(config.n_layer)
+        writer.add_context_length(config.n_positions)
+        writer.add_embedding_length(config.n_embd)
+        writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
+        writer.add_head_count(config.n_head)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        for add, value in pairs.items():
+            getattr(writer, add)(value)
+        stored = {}
+        for name, tensor in tensors.items():
+            is_vector = len(tensor.shape) == 1 or name == "wpe.weight"
+            stored[name] = np.dtype("float32" if is_vector else dtype)
+            theirs = names.get_name(name if name == "lm_head.weight" else f"transformer.{name}", (".weight", ".bias"))
+            shape = tensor.shape[::-1] if _is_linear(name) else tensor.shape
+            writer.add_tensor_info(theirs, shape, stored[name], tensor.nbytes // 4 * stored[name].itemsize)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors.items():
+            array = cast(name, np.asarray(tensor), stored[name], copy=False)
+            writer.write_tensor_data(np.ascontiguousarray(array.T if _is_linear(name) else array))
+        writer.close()
+
+
+def _is_linear(name):
+    """Whether the parameter is a matrix of a linear layer, (in, out) here and (out, in) there."""
+    return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
+def _check(config):
+    """Raise ConfigError for a model that llama.cpp would run as another: it knows one activation and one scale."""
+    for field, right in (("activation_function", "gelu_new"), ("scale_attn_weights", True),
+                         ("scale_attn_by_inverse_layer_idx", False)):
+        value = getattr(config, field)
+        if value != right:
+            raise ConfigError(f"{field} = {value!r}: llama.cpp computes GPT-2 with {right!r} only, so a GGUF file of "
+                              "this model would be another model")
+
+
+def _vocabulary(tokenizer, config):
+    """Return what the file says of the tokenizer: dict of the writer's methods and their arguments.
+
+    tokenizer  what tokenizer.json holds. Raises ConfigError unless it is byte-level BPE as GPT-2's.
+    """
+    bpe, before = tokenizer["model"], tokenizer["pre_tokenizer"] or {}
+    if (bpe.get("type") != "BPE" or before.get("type") != "ByteLevel" or before.get("add_prefix_space")
+            or not before.get("use_regex", True) or tokenizer["normalizer"]):
+        raise ConfigError("the tokenizer is not byte-level BPE as GPT-2's, without a normalizer and a prefix space: "
+                          "llama.cpp would read other tokens")
+    added = {token["content"]: token for token in tokenizer["added_tokens"]}
+    ids = bpe["vocab"] | {content: token["id"] for content, token in added.items()}
+    largest = max(ids.values(), default=-1)
+    if largest >= config.vocab_size:
+        raise ConfigError(f"the tokenizer has a token of id {largest}, and the model a vocabulary of "
+                          f"{config.vocab_size}")
+    tokens, kinds = [f"[PAD{i}]" for i in range(config.vocab_size)], [UNUSED] * config.vocab_size
+    for content, i in ids.items():
+        tokens[i] = content
+        kinds[i] = NORMAL if content not in added else CONTROL if added[content]["special"] else USER_DEFINED
+    pairs = {
+        "add_tokenizer_model": "gpt2",
+        "add_tokenizer_pre": "gpt-2",
+        "add_token_list": tokens,
+        "add_token_types": kinds,
+        "add_token_merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]],
+        "add_add_bos_token": False,
+    }
+    for add, i in (("add_bos_token_id", config.bos_token_id), ("add_eos_token_id", config.eos_token_id)):
+        if i is not None and 0 <= i < config.vocab_size:
+            pairs[add] = i
+    return pairs

@@ -1,0 +1,175 @@
+"""Where a model's files are: in this package, in a folder, in the Hugging Face cache, or on the hub.
+
+What is in the cache is used as it is, without asking the hub for anything newer (`hf download NAME` fetches that), so
+a cached model loads without the network; only a file that is not there is downloaded, into the same cache.
+huggingface_hub does the work and has its own environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE,
+..), which it reads when first imported. That import takes a while, so it waits until a hub id is asked for.
+"""
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+from npgpt.runtime.errors import ConfigError, FileError, FormatError, HubError
+
+TINY = Path(__file__).parents[1] / "tiny"
+# In order of preference. An .index.json lists the shards of what was too large for one file.
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
+)  # fmt: skip
+INSTEAD = 'name a folder instead, or "tiny", the model in this package'
+
+
+def file(name, filename, revision=None, local_files_only=False):
+    """Return the path of a file of the model `name`, or None where the model has no such file.
+
+    name                "tiny" (the model in this package), a folder, or a hub id ("gpt2", "distilbert/distilgpt2")
+    filename            the file's name, or a tuple of alternatives, of which the first that is found is returned
+    revision            branch, tag or commit on the hub; None is its main branch
+    local_files_only    keep off the network, as HF_HUB_OFFLINE=1 does
+
+    Alternatives are all looked for in the cache before any is looked for on the hub. A hub that cannot be reached is
+    noticed within two seconds (HF_HUB_ETAG_TIMEOUT where that is set); huggingface_hub's retries take over twenty.
+    Raises ConfigError (unusable name or revision), FileError (no such folder) and HubError (all about hub and network).
+    """
+    filenames = (filename,) if isinstance(filename, str) else filename
+    place = folder(name)
+    if place is not None:
+        if revision is not None:
+            raise ConfigError(f"revision {revision!r} is for a model on the hub, and {name} is a folder; leave it out")
+        return next((place / each for each in filenames if os.path.isfile(place / each)), None)  # False for odd names
+
+    from huggingface_hub import constants
+
+    found = {each: _in_cache(name, each, revision) for each in filenames}
+    for path in filter(None, found.values()):
+        return path
+    unknown = [each for each in filenames if found[each] is None]
+    if not unknown:
+        return None
+    missing = f"{' or '.join(unknown)} of {name!r} is not in the cache {constants.HF_HUB_CACHE}"
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        reason = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
+        raise HubError(f"{missing} and {reason} forbids to download it; {INSTEAD}")
+    seconds = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else 2.0
+    if not reachable(seconds):
+        reason = f"no answer in {seconds:g} s, or a server error"
+        raise HubError(f"{missing} and {constants.ENDPOINT} cannot be reached ({reason}); {INSTEAD}")
+    # All files come from one commit, that of the config.json which every model has, even if the branch moves on.
+    config = _in_cache(name, "config.json", revision)
+    commit = config.parent.name if config else revision
+    return next(filter(None, (_download(name, each, commit) for each in unknown)), None)
+
+
+@contextlib.contextmanager
+def reading(name, filename, revision=None):
+    """Around the reading of a file of the model `name`: a FormatError will say how to download the file again.
+
+    That takes a command: after deleting the file from the cache, where it is a link, the same bytes would be found.
+    """
+    try:
+        yield
+    except FormatError as error:
+        if folder(name) is not None:
+            raise
+        again = f"hf download {name} {filename}{f' --revision {revision}' if revision else ''} --force-download"
+        raise FormatError(f"{error}; if the download was damaged, this repeats it: {again}") from error
+
+
+def folder(name):
+    """Return the folder that the model `name` means, or None for a hub id. Raises ConfigError, FileError."""
+    if not isinstance(name, str | Path) or not str(name):
+        raise ConfigError(f"a model is named by a folder or a hub id, not by {name!r}")
+    if name == "tiny":
+        return TINY
+    if os.path.isdir(name):
+        return Path(name)
+    if os.path.exists(name):
+        raise FileError(f"{name} is a file; a model is a folder with config.json and {WEIGHTS[0]}")
+    looks_like_path = os.path.isabs(name) or len(Path(name).parts) > 2 or str(name).startswith((".", "~"))
+    if looks_like_path or isinstance(name, Path):
+        raise FileError(f"there is no folder {name}; {INSTEAD}")
+    return None
+
+
+def cached(name, revision=None):
+    """Whether all of `name` is on this machine: a folder, or configuration, weights and tokenizer in the cache."""
+    if folder(name) is not None:
+        return True
+    parts = (("config.json",), WEIGHTS, ("tokenizer.json", "vocab.json"))
+    return all(any(_in_cache(name, each, revision) for each in alternatives) for alternatives in parts)
+
+
+def reachable(timeout=2.0):
+    """Whether the hub answers at all, decided within `timeout` seconds; False at once where HF_HUB_OFFLINE is set.
+
+    The question is asked in a thread that is left behind when time is up: no timeout of a request covers the look-up of
+    the host's name, which can hang for much longer. An answer "server error" (a proxy's, usually) counts as none.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    answers = []
+
+    def ask():
+        with contextlib.suppress(Exception):  # whatever it is that failed, there was no answer
+            answers.append(get_session().head(constants.ENDPOINT, timeout=timeout))
+
+    if not constants.HF_HUB_OFFLINE:
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(timeout)
+    return any(answer.status_code < 500 for answer in answers)
+
+
+def _in_cache(name, filename, revision):
+    """Return the path of the file in the cache, None if it is not there, False if the model is known to lack it."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    if revision is not None and not (isinstance(revision, str) and revision):
+        raise ConfigError(f"revision {revision!r} cannot be used: a branch, tag or commit would be right")
+    try:
+        found = try_to_load_from_cache(name, filename, revision=revision)
+    except ValueError as error:
+        raise FileError(f"{name!r} is neither a folder nor a hub id, which is a name or owner/name") from error
+    except OSError as error:
+        raise FileError(f"cannot read the cache of {name!r}: {error}") from error
+    return False if found is _CACHED_NO_EXIST else found and Path(found)
+
+
+def _download(name, filename, revision):
+    """Return the path of the file, downloaded into the cache, or None where the model has no such file."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision))
+    except errors.LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but of the cache
+        raise _explain(error.__cause__ or error, name, filename, revision) from error
+    except errors.EntryNotFoundError:
+        return None
+    except Exception as error:  # the transport's own classes change with huggingface_hub's version
+        raise _explain(error, name, filename, revision) from error
+
+
+def _explain(error, name, filename, revision):
+    """Return the one-line error for what huggingface_hub raised."""
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    if isinstance(error, errors.GatedRepoError):
+        return HubError(f"{name!r} is gated: ask for access on {hub}/{name}, then log in with `hf auth login`")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return HubError(f"{name!r} is neither a folder here nor a model on {hub}; a private one needs `hf auth login`")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return HubError(f"{name!r} has no revision {revision!r} on {hub}; a branch, tag or commit would be right")
+    if isinstance(error, errors.FileMetadataError):
+        return HubError(f"{hub} does not answer like a Hugging Face hub; check HF_ENDPOINT and the proxy settings")
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        token = "; check the name and the token, or log in with `hf auth login`" if status in (401, 403) else ""
+        return HubError(f"{hub} answered {status} for {filename} of {name!r}{token}")
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+        return FileError(f"cannot store {filename} of {name!r} in the cache: {error}")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return HubError(f"cannot download {filename} of {name!r} from {hub}: {reason}; try again, or {INSTEAD}")

@@ -1,0 +1,39 @@
+"""A base with its tokenizer, as the adapters that go onto it were trained with."""
+
+import os
+import warnings
+from pathlib import Path
+
+from npgpt.files.adapter import make_room
+from npgpt.files.checkpoint import from_pretrained
+from npgpt.files.tokenizer import Tokenizer
+from npgpt.runtime.errors import ConfigError, one_line
+
+
+def base_of(name, revision=None, adapters=()):
+    """Return (model, tokenizer) for the adapters in the folders `adapters`, none of which is loaded.
+
+    name, revision  of the base, as for `GPT2.from_pretrained`
+
+    Where tokens were added for an adapter, the model has rows for them. The tokenizer is the adapters' where their
+    folders hold a tokenizer.json, else the base's. Raises ConfigError where two adapters have different tokenizers,
+    and what loading raises.
+    """
+    folders = [folder for folder in adapters if os.path.isfile(Path(folder) / "tokenizer.json")]
+    tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
+    for folder, tokenizer in zip(folders, tokenizers, strict=True):
+        if tokenizer.to_dict() != tokenizers[0].to_dict():
+            raise ConfigError(f"{folders[0]} and {folder} have different tokenizers: use one of the adapters at a time")
+    tokenizer = tokenizers[0] if tokenizers else Tokenizer.from_pretrained(name, revision)
+    model = from_pretrained(name, revision)
+    for folder in adapters:
+        before = model.config.vocab_size
+        make_room(model, folder)
+        if model.config.vocab_size > before and folder not in folders:
+            warnings.warn(one_line(f"{folder}: tokens were added for this adapter, and it has no tokenizer.json that "
+                                   "knows them; put there the one it was trained with"), stacklevel=2)
+    if tokenizers and tokenizer.vocab_size > model.config.vocab_size:
+        warnings.warn(one_line(f"{folders[0]}: its tokenizer has {tokenizer.vocab_size:,} tokens, and the model has "
+                               f"rows for {model.config.vocab_size:,}; if the others are used, the adapter was saved "
+                               "without its new rows (PEFT's save_embedding_layers)"), stacklevel=2)
+    return model, tokenizer

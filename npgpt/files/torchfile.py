@@ -1,0 +1,257 @@
+"""PyTorch's own file format, `pytorch_model.bin`: read without torch, and without running what is in it.
+
+Such a file is a pickle, and is never unpickled: `pickles` interprets it, by the rules that put a dictionary of tensors
+together. A name in it is looked up in a short list and never imported, and any other is refused by name.
+
+    zip (torch 1.6 on)  an uncompressed zip archive: NAME/data.pkl is the pickle, NAME/data/KEY the bytes of a storage,
+                        NAME/byteorder, where there is one, "little" or "big"
+    legacy (before)     five pickles one after another: a magic number, the protocol (1001), facts about the system,
+                        the dictionary itself, a list of storage keys; then for each of these an int64, the number of
+                        its elements, and the elements; all little-endian
+
+In both, a tensor is a view of a storage: where its first element lies, its size and its strides, counted in elements.
+
+Source: torch/serialization.py and torch/_utils.py in github.com/pytorch/pytorch.
+"""
+
+import math
+import mmap
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+from npgpt.files import pickles
+from npgpt.files.pickles import MAX_PICKLE, Global, type_name
+from npgpt.runtime.errors import FileError, FormatError
+
+DTYPES = {
+    "torch.FloatStorage": "<f4", "torch.HalfStorage": "<f2", "torch.DoubleStorage": "<f8",
+    "torch.BFloat16Storage": "<u2", "torch.LongStorage": "<i8", "torch.IntStorage": "<i4",
+    "torch.ShortStorage": "<i2", "torch.CharStorage": "i1", "torch.ByteStorage": "u1", "torch.BoolStorage": "?",
+}  # fmt: skip
+FUNCTIONS = ("collections.OrderedDict", "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2")
+ONE_LEVEL_DOWN = ("state_dict", "model", "model_state_dict")
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+MAX_DIMENSIONS = 64  # NumPy's limit
+MAX_SHARING = 4  # tensors may take this many times their storages' bytes; a tied head takes 2 at most
+
+
+class _Storage(NamedTuple):
+    kind: str  # of DTYPES
+    key: str
+    length: int  # elements
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    size: tuple
+    strides: tuple
+
+
+def read(path):
+    """Return the tensors of the file `path` as a dict name -> read-only array, in the order of the file.
+
+    The arrays are views of the memory-mapped file, and share memory where the file's tensors do. Copied are only
+    storages that are not aligned for their dtype or are big-endian, and bfloat16, which NumPy does not have: it is the
+    upper half of a float32 and becomes one. Where the tensors are one level down, under "state_dict", "model" or
+    "model_state_dict" as in a training checkpoint, they are taken from there.
+
+    Raises FileError where the file cannot be read and FormatError where it is not a whole, consistent file of tensors.
+    """
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path):
+    """Return the tensors of the file `path`, as `read` does, and as a dict what stands beside them in the file.
+
+    That is empty where the tensors are not one level down. Of what is beside them, tensors are of a type that only this
+    module knows; the rest are None, numbers, strings, lists, tuples and dicts.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if start == b"version ":
+                raise FormatError(f"{path} is a Git LFS pointer, not the tensors; fetch the file itself (git lfs pull)")
+            if not start.startswith((b"PK\3\4", b"\x80")):
+                raise FormatError(f"{path} is not a file that torch.save writes: it starts with {start!r}")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    value, places, order = _read_zip(path, mapped) if start.startswith(b"PK") else _read_legacy(path, mapped)
+    beside = {}
+    if isinstance(value, dict):
+        level = next((key for key in ONE_LEVEL_DOWN if isinstance(value.get(key), dict)), None)
+        if level is not None:
+            beside = {key: item for key, item in value.items() if key != level}
+            value = value[level]
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} holds a value of type {type_name(value)}, not a dictionary of tensors")
+    for name, tensor in value.items():
+        if type(name) is not str or not isinstance(tensor, _Tensor):
+            raise FormatError(f"{path}: {name!r} is of type {type_name(tensor)}; every entry must be a named tensor")
+    storages, tensors = {}, {}
+    for name, tensor in value.items():
+        where = f"{path}: tensor {name!r}"
+        if tensor.storage not in storages:
+            storages[tensor.storage] = _storage(where, mapped, tensor.storage, places, order)
+        tensors[name] = _view(where, tensor, storages[tensor.storage])
+    held, taken = (sum(array.nbytes for array in arrays.values()) for arrays in (storages, tensors))
+    if taken > MAX_SHARING * held:  # a small file must not turn into a large model
+        raise FormatError(f"{path}: its {len(tensors)} tensors of {taken} bytes share storages of {held} bytes")
+    return tensors, beside
+
+
+def _read_zip(path, mapped):
+    """Return the pickle's value, where in the file each storage is, {key: (begin, end)}, and the byte order."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except Exception as error:  # beside BadZipFile, a damaged directory raises what struct, codecs and int raise
+        raise FormatError(f"{path} is not a whole zip archive: {error}") from error
+    places = {}
+    for info in infos:
+        at, name = info.header_offset, info.filename
+        if name in places:
+            raise FormatError(f"{path}: the record {name!r} occurs twice")
+        if info.flag_bits & 1 or info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise FormatError(f"{path}: the record {name!r} is encrypted or compressed; torch.save stores it as it is")
+        # The bytes come after a header of 30 bytes, the name and padding, whose lengths are in the header at 26 and 28.
+        header = mapped[at : at + 30] if at >= 0 else b""
+        begin = at + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        if not header.startswith(b"PK\3\4") or begin + info.file_size > len(mapped):
+            raise FormatError(f"{path}: the record {name!r} is not where the archive says; the file is damaged")
+        places[name] = begin, begin + info.file_size
+    if sum(end - begin for begin, end in places.values()) > len(mapped):
+        raise FormatError(f"{path}: records of the archive overlap")
+    roots = [name.removesuffix("data.pkl") for name in places if name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise FormatError(f"{path}: {len(roots)} records are named NAME/data.pkl; torch.save writes one")
+    root = roots[0]
+    order = b"little"
+    if root + "byteorder" in places:
+        begin, end = places[root + "byteorder"]
+        order = mapped[begin : min(end, begin + 8)]
+        if order not in (b"little", b"big"):
+            raise FormatError(f"{path}: the byte order is {order!r}; it must be little or big")
+    begin, end = places[root + "data.pkl"]
+    value, _ = pickles.interpret(path, mapped[begin : min(end, begin + MAX_PICKLE)], _Tensors())
+    data = root + "data/"
+    return value, {name.removeprefix(data): places[name] for name in places if name.startswith(data)}, order.decode()
+
+
+def _read_legacy(path, mapped):
+    """Return what `_read_zip` returns."""
+    at, values, rules = 0, [], _Tensors()
+    for right in (MAGIC, PROTOCOL, None, None, None):
+        value, length = pickles.interpret(path, mapped[at : at + MAX_PICKLE], rules)
+        if right not in (None, value):
+            raise FormatError(f"{path} is not a file that torch.save writes: its pickles do not start with {right}")
+        at += length
+        values.append(value)
+    value, keys = values[-2:]
+    storages = rules.storages
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != storages.keys():
+        raise FormatError(f"{path}: the list of its storages is not that of the tensors")
+    places = {}
+    for key in keys:
+        begin = at + 8
+        at = begin + int.from_bytes(mapped[at:begin], "little") * np.dtype(DTYPES[storages[key].kind]).itemsize
+        if at > len(mapped):
+            raise FormatError(f"{path}: storage {key!r} ends after the file does, which must have been cut short")
+        places[key] = begin, at
+    if at != len(mapped):
+        raise FormatError(f"{path}: {len(mapped) - at} bytes follow the last storage; none may")
+    return value, places, "little"
+
+
+def _storage(where, mapped, storage, places, order):
+    """Return the elements of a storage, an array (length,)."""
+    dtype = np.dtype(DTYPES[storage.kind])
+    if storage.key not in places:
+        raise FormatError(f"{where}: its storage {storage.key!r} is not in the file")
+    begin, end = places[storage.key]
+    if end - begin != storage.length * dtype.itemsize:
+        raise FormatError(
+            f"{where}: {storage.length} elements of {storage.kind} take {storage.length * dtype.itemsize} bytes, "
+            f"but its storage {storage.key!r} holds {end - begin}"
+        )
+    array = np.ndarray(storage.length, dtype.newbyteorder(order), mapped, begin)
+    if array.dtype != dtype or not array.flags.aligned:
+        array = array.astype(dtype)
+    if storage.kind == "torch.BFloat16Storage":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def _view(where, tensor, storage):
+    """Return the tensor as a read-only view of its storage, the array (length,), in which all its elements lie.
+
+    All arithmetic is on Python's integers, which do not overflow, and is done before any array is made.
+    """
+    _, offset, size, strides = tensor
+    if not all(map(_are_counts, ((offset,), size, strides))) or not len(size) == len(strides) <= MAX_DIMENSIONS:
+        raise FormatError(
+            f"{where}: its offset must be a whole number from 0 up, its size and strides must be tuples of such, "
+            f"as long as each other and at most {MAX_DIMENSIONS} long"
+        )
+    elements = math.prod(size)
+    end = offset + sum((length - 1) * stride for length, stride in zip(size, strides, strict=True)) + 1
+    # NumPy multiplies the other sizes even where one is 0. Elements that lie on one another count as many, so that
+    # whatever is made of a tensor later is never larger than the file.
+    addressable = math.prod(max(length, 1) for length in size) * storage.itemsize <= np.iinfo(np.intp).max
+    if not addressable or elements > len(storage) or (elements and end > len(storage)):
+        raise FormatError(
+            f"{where}: size {size} with strides {strides} from element {offset} on does not fit into its storage "
+            f"of {len(storage)} elements"
+        )
+    if elements:
+        steps = [stride * storage.itemsize for stride in strides]
+        array = np.ndarray(size, storage.dtype, storage, offset * storage.itemsize, steps)
+    else:
+        array = np.empty(size, storage.dtype)
+    array.flags.writeable = False
+    return array
+
+
+def _are_counts(values):
+    return isinstance(values, tuple) and all(type(value) is int and value >= 0 for value in values)
+
+
+class _Tensors(pickles.Rules):
+    """What a file of tensors needs: the names below, the calls that make tensors of storages, and the storages."""
+
+    needed_by = "no file of tensors needs"
+
+    def __init__(self):
+        self.storages = {}  # by their keys
+
+    def named(self, name):
+        return Global(name) if name in DTYPES or name in FUNCTIONS else super().named(name)
+
+    def persistent(self, description):
+        storage = _describe_storage(description)
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise FormatError(f"the storage {storage.key!r} is described in two ways")
+        return storage
+
+    def call(self, function, arguments):
+        match function, arguments:
+            case "collections.OrderedDict", ():
+                return {}
+            case "torch._utils._rebuild_parameter", (_Tensor() as tensor, _, _):
+                return tensor
+            case "torch._utils._rebuild_tensor_v2", (_Storage() as storage, offset, size, strides, _, _, *metadata):
+                if len(metadata) <= 1:
+                    return _Tensor(storage, offset, size, strides)
+        raise ValueError(f"{function} is not called as torch.save does")
+
+
+def _describe_storage(description):
+    """Return the _Storage of ("storage", kind, key, device, length), in legacy files with a None after these."""
+    match description:
+        case ("storage", Global() as kind, str(key), str(), int(length), *rest) if kind in DTYPES and length >= 0:
+            if rest in ([], [None]):
+                return _Storage(str(kind), key, length)
+    raise ValueError("a storage is not described as torch.save does")

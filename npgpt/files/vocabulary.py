@@ -1,0 +1,147 @@
+"""A vocabulary that grows: rows for new tokens in a model, and the tables that an adapter carries because of them."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+
+from npgpt.adapters.lora_config import short_name, whole_names
+from npgpt.adapters.tables import OnTable, TiedRows, TrainedRows
+from npgpt.adapters.updates import Replacement
+from npgpt.files.checkpoint import cast
+from npgpt.lora import adapted_layers
+from npgpt.runtime.errors import ConfigError, FormatError, one_line
+
+TABLES = ("transformer.wte", "lm_head")
+
+
+def resize_token_embeddings(model, n):
+    """Give the token table, and the head where it is a table of its own, `n` rows: tokens 0 to n - 1. In place.
+
+    Each new row is the mean of the old rows of its table, taken in float64. A logit of a new token is then the mean of
+    the old logits, so by Jensen's inequality the new token is at most as likely as an old one is on average: adding
+    tokens hardly changes what the model says. transformers draws the new rows from a normal distribution with this
+    mean, whose covariance is a billionth of that of the old rows; here they are equal, and training sets them apart.
+    A smaller n drops the last rows.
+
+    The base's files are not written to: `model.save_pretrained` saves the new size, and `save_adapter` the tables where
+    an adapter needs them. Raises ConfigError for n < 1, and where an adapter on the model changes a table.
+    Source    Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
+    """
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise ConfigError(f"resize_token_embeddings({n!r}): a vocabulary has a whole number of tokens, at least 1")
+    changed = adapted_layers(model).keys() & {short_name(name) for name in TABLES}
+    if changed:
+        raise ConfigError(f"cannot resize the vocabulary: an adapter changes {' and '.join(sorted(changed))}; resize "
+                          "the base before it gets an adapter")
+    old = model.config.vocab_size
+    if n == old:
+        return
+    for weight in {id(table): table for table in (model.wte.weight, model.head())}.values():
+        mean = weight.data.mean(axis=0, dtype=np.float64).astype(weight.dtype)
+        weight.data = np.concatenate([weight.data[:n], np.broadcast_to(mean, (max(n - old, 0), len(mean)))])
+    model.config = dataclasses.replace(model.config, vocab_size=int(n))
+    model.kept_rows = min(model.kept_rows or old, int(n))
+
+
+# The tables of an adapter's file
+
+
+def take_tables(path, model, config, made, tensors):
+    """Take whole tables out of what an adapter's file holds. Those that differ from the model's go under its updates.
+
+    path     of the file, for messages
+    made     dict whole name -> update, changed in place
+    tensors  dict name -> [(key, array), ...] of the file, changed in place: "wte.weight", "lm_head.weight" and what
+             repeats them is taken out
+
+    Raises FormatError where a table has another shape than the model's, or two differ that must be equal.
+    """
+    layers, tied, found = whole_names(model), model.config.tie_word_embeddings, {}
+    for name in TABLES:
+        key = f"{short_name(name)}.weight"
+        tensors.pop(f"{short_name(name)}.original_module.weight", None)  # the base's, beside a trained copy of it
+        if key in tensors:
+            tensors[key] = [_one(path, tensors[key])]
+            if not isinstance(made.get(name), Replacement):
+                (found[name],) = tensors.pop(key)
+    if tied and found:
+        table = _one(path, list(found.values()))
+        found = {name: table for name in TABLES if not isinstance(made.get(name), Replacement)}
+    if isinstance(made.get("lm_head"), TiedRows):
+        rows = [entry for name in TABLES for entry in tensors.pop(f"{short_name(name)}.trainable_tokens_delta", [])]
+        if rows:
+            tensors["wte.trainable_tokens_delta"] = [_one(path, rows)]
+    foreign = False
+    for name, (key, array) in found.items():
+        base = layers[name].weight
+        if array.shape != base.shape or array.dtype.kind != "f":
+            raise FormatError(f"{path}: {key!r} has shape {array.shape}, {array.dtype}, where this model's table has "
+                              f"shape {base.shape}{other_vocabulary(model, array.shape, base.shape)}")
+        table = cast(f"{path}: {key}", array, base.dtype)
+        if not np.array_equal(table, base.data):
+            made[name] = OnTable(config, table, made.get(name))
+            foreign |= not np.array_equal(table[:model.kept_rows], base.data[:model.kept_rows])
+    if foreign:
+        text = f"{path} brings a token table of its own, in which this model's rows differ: was it made for this base?"
+        warnings.warn(one_line(text), stacklevel=3)
+    if tied:
+        _tie(made)
+
+
+def with_tables(model, made):
+    """Return `made`, dict whole name -> update, with the model's own tables under the updates, for a file that is to
+    hold them."""
+    layers, config, made = whole_names(model), next(iter(made.values())).config, dict(made)
+    for name in TABLES:
+        if not _has_table(made.get(name)):
+            made[name] = OnTable(config, layers[name].weight.data, made.get(name))
+    if model.config.tie_word_embeddings:
+        _tie(made)
+    return made
+
+
+def needs_tables(model, made):
+    """Tell whether an adapter of these updates depends on new rows that it does not hold: who resizes the base with
+    another program gets other rows."""
+    new = range(model.kept_rows or model.config.vocab_size, model.config.vocab_size)
+
+    def holds(update):
+        return _has_table(update) or isinstance(update, TiedRows) or (
+            isinstance(update, TrainedRows) and set(new) <= set(update.indices.tolist()))
+
+    return len(new) > 0 and not all(holds(made.get(name)) for name in TABLES)
+
+
+def other_vocabulary(model, theirs, ours):
+    """Return what to do, for a message, where a tensor's shape differs from the right one in the size of the vocabulary
+    alone: "; ..." or ""."""
+    differing = [(there, here) for there, here in zip(theirs, ours, strict=False) if there != here]
+    if len(theirs) != len(ours) or len(differing) != 1 or differing[0][1] != model.config.vocab_size:
+        return ""
+    rows = differing[0][0]
+    if rows > model.config.vocab_size:
+        return f"; the adapter was trained after tokens were added: call model.resize_token_embeddings({rows}) first"
+    return f"; the adapter is for a vocabulary of {rows}: load it onto the base as it was before tokens were added"
+
+
+def _one(path, entries):
+    """Return the first of [(key, array), ...], which must all be equal. Raises FormatError."""
+    (key, array), *others = entries
+    for other, repeated in others:
+        if not np.array_equal(array, repeated):
+            raise FormatError(f"{path}: {key!r} and {other!r} mean the same tensor and differ; they must be equal")
+    return key, array
+
+
+def _has_table(update):
+    update = update.update if isinstance(update, TiedRows) else update
+    return isinstance(update, OnTable | Replacement)
+
+
+def _tie(made):
+    """Where the head has what the token table has, let it follow that: merged, they then stay one."""
+    table, head = (made.get(name) for name in TABLES)
+    if (isinstance(table, OnTable) and isinstance(table.inner, TrainedRows | None)
+            and isinstance(head, OnTable) and isinstance(head.inner, TiedRows | None)):
+        made["lm_head"] = TiedRows(table)

@@ -1,0 +1,60 @@
+"""Beam search: the likeliest whole continuation that a search of bounded width finds."""
+
+import numpy as np
+
+from npgpt.generation import warpers
+from npgpt.generation.decoding import Decoder
+from npgpt.generation.generate import check_prompts
+from npgpt.generation.sampling import Sampling
+from npgpt.runtime.errors import ConfigError
+
+
+def beam_search(model, ids, num_beams=5, max_new_tokens=50, length_penalty=1.0, early_stopping=False, eos_id=None,
+                **rules):
+    """Continue a prompt with high probability. Returns the finished continuations, the best first: a list of at most
+    num_beams pairs (score, prompt and new ids int64 (T + new,)).
+
+    In each step every beam is continued by every token, and of all these the 2 num_beams likeliest are looked at. Those
+    of the first num_beams that end are finished; of those that do not end, the first num_beams are the next beams. A
+    finished text of n new tokens, the end of text included, has the score
+
+        (sum of their log-probabilities) / n^length_penalty
+
+    so that with log-probabilities below 0 a larger penalty is kinder to long texts: the name is misleading, and the
+    field's. The search ends when num_beams are finished and the best beam, scored at its length, is no better than the
+    worst of them; with early_stopping as soon as num_beams are finished.
+
+    rules     settings of `sampling.Sampling` but the temperature and what follows it; they act on log-probabilities
+    Source    the choices are those of Hugging Face's generate(num_beams=...).
+
+    Raises ConfigError as `generate` does.
+    """
+    if num_beams < 1:
+        raise ConfigError(f"num_beams = {num_beams}: it must be at least 1")
+    sampling = Sampling(temperature=0, **rules)
+    (prompt,) = check_prompts(model, [ids], max_new_tokens, sampling)
+    decoder = Decoder(model, num_beams, len(prompt) + max_new_tokens)
+    beams, finished = [(0.0, prompt)], []
+    for n in range(1, max_new_tokens + 1):
+        logits = decoder.step([text[-1] for _, text in beams]) if n > 1 else decoder.read([prompt])
+        continued = np.concatenate([
+            score + sampling.scores(np.log(warpers.softmax(row.astype(np.float64))), text, len(prompt), eos_id)
+            for (score, text), row in zip(beams, logits, strict=True)])
+        going = []
+        for rank, place in enumerate(np.argsort(-continued, kind="stable")[:2 * num_beams].tolist()):
+            row, token = divmod(place, logits.shape[1])
+            score, text = float(continued[place]), [*beams[row][1], token]
+            if score == -np.inf:
+                break
+            if token != eos_id and n < max_new_tokens:
+                going.append((score, text, row))
+            elif rank < num_beams:
+                finished.append((score / n ** length_penalty, text))
+        finished = sorted(finished, key=lambda pair: -pair[0])[:num_beams]
+        going = going[:num_beams]
+        full = len(finished) == num_beams
+        if not going or (full and (early_stopping or going[0][0] / n ** length_penalty <= finished[-1][0])):
+            break
+        beams = [(score, text) for score, text, _ in going]
+        decoder.keep([row for _, _, row in going])
+    return [(score, np.array(text, np.int64)) for score, text in finished or [(0.0, prompt)]]

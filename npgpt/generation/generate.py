@@ -1,0 +1,173 @@
+"""Text from a model: one token after another, for one prompt or many, whole or piece by piece."""
+
+import numpy as np
+
+from npgpt.generation.decoding import Decoder
+from npgpt.generation.sampling import Sampling
+from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.seeding import generator
+
+
+def generate(model, ids, max_new_tokens=50, temperature=1.0, top_k=None, top_p=None, seed=None, eos_id=None,
+             stop_strings=(), tokenizer=None, context="whole", **rules):
+    """Continue a prompt. Returns the prompt and the new ids, int64 (T + new,).
+
+    ids              the prompt, integers (T,), T >= 1
+    max_new_tokens   how many tokens to add at most
+    temperature      logits are divided by it; 0 takes the likeliest token each time ("greedy")
+    top_k            keep only the k likeliest tokens
+    top_p            keep only the likeliest tokens whose probabilities reach p together; applied after top_k
+    seed             int: the same seed gives the same text; None: another text each time
+    eos_id           stop after this token; None: no early stop
+    stop_strings     stop after the token that completes one of these strings in the new text; needs `tokenizer`
+    context          "whole": prompt and new tokens must fit into n_positions. "slide": any number; of t tokens, more
+                     than n = n_positions, the model sees all but the first h ceil((t - n) / h), h = n // 2: when the
+                     context is full its older half is let go, and the rest is read again from position 0
+    rules            the other settings of `sampling.Sampling`: min_p, typical_p, logit_bias, repetition_penalty,
+                     frequency_penalty, presence_penalty, no_repeat_ngram_size, bad_words_ids, min_new_tokens
+
+    Raises ConfigError for unusable arguments, and where prompt and new tokens do not fit into n_positions.
+    """
+    return generate_batch(model, [ids], max_new_tokens, temperature, top_k, top_p, seed, eos_id, stop_strings,
+                          tokenizer, context, **rules)[0]
+
+
+def generate_batch(model, prompts, max_new_tokens=50, temperature=1.0, top_k=None, top_p=None, seed=None, eos_id=None,
+                   stop_strings=(), tokenizer=None, context="whole", **rules):
+    """Continue many prompts, of any lengths, at once. Returns a list of what `generate` returns for each.
+
+    prompts  list of integer arrays (T,); one that occurs several times, for several samples, is read once
+    seed     int or None: prompt i gets the text that `generate` makes of it with seed + i
+
+    The other arguments and the errors are those of `generate`. Sequences that have ended leave the batch. What a batch
+    changes is rounding: a text differs from the same text made alone only where two tokens are equally likely to the
+    last digits of float32.
+    """
+    sampling = Sampling(temperature, top_k, top_p, **rules)
+    out = [np.asarray(prompt).tolist() for prompt in prompts]
+    for i, token, _ in tokens(model, prompts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer, context):
+        out[i].append(token)
+    return [np.array(ids, np.int64) for ids in out]
+
+
+def stream(model, tokenizer, prompt, max_new_tokens=50, temperature=1.0, top_k=None, top_p=None, seed=None,
+           stop_strings=(), context="whole", **rules):
+    """Continue a text, and yield the new text piece by piece, as it is made.
+
+    prompt        str; a special token spelled out in it, as <|endoftext|>, is that token
+    stop_strings  the text ends before the first of these
+
+    The other arguments and the errors are those of `generate`. The text also ends at the tokenizer's end of text. A
+    token may hold a part of a character: no piece does. What may become a stop string is held back until it is known.
+    """
+    made = tokens(model, [tokenizer.encode(prompt)], max_new_tokens, Sampling(temperature, top_k, top_p, **rules), seed,
+                  tokenizer.end_id, stop_strings, tokenizer, context)
+    yield from pieces((token for _, token, _ in made), tokenizer, stop_strings)
+
+
+def pieces(made, tokenizer, stop_strings=()):
+    """Turn new tokens, as they are made, into pieces of text: what `stream` yields."""
+    new, shown = [], 0
+    for token in made:
+        if token != tokenizer.end_id:
+            new.append(token)
+        text, stopped = before_stop(tokenizer.decode(new), stop_strings)
+        end = len(text) if stopped else settled(text, stop_strings)
+        if end > shown:
+            yield text[shown:end]
+            shown = end
+    text, _ = before_stop(tokenizer.decode(new), stop_strings)
+    if text[shown:]:
+        yield text[shown:]
+
+
+def before_stop(text, stop_strings):
+    """(the text before the first stop string in it, True), or (text, False)."""
+    found = [at for at in map(text.find, stop_strings) if at >= 0]
+    return (text[:min(found)], True) if found else (text, False)
+
+
+def settled(text, stop_strings):
+    """How many characters of `text` stay as they are whatever tokens follow.
+
+    Not the last where it is U+FFFD, which stands for the first bytes of a character (no more than one in the end, as
+    Unicode recommends to write them); and not the end that begins a stop string.
+    """
+    end = len(text) - text.endswith("\ufffd")
+    begun = [n for stop in stop_strings for n in range(1, len(stop)) if text[:end].endswith(stop[:n])]
+    return end - max(begun, default=0)
+
+
+def tokens(model, prompts, max_new_tokens, sampling, seed=None, eos_id=None, stop_strings=(), tokenizer=None,
+           context="whole"):
+    """Return an iterator over (i, token, logits (V,)), each new token of prompt i, all prompts in step: what `generate`
+    is made of. Unusable arguments are refused now, before the first token is asked for.
+
+    sampling  Sampling; the other arguments and the errors are those of `generate_batch`
+    """
+    texts = check_prompts(model, prompts, max_new_tokens, sampling, context)
+    if seed is not None and seed < 0:
+        raise ConfigError(f"seed = {seed}: it must be at least 0")
+    if stop_strings and (tokenizer is None or isinstance(stop_strings, str) or not all(stop_strings)):
+        raise ConfigError(f"stop_strings = {stop_strings!r}: they must be a list of strings, none of them empty, and "
+                          "come with the tokenizer")
+    return _drawn(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer)
+
+
+def _drawn(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer):
+    """Yield what `tokens` returns an iterator over."""
+    if max_new_tokens == 0 or not texts:
+        return
+    rngs = [np.random.default_rng() if seed is None else generator(seed + i, "sample") for i in range(len(texts))]
+    lengths = [len(text) for text in texts]
+    going = sorted(range(len(texts)), key=lambda i: lengths[i])  # equal lengths side by side: see Decoder
+    limit = model.config.n_positions
+    decoder = Decoder(model, len(texts), min(limit, max(lengths) + max_new_tokens))
+    logits = decoder.read([window(texts[i], limit) for i in going])
+    for left in range(max_new_tokens - 1, -1, -1):
+        stay = []
+        for row, i in enumerate(going):
+            token = sampling.draw(logits[row], rngs[i], texts[i], lengths[i], eos_id)
+            texts[i].append(token)
+            yield i, token, logits[row]
+            if token != eos_id and not (stop_strings and before_stop(tokenizer.decode(texts[i][lengths[i]:]),
+                                                                     stop_strings)[1]):
+                stay.append(row)
+        if not stay or left == 0:
+            return
+        if len(stay) < len(going):
+            decoder.keep(stay)
+            going = [going[row] for row in stay]
+        if decoder.lengths.max() < limit:
+            logits = decoder.step([texts[i][-1] for i in going])
+        else:
+            logits = decoder.read([window(texts[i], limit) for i in going])
+
+
+def window(ids, limit):
+    """What a model with `limit` positions sees of `ids`: see `generate`, context."""
+    hop = max(limit // 2, 1)
+    beyond = max(len(ids) - limit, 0)
+    return ids[-(-beyond // hop) * hop:]
+
+
+def check_prompts(model, prompts, max_new_tokens, sampling, context="whole"):
+    """Return the prompts as lists. Raise ConfigError where they, or the number of new tokens, cannot be worked on."""
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens = {max_new_tokens}: it must be at least 0")
+    if context not in ("whole", "slide"):
+        raise ConfigError(f"context = {context!r}: it must be 'whole' or 'slide'")
+    sampling.check_vocabulary(model.config.vocab_size)
+    texts, limit = [], model.config.n_positions
+    for prompt in prompts:
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
+            raise ConfigError(f"the prompt has shape {ids.shape}, {ids.dtype}: generate takes integers (T,), T >= 1")
+        total = len(ids) + max_new_tokens
+        if total > limit and context == "whole":
+            raise ConfigError(f"a prompt of {len(ids)} tokens and {max_new_tokens} new ones make {total}, more than "
+                              f"this model's context of {limit}; shorten the prompt, ask for fewer tokens, or let the "
+                              "context slide")
+        model.check_ids(ids, min(len(ids), limit))
+        texts.append(ids.tolist())
+    return texts

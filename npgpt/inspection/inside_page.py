@@ -1,0 +1,215 @@
+"""One page about one text: what `inside` computes, to be read in a browser."""
+
+import base64
+import math
+from importlib import resources
+
+import numpy as np
+
+from npgpt.inspection import html, inside
+from npgpt.inspection.html import tag, tinted
+
+ALTERNATIVES = 5  # likeliest tokens shown beside a true one
+CHANGED = 8  # places shown where an adapter changed most
+
+STYLE = """
+.text { white-space: pre-wrap; font-size: 1.05em; line-height: 1.9; max-width: 52rem; }
+.text span, .text button { padding: .12em 0; border-radius: 3px; box-shadow: inset 1px 0 var(--rule); }
+.text button { border: 0; color: inherit; font: inherit; white-space: pre-wrap; cursor: pointer;
+  overflow-wrap: anywhere; }
+.text .later { opacity: .4; }
+[aria-pressed=true] { outline: 2px solid var(--up); outline-offset: -1px; }
+td .tint { padding: .1em .3em; border-radius: 3px; margin-right: .3em; }
+small { color: var(--soft); }
+.controls label { margin-right: 1.2rem; }
+.attention { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
+canvas { image-rendering: pixelated; background: var(--page); box-shadow: 0 0 0 1px var(--rule); }
+#picture { width: min(26rem, 100%); aspect-ratio: 1; cursor: crosshair; touch-action: none; }
+.attention > div { flex: 1 1 20rem; }
+#readout { min-height: 4.6em; }
+#strip { max-height: 26rem; overflow-y: auto; }
+#board { display: grid; gap: 5px; width: max-content; padding: 3px; }
+#board button { padding: 0; border: 0; background: none; line-height: 0; cursor: pointer; }
+#board canvas { width: 3rem; aspect-ratio: 1; }
+.true { font-weight: 700; }
+.lens td { padding-right: .35rem; padding-left: .35rem; }
+.lens th:first-child, .lens td:first-child { position: sticky; left: 0; background: var(--page); }
+"""
+
+
+def build(title, tokenizer, model, base, adapted=None):
+    """Return the page, Html.
+
+    model    what the text was run through, with the adapter where there is one
+    base     Inside, of the model without adapter
+    adapted  Inside, of the same text with the adapter; None: there is none
+    """
+    seen, name = adapted or base, _names(tokenizer)
+    return html.page(
+        title, _summary(base, adapted), _text(seen, name), _changes(base, adapted, name) if adapted else "",
+        _attention(base, adapted, name), _norms(seen), _tokens(base, adapted, name), _lens(model, seen, name),
+        style=STYLE, script=resources.files("npgpt.inspection").joinpath("inside.js").read_text(encoding="utf-8"))
+
+
+def _names(tokenizer):
+    """Return name(id, space="·") -> a token for the eye: white space and what cannot be printed has a sign."""
+    def name(i, space="·"):
+        if i >= tokenizer.vocab_size:  # a row of the head that no text uses
+            return f"[{i}]"
+        signs = {" ": space, "\n": "⏎", "\t": "⇥"}
+        letters = (signs.get(letter, letter) for letter in tokenizer.token(int(i)))
+        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in letters)
+
+    return name
+
+
+def _summary(base, adapted):
+    losses = [inside.losses(seen) for seen in (base, adapted) if seen]
+    if not losses[0].size:
+        return tag("p", "One token: there is nothing to predict in it.")
+    means = [f"{loss.mean():.3f} nats a token, perplexity {math.exp(loss.mean()):.1f}" for loss in losses]
+    return tag("p", f"{len(base.ids)} tokens, of which all but the first are predicted: ",
+               f"{means[0]} without the adapter, {means[1]} with it." if adapted else f"{means[0]}.")
+
+
+def _strip(seen, name, values, colour, titles):
+    """The text, each token but the first tinted by its value, from 0 to 1."""
+    def piece(t, value, title, shade):
+        token = name(seen.ids[t], space=" ")
+        return html.join([tinted(token, value, "span", shade, title=f"token {t}, id {seen.ids[t]}{title}"),
+                          "\n" if token.endswith("⏎") else ""])
+
+    pieces = [piece(0, 0, ": nothing comes before it", None)]
+    pieces += [piece(t, values[t - 1], f": {titles[t - 1]}", colour(t - 1)) for t in range(1, len(seen.ids))]
+    return tag("div", *pieces, class_="text")
+
+
+def _text(seen, name):
+    losses, ranks = inside.losses(seen), inside.ranks(seen)
+    blind = math.log(seen.logits.shape[1])
+    return html.section(
+        "The text", tag("p", f"The stronger the colour, the larger the loss; full where it is that of a blind guess, "
+                             f"{blind:.1f} nats, or more. Point at a token for its numbers.", class_="note"),
+        _strip(seen, name, losses / blind, lambda _: None,
+               [f"loss {loss:.2f}, rank {rank:,}" for loss, rank in zip(losses, ranks, strict=True)]))
+
+
+def _chips(ids, shares, name):
+    """Tokens with a percentage each."""
+    return html.join(html.join([tinted(name(i), share, "span"), tag("small", text), "  "])
+                     for i, (share, text) in zip(ids, shares, strict=True))
+
+
+def _percent(p):
+    return f"{100 * p:.{0 if p >= 0.0995 else 1}f} %"
+
+
+def _right(text):
+    return tag("td", text, class_="number")
+
+
+def _tokens(base, adapted, name):
+    seen = adapted or base
+    losses, ranks = inside.losses(seen), inside.ranks(seen)
+    before = inside.losses(base)
+    ids, p = inside.likeliest(seen.logits, ALTERNATIVES)
+    rows = []
+    for t in range(1, len(seen.ids) + 1):
+        expected = _chips(ids[t - 1], [(share, _percent(share)) for share in p[t - 1]], name)
+        if t == len(seen.ids):
+            rows.append([_right(t), tag("small", "what comes next"), *[""] * (4 if adapted else 2), expected])
+            continue
+        loss = losses[t - 1]
+        change = [_right(f"{before[t - 1]:.2f}"), _right(f"{loss - before[t - 1]:+.2f}")] if adapted else []
+        rows.append([_right(t), tag("span", name(seen.ids[t]), class_="mono"), _right(f"{loss:.2f}"), *change,
+                     _right(f"{ranks[t - 1]:,}"), expected])
+    head = ["", "token", "loss", *(["without adapter", "change"] if adapted else []), "rank", "what was expected there"]
+    return html.section("Token by token", html.table(head, rows))
+
+
+def _changes(base, adapted, name):
+    difference = inside.losses(adapted) - inside.losses(base)
+    most = np.abs(difference).max(initial=1e-9)
+    moved, divergence = inside.moved(base, adapted), inside.divergence(base, adapted)
+    layers = range(len(moved))
+    ids, p_base, p_adapted = inside.biggest_changes(base, adapted, ALTERNATIVES)
+    last = len(base.ids) - 1
+    places = sorted(np.argsort(-divergence, kind="stable")[:CHANGED].tolist())
+    rows = []
+    for t in places if last in places else [*places, last]:
+        shares = [(after, f"{_percent(old)} → {_percent(after)}")
+                  for old, after in zip(p_base[t], p_adapted[t], strict=True)]
+        rows.append([_right(t), tag("span", name(base.ids[t]), class_="mono"), _right(f"{divergence[t]:.3f}"),
+                     _chips(ids[t], shares, name)])
+    return html.section(
+        "What the adapter changed",
+        tag("p", f"The loss of each token: lower in green, higher in orange; the largest change is {most:.2f} nats.",
+            class_="note"),
+        _strip(base, name, np.abs(difference) / most, lambda t: "up" if difference[t] > 0 else "down",
+               [f"loss {change:+.2f}" for change in difference]),
+        tag("p", "Where the next-token distribution changed most, by its divergence KL(with adapter || without) in "
+                 "nats, and the tokens whose probability changed most there:", class_="note"),
+        html.table(["", "after", "KL", "probability without → with the adapter"], rows),
+        tag("p", "How far it moved the hidden states, as a share of their length:", class_="note"),
+        html.line_chart({"mean over the tokens": (layers, moved.mean(axis=1)), "largest": (layers, moved.max(axis=1))},
+                        x="blocks passed", y="moved by"))
+
+
+def _attention(base, adapted, name):
+    layers, heads, T, _ = base.attention.shape
+    query, key = np.tril_indices(T)
+    models = []
+    for label, seen in (("without adapter", base), ("with adapter", adapted)):
+        if seen:
+            roots = np.rint(255 * np.sqrt(seen.attention[:, :, query, key])).astype(np.uint8)
+            models.append({"name": label, "roots": base64.b64encode(roots.tobytes()).decode()})
+    names = [name(i) for i in base.ids]
+
+    def select(which, options):
+        choices = (tag("option", text, value=i) for i, text in enumerate(options))
+        return tag("label", f"{which} ", tag("select", *choices, id=which))
+
+    board = [tag("button", tag("canvas", data_layer=layer, data_head=head), value=layer * heads + head, type="button",
+                 title=f"layer {layer}, head {head}") for layer in range(layers) for head in range(heads)]
+    strip = [html.join([tag("button", name(i, space=" "), value=t, type="button", class_="tint"),
+                        "\n" if names[t].endswith("⏎") else ""]) for t, i in enumerate(base.ids)]
+    return html.section(
+        "Attention",
+        tag("p", "Each row of the picture is a token, each column a token it may take from; the colour's strength is "
+                 "the root of the probability. Point into it, or choose a token of the text.", class_="note"),
+        tag("p", select("model", [model["name"] for model in models]) if adapted else "",
+            select("layer", range(layers)), select("head", range(heads)), class_="controls"),
+        tag("div", tag("canvas", id="picture", role="img", aria_label="attention of the chosen head"),
+            tag("div", tag("p", id="readout", aria_live="polite"), tag("div", *strip, id="strip", class_="text")),
+            class_="attention"),
+        tag("p", "All heads, a row a layer:", class_="note"),
+        tag("div", tag("div", *board, id="board", style=f"grid-template-columns: repeat({heads}, auto)"),
+            class_="wide"),
+        tag("noscript", tag("p", "The pictures are drawn by JavaScript, which is switched off here.")),
+        html.data("attention-data", {"tokens": names, "layers": layers, "heads": heads, "models": models}))
+
+
+def _norms(seen):
+    norms = inside.norms(seen)
+    layers, others = range(len(norms)), norms[:, 1:]
+    series = {"first token": (layers, norms[:, 0])}
+    if others.size:
+        series |= {"others, mean": (layers, others.mean(axis=1)), "others, largest": (layers, others.max(axis=1))}
+    return html.section(
+        "Length of the hidden states", html.line_chart(series, x="blocks passed", y="norm", log=True))
+
+
+def _lens(model, seen, name):
+    top = [inside.likeliest(logits, 1) for logits in inside.logit_lens(model, seen)]
+    head = ["after", "embeddings", *(f"h.{layer}" for layer in range(len(top) - 1)), "what came"]
+    rows = []
+    for t, i in enumerate(seen.ids):
+        true = seen.ids[t + 1] if t + 1 < len(seen.ids) else None
+        cells = [tinted(tag("span", name(ids[t, 0]), class_="true" if ids[t, 0] == true else None), p[t, 0],
+                        title=_percent(p[t, 0])) for ids, p in top]
+        rows.append([tag("td", name(i)), *cells, tag("small", "" if true is None else name(true))])
+    return html.section(
+        "Logit lens",
+        tag("p", "What the model would say after each token if it ended at this block: its likeliest token, the colour "
+                 "as strong as its probability, in bold where it is what came.", class_="note"),
+        tag("div", html.table(head, rows), class_="lens mono"))

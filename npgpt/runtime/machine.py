@@ -1,0 +1,38 @@
+"""Where and with what a run is made: what a result has to be read with."""
+
+import importlib.metadata
+import os
+import platform
+
+import numpy as np
+import threadpoolctl
+
+from npgpt.runtime.threads import available
+
+
+def versions():
+    """Return dict name -> version of what decides the bits of a result, down to the kernels of NumPy's BLAS."""
+    try:
+        own = importlib.metadata.version("npgpt")
+    except importlib.metadata.PackageNotFoundError:
+        own = "not installed"
+    found = {"npgpt": own, "python": platform.python_version(), "numpy": np.__version__}
+    for info in threadpoolctl.threadpool_info():
+        if info["user_api"] == "blas":
+            found[info["internal_api"]] = f"{info['version']}, kernels for {info.get('architecture', 'an unknown CPU')}"
+    return found
+
+
+def machine():
+    """Return dict of JSON values: system, processor, cores, and how many threads BLAS would use."""
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": os.cpu_count(),
+            "threads": available()}
+
+
+def _processor():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or "unknown"

@@ -1,0 +1,158 @@
+"""What memory training will take, before it starts, from what the operations save.
+
+    M = process + saved + work + gradients
+
+process    what the process holds already: the weights, their copies where they are trained, AdamW's moments
+saved      what the forward pass keeps for the backward pass, in proportion to the tokens of a micro-batch. One sequence
+           is sent through, and the arrays that its records hold are counted: what an operation saves is said nowhere
+           else. With gradient checkpointing a block's input is kept, and one block at a time is computed again.
+work       what the backward pass of one block has in hand beside, two gradients as wide as the MLP and two as wide
+           as the model, or, if that is more, a block of logits and two arrays of hidden states for each worker; where
+           an adapter changes the head, the table it makes of it, and that table's gradient
+gradients  of all that is trained; the token table has two, from both its uses, and their sum; where a step has several
+           micro-batches, the sum of the earlier ones' beside them
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from npgpt.autograd import Record, Tensor
+from npgpt.batch import NO_TARGET, Batch
+from npgpt.ops.cross_entropy import ROWS, TOKENS
+from npgpt.runtime.memory import resident
+from npgpt.runtime.seeding import generator
+from npgpt.runtime.threads import that_pay
+
+
+class Memory(NamedTuple):
+    """Bytes; see the module."""
+
+    process: int
+    saved: int
+    work: int
+    gradients: int
+
+    @property
+    def total(self):
+        return sum(self)
+
+
+def memory(model, batch, threads=None, process=None, micro_batches=1):
+    """Return the Memory that training takes at its peak; to be called when the optimiser has been made.
+
+    model          GPT2, with what is to be trained trainable, and gradient_checkpointing as it will be
+    batch          Batch, the largest micro-batch there will be
+    threads        as for `train_step`
+    process        bytes the process holds, where that was asked before; None: ask
+    micro_batches  in a step
+    """
+    if process is None:
+        process = resident()  # before the sequence below, which grows it, and is not there any more when training
+    config, itemsize, tokens = model.config, model.head().data.itemsize, len(batch.ids)
+    count = that_pay(model, tokens, threads)
+    longest = int(batch.lengths.max())
+
+    saved = saved_bytes(model, longest) * tokens // longest
+    if model.gradient_checkpointing:
+        model.gradient_checkpointing = False
+        saved += saved_bytes(model, longest) * tokens // longest // config.n_layer
+        model.gradient_checkpointing = True
+    work = tokens * (2 * (config.n_inner or 4 * config.n_embd) + 2 * config.n_embd) * itemsize
+
+    rows = min(ROWS, max(batch.n_targets, 1))
+    work = max(work, count * rows * (min(TOKENS, config.vocab_size) + 2 * config.n_embd) * itemsize)
+    trainable = gradients = sum(tensor.data.nbytes for tensor in model.trainable_parameters().values())
+    if model.head().trainable:
+        # The table's come last, when what was saved has made room for the others.
+        size = model.head().data.nbytes
+        gradients = 3 * size + max(0, gradients - size - saved - work)
+    elif model.head().record is not None:
+        work += 2 * model.head().data.nbytes
+    if micro_batches > 1:
+        gradients += trainable
+    return Memory(process, saved, work, gradients)
+
+
+def saved_bytes(model, length):
+    """Return the bytes that the forward pass of one sequence of `length` tokens keeps for the backward pass."""
+    targets = np.full(length, NO_TARGET)
+    targets[0] = 0
+    loss = model.loss(Batch(np.zeros(length, np.int64), targets, np.array([length])), generator(0, "estimate"))
+    known = {id(_owner(tensor.data)) for tensor in model.parameters().values()}
+    found, seen = {}, set()
+    records = [parent for parent, _ in loss.record.parents if isinstance(parent, Record)]  # all below the head
+    while records:
+        record = records.pop()
+        if id(record) not in seen:
+            seen.add(id(record))
+            _collect(record.rule, found, seen)
+            records += [parent for parent, _ in record.parents if isinstance(parent, Record)]
+    return sum(array.nbytes for key, array in found.items() if key not in known)
+
+
+def _collect(value, found, seen):
+    """Put every array that can be reached from `value` into `found`: dict id -> array that owns the memory."""
+    if isinstance(value, np.ndarray):
+        owner = _owner(value)
+        found[id(owner)] = owner
+        return
+    if isinstance(value, Tensor) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, tuple | list | set):
+        inside = value
+    elif isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, functools.partial):
+        inside = [value.func, value.args, value.keywords]
+    else:
+        inside = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    for each in inside:
+        _collect(each, found, seen)
+
+
+def _owner(array):
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def largest_micro_batch(sequences, config, steps=200):
+    """Return the largest micro-batch of the first steps, as a Batch.
+
+    sequences  data.Sequences
+    config     TrainConfig
+    """
+    order = config.order(sequences.lengths)
+    step = max(range(min(config.total_steps(order), steps)), key=lambda i: int(sequences.lengths[order[i]].sum()))
+    batch = sequences.batch(order[step])
+    return max(batch.split(config.micro_batches(batch)), key=lambda part: len(part.ids))
+
+
+def ways(config):
+    """Yield (batch_size, batch_tokens, accumulate, checkpointing), the fastest first, that make the same steps."""
+    total = config.batch_size * config.accumulate
+    for checkpointing in (False, True):
+        if config.batch_tokens:
+            for pieces in (1, 2, 4, 8, 16, 32):
+                if config.batch_tokens % pieces == 0:
+                    yield config.batch_size, config.batch_tokens // pieces, config.accumulate * pieces, checkpointing
+        else:
+            for size in range(config.batch_size, 0, -1):
+                if total % size == 0:
+                    yield size, None, total // size, checkpointing
+
+
+def spelled(count):
+    """Return bytes for the eye."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def duration(seconds):
+    """Return a time for the eye."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

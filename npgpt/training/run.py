@@ -1,0 +1,258 @@
+"""The folder of a training run: what was asked for, what happened, and what is needed to go on.
+
+    config.json       every setting of the run, fingerprints of its data and its base model, versions, machine
+    metrics.jsonl     one line a step
+    results.json      held-out loss and samples, before and after
+    checkpoints/      step-N/, each whole: the trained parameters, AdamW's moments and the number of steps
+                      (state.safetensors), the configuration, and the adapter in PEFT's format
+    report.html       all of it on a page, when the run has ended
+    adapter/          the adapter of a run that was stopped or has ended; model/ where all weights were trained
+
+A process may be killed at any moment. Every file but metrics.jsonl appears whole or not at all; metrics.jsonl is
+complete up to every checkpoint, and what is behind the checkpoint is cut off when the run goes on from it.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from npgpt.files import safetensors
+from npgpt.files.adapter import save_adapter
+from npgpt.files.atomic import new_folder, read_json, remove_folder, remove_leftovers, write_json
+from npgpt.lora import adapted_layers
+from npgpt.runtime.errors import FileError, FormatError
+
+
+class Run:
+    """A run folder. `create` and `create_anew` make one, `open` finds one."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.tokenizer = None  # goes with each adapter that is written, where tokens were added for it
+        self.adapter = self.folder / "adapter"
+        self.model = self.folder / "model"
+        self._checkpoints = self.folder / "checkpoints"
+        self._config = self.folder / "config.json"
+        self._metrics = self.folder / "metrics.jsonl"
+        self._results = self.folder / "results.json"
+
+    @classmethod
+    def create(cls, folder):
+        """Make the folder, and make sure now that it can be written. Raises FileError where it holds a run already."""
+        run = cls(folder)
+        if run._config.exists():
+            raise FileError(f"{folder} holds a run already: name another --out, or go on with it by --resume")
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run._metrics.write_text("")
+        except OSError as error:
+            raise FileError(f"cannot write into {folder}: {error.strerror or error}") from error
+        return run
+
+    @classmethod
+    def create_anew(cls, parent, name):
+        """Make the folder `name` in `parent`, or where that is taken, `name`-2, -3, .. Returns the Run.
+
+        No two runs come by the same folder, though they start at the same moment. Raises FileError.
+        """
+        try:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            for number in itertools.count(1):
+                folder = Path(parent, name if number == 1 else f"{name}-{number}")
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    return cls.create(folder)
+        except FileError:
+            raise
+        except OSError as error:
+            raise FileError(f"cannot write into {parent}: {error.strerror or error}") from error
+
+    @classmethod
+    def open(cls, folder):
+        """Return the run in `folder`. Raises FileError where there is none."""
+        run = cls(folder)
+        if not run._config.is_file():
+            raise FileError(f"{folder} holds no run: it has no config.json, which every run has from its start")
+        return run
+
+    def write_config(self, values):
+        write_json(self._config, values)
+
+    def read_config(self):
+        return read_json(self._config)
+
+    # What happened
+
+    def log(self, step, **more):
+        """Add a line to metrics.jsonl. step: a NamedTuple of figures."""
+        try:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**step._asdict(), **more}) + "\n")
+        except OSError as error:
+            raise FileError(f"cannot write {self._metrics}: {error.strerror or error}") from error
+
+    def metrics(self):
+        """Return the lines of metrics.jsonl, a list of dicts. A last line that was cut short is left out.
+
+        Raises FileError (unreadable) or FormatError (a line that no run wrote).
+        """
+        return [values for _, values in self._metrics_lines()]
+
+    def _metrics_lines(self):
+        """Yield (where the line ends in the file, its object)."""
+        try:
+            lines = self._metrics.read_bytes().split(b"\n")
+        except OSError as error:
+            raise FileError(f"cannot read {self._metrics}: {error.strerror or error}") from error
+        end = 0
+        for number, line in enumerate(lines[:-1], start=1):
+            end += len(line) + 1
+            try:
+                values = json.loads(line)
+                right = isinstance(values, dict) and isinstance(values["step"], int)
+            except (ValueError, KeyError, RecursionError):
+                right = False
+            if not right:
+                raise FormatError(f'{self._metrics}:{number} is no line of a run: expected {{"step": ..., ...}}')
+            yield end, values
+
+    def evaluations(self):
+        """Return [(step, val_loss), ...]: the measurements made so far."""
+        return [(values["step"], values["val_loss"]) for values in self.metrics() if "val_loss" in values]
+
+    def record(self, moment, values):
+        """Write `values` into results.json. moment: "before" or "after"."""
+        write_json(self._results, self.results() | {moment: values})
+
+    def results(self):
+        """Return what was recorded: dict moment -> values."""
+        return read_json(self._results) if self._results.exists() else {}
+
+    # Checkpoints
+
+    def steps(self):
+        """Return the numbers of steps after which there are checkpoints, ascending."""
+        names = [path.name.removeprefix("step-") for path in self._checkpoints.glob("step-*")]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def checkpoint(self, step):
+        """The folder of the checkpoint after `step` steps."""
+        return self._checkpoints / f"step-{step}"
+
+    def save_checkpoint(self, model, opt, keep=None, spare=()):
+        """Write a checkpoint, whole or not at all, then remove all but the newest `keep` and those after `spare`.
+
+        keep   int >= 1; None: all
+        spare  numbers of steps
+        Raises FileError where it cannot be written; those before it are then as they were.
+        """
+        place = self.checkpoint(opt.steps)
+        if not place.exists():
+            with contextlib.suppress(OSError), self._metrics.open("rb") as file:
+                os.fsync(file.fileno())  # no checkpoint without the lines of its steps
+            with new_folder(place) as temporary:
+                if adapted_layers(model):
+                    self._save_adapter(model, temporary / "adapter")
+                safetensors.write(temporary / "state.safetensors", {**_state(opt), "steps": np.array(opt.steps)})
+                write_json(temporary / "config.json", self.read_config())
+        if keep is not None:
+            for step in self.steps()[:-keep]:
+                if step not in spare:
+                    remove_folder(self.checkpoint(step))
+
+    def load_checkpoint(self, step, opt):
+        """Set the parameters, moments and steps of `opt` to those of a checkpoint.
+
+        Raises FormatError, with everything as it was, where the checkpoint was made with another configuration or does
+        not fit.
+        """
+        folder = self.checkpoint(step)
+        changed = difference(read_json(folder / "config.json"), self.read_config())
+        if changed:
+            raise FormatError(f"{self._config} has changed since {folder} was written: {changed}; a resumed run goes "
+                              "on as it began")
+        path = folder / "state.safetensors"
+        places, saved = {**_state(opt), "steps": np.array(opt.steps)}, safetensors.read(path)
+        for what in ("shape", "dtype"):
+            expected, found = ({name: getattr(array, what) for name, array in each.items()} for each in (places, saved))
+            if found != expected:
+                name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+                raise FormatError(f"{path} is not of this run: {name} has {what} {found.get(name)}, where "
+                                  f"{expected.get(name)} is right")
+        if saved["steps"] != step:
+            raise FormatError(f"{path}: steps is {saved['steps']}, where {step} is right")
+        for name, array in saved.items():
+            places[name][...] = array
+        opt.steps = step
+
+    def resume(self, opt):
+        """Go back to the newest checkpoint, or to the start where there is none: set `opt`, cut metrics.jsonl.
+
+        Raises FormatError where the checkpoint does not fit or metrics.jsonl has not every step before it.
+        """
+        remove_leftovers(self.folder)
+        steps = self.steps()
+        if steps:
+            self.load_checkpoint(steps[-1], opt)
+        end, reached = 0, 0
+        for line_end, values in self._metrics_lines():
+            if values["step"] != reached + 1 or reached == opt.steps:
+                break
+            end, reached = line_end, reached + 1
+        if reached < opt.steps:
+            raise FormatError(f"{self._metrics} lacks step {reached + 1}, and the checkpoint is of step {opt.steps}: "
+                              "put back the file that this run wrote")
+        try:
+            os.truncate(self._metrics, end)
+        except OSError as error:
+            raise FileError(f"cannot write {self._metrics}: {error.strerror or error}") from error
+
+    def save(self, model):
+        """Write the adapter, or the model where it has none: what a user takes from here. Returns its folder."""
+        if adapted_layers(model):
+            self._save_adapter(model, self.adapter)
+            return self.adapter
+        model.save_pretrained(self.model)
+        return self.model
+
+    def _save_adapter(self, model, folder):
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+        save_adapter(model, folder)  # its configuration comes last of all
+
+
+def _state(opt):
+    """Return dict name -> array of all that an optimiser's steps change, but their number."""
+    arrays = {}
+    for name, tensor in opt.params.items():
+        arrays[f"parameter.{name}"] = tensor.data
+        arrays[f"exp_avg.{name}"] = opt.m[name]
+        arrays[f"exp_avg_sq.{name}"] = opt.v[name]
+    return arrays
+
+
+def fingerprint(arrays):
+    """Return a hash of the arrays' bytes, lengths and order: 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()[:32]
+
+
+def difference(before, now, name=""):
+    """Return what differs first between two objects of JSON, "lr was 0.1 and is 0.2", or None."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            if key not in before or key not in now:
+                return f"{name}{key} is {'new' if key in now else 'missing'}"
+            found = difference(before[key], now[key], f"{name}{key}.")
+            if found:
+                return found
+        return None
+    return None if before == now else f"{name[:-1]} was {before} and is {now}"

@@ -1,0 +1,59 @@
+"""Intervals and the paired test, where what they should be is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from npgpt.evaluation import bootstrap
+from npgpt.evaluation.metrics import mean_score
+
+
+def rows(values):
+    return np.stack([values, np.ones(len(values))], axis=1)
+
+
+def test_the_interval_of_a_mean():
+    """Near that of the normal distribution."""
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    scores = bootstrap.sample_scores(mean_score, rows(values), samples=4000)
+    value, stderr, low, high = bootstrap.interval(values.mean(), scores)
+    exact = values.std() / math.sqrt(400)
+    assert value == values.mean()
+    assert stderr == pytest.approx(exact, rel=0.05)
+    assert (low, high) == pytest.approx((value - 1.96 * exact, value + 1.96 * exact), abs=0.15 * exact)
+
+
+def test_samples_are_of_the_seed_and_of_nothing_else():
+    data = rows(np.arange(10.0))
+    first = bootstrap.sample_scores(mean_score, data, seed=1, samples=20)
+    assert first.tolist() == bootstrap.sample_scores(mean_score, data, seed=1, samples=20).tolist()
+    assert first.tolist() != bootstrap.sample_scores(mean_score, data, seed=2, samples=20).tolist()
+    np.testing.assert_allclose(bootstrap.sample_scores(mean_score, rows(np.arange(10) + 5.0), 1, 20), first + 5)
+
+
+def test_samples_take_items_with_replacement():
+    """A constant has no spread; and each item is in as many samples as chance puts it."""
+    assert set(bootstrap.sample_scores(mean_score, rows(np.full(7, 2.0)), samples=50)) == {2.0}
+    for i in (0, 19):
+        present = bootstrap.sample_scores(lambda sums: float(sums[0] > 0), rows(np.eye(20)[i]), samples=4000).mean()
+        assert present == pytest.approx(1 - (1 - 1 / 20) ** 20, abs=0.03)
+
+
+@pytest.mark.parametrize("shift, p", [(0.0, 1.0), (0.1, 0.0455), (0.2, 6e-5)])
+def test_p_of_a_difference(shift, p):
+    """400 pairs whose differences have standard deviation 1: the normal distribution's two-sided p of 0, 2 and 4 se."""
+    noise = np.random.default_rng(1).normal(size=400)
+    noise = (noise - noise.mean()) / noise.std()
+    base = np.random.default_rng(2).normal(0, 50, 400)  # spread that both share says nothing of their difference
+    system = base + noise + shift
+    scores, base_scores = (bootstrap.sample_scores(mean_score, rows(x), samples=4000) for x in (system, base))
+    found = bootstrap.difference(system.mean(), scores, base.mean(), base_scores)
+    assert found.value == pytest.approx(shift, abs=1e-9)
+    assert found.p == pytest.approx(p, abs=0.01)
+    assert found.stderr == pytest.approx(1 / 20, rel=0.05)
+
+
+def test_a_system_does_not_differ_from_itself():
+    scores = bootstrap.sample_scores(mean_score, rows(np.arange(5.0)), samples=10)
+    assert bootstrap.difference(2.0, scores, 2.0, scores) == (0, 0, 0, 0, 1)

@@ -1,0 +1,170 @@
+"""The page about a text shows the numbers of `inside`, and a text's own markup stays text."""
+
+import base64
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt.inspection import inside, inside_page
+from npgpt.runtime.seeding import generator
+
+CONFIG = npgpt.GPT2Config(vocab_size=3072, n_positions=64, n_embd=16, n_layer=2, n_head=4, initializer_range=0.2)
+PROMPT = "A </script><b>list</b> &amp; a\n\n\tlist  of 😀 \u200b lists"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return npgpt.Tokenizer.from_pretrained("tiny")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return npgpt.GPT2(CONFIG, seed=1)
+
+
+@pytest.fixture(scope="module")
+def adapted_model():
+    model = npgpt.add_lora(npgpt.GPT2(CONFIG, seed=1), npgpt.LoraConfig(target_modules="all-linear"), seed=0)
+    for name, tensor in model.trainable_parameters().items():
+        if name.endswith("lora_B"):
+            tensor.data[...] = generator(0, name).normal(0, 0.1, tensor.shape)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ids(tokenizer):
+    return tokenizer.encode(PROMPT)
+
+
+def section(page, heading):
+    """The part of the page under a heading."""
+    return re.search(rf"<section><h2>{heading}</h2>(.*?)</section>", page, re.S)[1]
+
+
+def rows(part):
+    """The cells of the table in a part of the page, without their tags, row by row."""
+    body = re.search(r"<tbody>(.*?)</tbody>", part, re.S)[1]
+    return [[html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall(r"<td.*?</td>", row, re.S)]
+            for row in re.findall(r"<tr>.*?</tr>", body, re.S)]
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_every_tag_is_closed_and_none_is_the_prompts(read_html, tokenizer, model, adapted_model, ids, with_adapter):
+    base, adapted = inside.look(model, ids), inside.look(adapted_model, ids) if with_adapter else None
+    page = read_html(inside_page.build("A <title>", tokenizer, model, base, adapted))
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 2
+    assert "b" not in tags
+    assert ("What the adapter changed" in page.text) == with_adapter
+    assert page.text.count("A <title>") == 2
+    assert "\\u200b" not in page.text  # its bytes are tokens of their own here
+    for text in ("\\xf0", "⏎", "⇥", "list", "</"):
+        assert text in page.text
+    assert not any({"src", "href"} & attributes.keys() for _, attributes in page.tags)
+
+
+def test_losses_and_ranks(tokenizer, model, ids):
+    seen = inside.look(model, ids)
+    page = inside_page.build("", tokenizer, model, seen)
+    losses, ranks = inside.losses(seen), inside.ranks(seen)
+    *tokens, last = rows(section(page, "Token by token"))
+    assert [row[0] for row in tokens] == [str(t) for t in range(1, len(ids))]
+    assert [row[2] for row in tokens] == [f"{loss:.2f}" for loss in losses]
+    assert [row[3] for row in tokens] == [f"{rank:,}" for rank in ranks]
+    assert last[:2] == [str(len(ids)), "what comes next"]
+    top, p = inside.likeliest(seen.logits, 5)
+    name = inside_page._names(tokenizer)
+    for row, expected, shares in zip([*tokens, last], top, p, strict=True):
+        chips = [f"{name(i)}{100 * share:.{0 if share > 0.1 else 1}f} %  "
+                 for i, share in zip(expected, shares, strict=True)]
+        assert row[4] == "".join(chips)
+    assert f"{len(ids)} tokens, of which all but the first are predicted: {losses.mean():.3f} nats a token" in page
+    assert f"loss {losses[3]:.2f}, rank {ranks[3]:,}" in section(page, "The text")
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_attention(tokenizer, model, adapted_model, ids, with_adapter):
+    """Each probability is there to the half of a 255th of its root, the lower triangle row by row."""
+    base, adapted = inside.look(model, ids), inside.look(adapted_model, ids) if with_adapter else None
+    page = inside_page.build("", tokenizer, model, base, adapted)
+    data = json.loads(re.search(r'<script type="application/json" id="attention-data">(.*?)</script>', page)[1])
+    assert (data["layers"], data["heads"], len(data["tokens"])) == (2, 4, len(ids))
+    looks = [base, adapted] if with_adapter else [base]
+    assert [model["name"] for model in data["models"]] == ["without adapter", "with adapter"][:len(looks)]
+    for held, seen in zip(data["models"], looks, strict=True):
+        roots = iter(np.frombuffer(base64.b64decode(held["roots"]), np.uint8).tolist())
+        for P in seen.attention.reshape(-1, len(ids), len(ids)):
+            for query in range(len(ids)):
+                for key in range(query + 1):
+                    assert abs(next(roots) / 255 - np.sqrt(P[query, key])) <= 0.501 / 255
+        assert next(roots, None) is None
+
+
+def test_what_the_page_holds_is_what_its_script_asks_for(tokenizer, model, adapted_model, ids):
+    page = inside_page.build("", tokenizer, model, inside.look(model, ids), inside.look(adapted_model, ids))
+    script = re.search(r"<script>(.*?)</script>", page, re.S)[1]
+    asked = set(re.findall(r'find\("([\w-]+)"\)', script)) | set(re.findall(r'getElementById\("([\w-]+)"\)', script))
+    asked |= set(re.search(r'for \(const name of \["model", "layer", "head"\]', script)[0].split('"')[1::2])
+    assert len(asked) == 8
+    assert asked <= set(re.findall(r' id="([\w-]+)"', page))
+
+
+def test_logit_lens(tokenizer, model, ids):
+    seen = inside.look(model, ids)
+    table = rows(section(inside_page.build("", tokenizer, model, seen), "Logit lens"))
+    assert len(table) == len(ids)
+    name = inside_page._names(tokenizer)
+    for layer, logits in enumerate(inside.logit_lens(model, seen)):
+        for row, top in zip(table, logits.argmax(axis=1), strict=True):
+            assert row[1 + layer] == name(top)
+    assert [row[-1] for row in table] == [name(i) for i in ids[1:]] + [""]
+
+
+def test_what_the_adapter_changed(tokenizer, model, adapted_model, ids):
+    base, adapted = inside.look(model, ids), inside.look(adapted_model, ids)
+    page = inside_page.build("", tokenizer, adapted_model, base, adapted)
+    before, after = inside.losses(base), inside.losses(adapted)
+    tokens = rows(section(page, "Token by token"))[:-1]
+    assert [row[2:5] for row in tokens] == [[f"{b:.2f}", f"{a:.2f}", f"{b - a:+.2f}"]
+                                            for a, b in zip(before, after, strict=True)]
+    changed = section(page, "What the adapter changed")
+    divergence = inside.divergence(base, adapted)
+    most = set(np.argsort(-divergence)[:inside_page.CHANGED].tolist()) | {len(ids) - 1}
+    assert [(row[0], row[2]) for row in rows(changed)] == [(str(t), f"{divergence[t]:.3f}") for t in sorted(most)]
+    strip = re.search(r'<div class="text">(.*?)</div>', changed, re.S)[1]
+    shades = re.findall(r"--share: (\d+)%(?:; --fill: var\(--(\w+)\))?", strip)
+    difference = after - before
+    assert shades == [("0", "")] + [(f"{60 * abs(d) / abs(difference).max():.0f}", "up" if d > 0 else "down")
+                                    for d in difference]
+
+
+def test_all_else_is_of_the_adapted_model(tokenizer, adapted_model, model, ids):
+    base, adapted = inside.look(model, ids), inside.look(adapted_model, ids)
+    page = inside_page.build("", tokenizer, adapted_model, base, adapted)
+    alone = inside_page.build("", tokenizer, adapted_model, adapted)
+    for heading in ("The text", "Length of the hidden states", "Logit lens"):
+        assert section(page, heading) == section(alone, heading)
+    *_, last = inside.logit_lens(adapted_model, adapted)
+    name = inside_page._names(tokenizer)
+    assert [row[-2] for row in rows(section(page, "Logit lens"))] == [name(i) for i in last.argmax(axis=1)]
+
+
+def test_one_token(read_html, tokenizer, model, adapted_model, ids):
+    base, adapted = inside.look(model, ids[:1]), inside.look(adapted_model, ids[:1])
+    for seen in (None, adapted):
+        page = read_html(inside_page.build("", tokenizer, model, base, seen))
+        assert "One token: there is nothing to predict in it." in page.text
+        assert "what comes next" in page.text
+
+
+def test_names(tokenizer):
+    """What cannot be seen has a sign; an id that no text uses has its number."""
+    name = inside_page._names(tokenizer)
+    assert [name(i) for i in tokenizer.encode(" the\n\t")] == ["·the", "⏎", "⇥"]
+    assert name(tokenizer.encode(" the")[0], space=" ") == " the"
+    assert name(tokenizer.encode("\x07")[0]) == "\\x07"
+    assert name(3072) == "[3072]"

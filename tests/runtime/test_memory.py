@@ -1,0 +1,50 @@
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import npgpt
+
+FAULTS = """
+import concurrent.futures, resource, sys
+import numpy as np
+from npgpt.runtime.memory import keep_freed_memory
+
+if "keep" in sys.argv:
+    keep_freed_memory()
+
+def work():
+    arrays = [np.empty(3_000_000, np.uint8) for _ in range(30)]  # more than the 64 MB that a heap of a thread has
+    for array in arrays:
+        array.fill(1)
+
+def step():
+    if "threads" in sys.argv:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(work).result()
+    else:
+        work()
+
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(Path(npgpt.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", FAULTS, *arguments], env=environment, capture_output=True, check=True)
+    return int(done.stdout)
+
+
+if platform.libc_ver()[0] == "glibc":
+
+    def test_memory_that_was_freed_is_used_again_without_asking_the_system():
+        assert page_faults("keep") < 10
+        assert page_faults() > 10_000  # of 21,970 pages: what this is there to spare
+
+    def test_the_threads_of_a_step_leave_their_memory_to_those_of_the_next():
+        assert page_faults("keep", "threads") < 100  # a thread's own stack among them

@@ -1,0 +1,99 @@
+"""What training takes: the memory estimated beside the memory measured, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt.data import Sequences
+from npgpt.training import estimate
+from npgpt.training.train import TrainConfig
+
+GPT2, SMALL = {"n_layer": 3}, {"n_layer": 4, "vocab_size": 3072, "n_embd": 192, "n_head": 4}
+C_ATTN, ALL = {"target_modules": ["c_attn"]}, {"target_modules": "all-linear"}
+CHILD = """
+import json, re, sys
+import numpy as np, npgpt
+from npgpt.training import estimate
+from npgpt.runtime.memory import keep_freed_memory
+keep_freed_memory()
+config, lora, checkpoint, batch, micro_batches = json.loads(sys.argv[1])
+model = npgpt.GPT2(npgpt.GPT2Config(**config), seed=None)
+for name, tensor in model.parameters().items():
+    tensor.data.fill(0.01)
+if lora:
+    npgpt.add_lora(model, npgpt.LoraConfig(**lora))
+    model.set_dropout(0.0)
+model.gradient_checkpointing = checkpoint
+opt, rng = npgpt.AdamW(model.trainable_parameters()), np.random.default_rng(0)
+sequences = [rng.integers(0, model.config.vocab_size, batch[1]) for _ in range(batch[0])]
+whole = npgpt.Batch.from_sequences(sequences)
+estimated = estimate.memory(model, whole.split(micro_batches)[0], micro_batches=micro_batches)
+for step in range(2):
+    npgpt.train_step(model, whole, opt, rng=np.random.default_rng(step), micro_batches=micro_batches)
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+print(json.dumps([estimated.total, peak]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("config, lora, checkpoint, batch, micro_batches", [
+    (GPT2, C_ATTN, False, (4, 64), 1),
+    (GPT2, C_ATTN, False, (8, 128), 1),
+    (GPT2, C_ATTN, True, (8, 128), 1),
+    (GPT2, ALL, False, (1, 1024), 1),
+    (GPT2, C_ATTN, False, (8, 128), 4),
+    (GPT2, None, False, (2, 64), 1),
+    (GPT2, None, False, (8, 64), 4),
+    (SMALL, ALL, False, (16, 64), 1),
+    (SMALL, None, False, (8, 128), 1),
+    (SMALL, None, True, (4, 256), 1),
+    (GPT2, {**C_ATTN, "trainable_token_indices": [5, 7]}, False, (4, 64), 1),
+], ids=["gpt2 4x64", "gpt2 8x128", "gpt2 8x128 checkpoint", "gpt2 1x1024", "gpt2 in 4", "gpt2 full", "gpt2 full in 4",
+        "small lora",
+        "small full", "small checkpoint", "gpt2 token rows"])
+def test_the_estimate_is_within_15_percent(config, lora, checkpoint, batch, micro_batches):
+    spec = json.dumps([config, lora, checkpoint, batch, micro_batches])
+    result = subprocess.run([sys.executable, "-c", CHILD, spec], capture_output=True, text=True, timeout=120,
+                            env=os.environ | {"PYTHONPATH": str(Path(npgpt.__file__).parents[1])})
+    assert result.returncode == 0, result.stderr
+    estimated, peak = json.loads(result.stdout)
+    assert abs(estimated / peak - 1) < 0.15, f"estimated {estimated / 1e6:.0f} MB, measured {peak / 1e6:.0f} MB"
+
+
+def test_what_is_saved_is_counted():
+    """In proportion to the tokens, little with checkpointing, and nothing below the lowest adapter."""
+    config = npgpt.GPT2Config(vocab_size=31, n_positions=64, n_embd=16, n_layer=2, n_head=2, attn_pdrop=0.0,
+                              resid_pdrop=0.0, embd_pdrop=0.0)
+    model = npgpt.GPT2(config)
+    saved = [estimate.saved_bytes(model, length) for length in (16, 32)]
+    assert saved[0] > 0
+    assert saved[1] == pytest.approx(2 * saved[0], rel=0.02)
+    model.gradient_checkpointing = True
+    assert estimate.saved_bytes(model, 32) < saved[1] / 3
+    npgpt.add_lora(model, npgpt.LoraConfig(target_modules=["h.1.mlp.c_proj"], lora_dropout=0.0))
+    model.gradient_checkpointing = False
+    assert estimate.saved_bytes(model, 32) < saved[1] / 4  # nothing below it is recorded
+
+
+def test_the_largest_micro_batch_and_other_ways_to_the_same_steps():
+    lengths = [3, 9, 4, 7, 5, 8, 6, 2]
+    sequences = Sequences.of([np.zeros(length, np.int64) for length in lengths])
+    config = TrainConfig(batch_size=2, accumulate=2, epochs=1)
+    batch = estimate.largest_micro_batch(sequences, config)
+    assert len(batch.lengths) == 2
+    assert len(batch.ids) >= sum(lengths) / 4
+    assert list(estimate.ways(TrainConfig(batch_size=4, accumulate=3))) == [
+        (size, None, 12 // size, checkpointing) for checkpointing in (False, True) for size in (4, 3, 2, 1)]
+    assert list(estimate.ways(TrainConfig(batch_tokens=12)))[:3] == [
+        (4, 12, 1, False), (4, 6, 2, False), (4, 3, 4, False)]
+
+
+def test_the_eye():
+    assert [estimate.spelled(n) for n in (2.5e6, 2.5e8, 3e9)] == ["2.5 MB", "0.25 GB", "3.00 GB"]
+    assert [estimate.duration(n) for n in (3.2, 600, 7200)] == ["4 s", "10 min", "2.0 h"]
