@@ -150,3 +150,10 @@ def test_public_names():
 def test_public_defaults(function, defaults):
     parameters = inspect.signature(function).parameters.values()
     assert {p.name: p.default for p in parameters if p.default is not p.empty} == defaults
+
+
+def test_what_has_no_arithmetic_is_there():
+    """The list in conftest.py names tests by how their paths begin; one that is moved would silently leave it."""
+    from tests.conftest import NO_ARITHMETIC, TESTS
+    paths = [path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")]
+    assert [start for start in NO_ARITHMETIC if not any(path.startswith(start) for path in paths)] == []
