@@ -11,7 +11,8 @@ import peft
 import torch
 import transformers
 
-import npgpt.files.pretrained
+import npgpt
+from npgpt.files.pretrained import base_of
 from tests.scripts.conftest import CONFIG, save_model
 
 from .reference import assert_close, torch_ids
@@ -54,7 +55,8 @@ def test_peft_finds_out_itself_that_the_vocabulary_has_grown(base, tmp_path):
     theirs = peft.get_peft_model(resized(base, 0), peft.LoraConfig(r=4, task_type="CAUSAL_LM", fan_in_fan_out=True))
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "adapter")
-    model, _ = npgpt.files.pretrained.base_of(base, adapters=[tmp_path / "adapter"])
+    with pytest.warns(UserWarning, match=r"tokens were added for this adapter, and it has no tokenizer\.json"):
+        model, _ = base_of(base, adapters=[tmp_path / "adapter"])
     ids = [1, 257, 5, 258, 259]
     npgpt.load_adapter(model, tmp_path / "adapter")
     assert_close(model.logits(ids), logits(theirs, ids), BOUND, "logits")
@@ -76,11 +78,12 @@ def test_a_run_with_added_tokens_is_loaded_as_peft_users_do(base, tmp_path, monk
     from settings import parse_arguments
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "texts.txt").write_text("many hands make light work\nlook before you leap\n")
-    finetune.main(parse_arguments(["--model", str(base), "--data", "texts.txt", "--add-tokens", *TOKENS, "--max-steps",
-                                   "5", "--lr", "0.02", "--out", "run", "--samples", "0", "--quiet"], ""))
+    (tmp_path / "texts.txt").write_text("<|user|>many hands<|assistant|>make light work<|end|>\n")
+    finetune.main(parse_arguments(["--model", str(base), "--data", "texts.txt", "--special-tokens", "--max-steps", "5",
+                                   "--lr", "0.02", "--out", "run", "--samples", "0", "--quiet", "--add-tokens",
+                                   *TOKENS], ""))
     merge.main(merge.parse_arguments(["--model", str(base), "--adapter", "run/adapter", "--out", "merged"]))
-    ours, tokenizer = npgpt.files.pretrained.base_of(base, adapters=["run/adapter"])
+    ours, tokenizer = base_of(base, adapters=["run/adapter"])
     npgpt.load_adapter(ours, "run/adapter")
     text = "<|user|>many hands<|assistant|>make<|end|>"
     ids = tokenizer.encode(text)
