@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from npgpt.batch import NO_TARGET, Batch
 from npgpt.data import END, Document, Sequences, Stream, Text, encode, encode_prompt, encode_texts, encoding
+from npgpt.files.tokenizer import Tokenizer
 from npgpt.runtime.errors import ConfigError, FileError
 
 EOS = 0
@@ -313,3 +314,10 @@ def test_ids_that_occur_nowhere(monkeypatch):
     sequences = Sequences.of([np.array([3, 1, 4]), np.array([1, 5])])
     assert sequences.missing([5, 2, 3, 9]) == [2, 9]
     assert sequences.missing([]) == []
+
+
+def test_texts_that_begin_alike_are_held_out_apart():
+    documents = [Document("", [(f"alike {i}", True), (END, True)], f"alike {i}") for i in range(40)]
+    trained, held_out = encode(Tokenizer.from_pretrained("tiny"), documents, 64, 0.5)
+    assert trained.texts > 10
+    assert held_out.texts > 10
