@@ -262,3 +262,25 @@ def test_long_questions_are_cut_on_the_left(model):
 def test_a_template_for_labels_has_the_text_and_no_other_field(template):
     with pytest.raises(ConfigError, match=r"it must have \{text\} and no other"):
         questions.read_labelled(records({"text": "x", "label": "no"}), template, ["yes", "no"])
+
+
+def test_what_is_asked_of_a_text_is_part_of_its_key():
+    """The same ids, of which one question asks for two and the other for one."""
+    two, one = (questions.LastWord(TOKENIZER, [pair]) for pair in (("a", " bc"), ("ab", "c")))
+    shorter = questions.LastWord(TOKENIZER, [("a", "bc")])
+    assert np.array_equal(shorter.windows(0, 9)[0].ids, one.windows(0, 9)[0].ids)
+    assert len({task.key(0) for task in (two, one, shorter)}) == 3
+
+
+def test_a_word_of_several_tokens_is_right_where_each_is_the_likeliest():
+    task = questions.LastWord(TOKENIZER, [("a", " bc")])
+    for greedy in ([True, True], [True, False], [False, True], [False, False]):
+        assert task.record(0, [(np.ones(2), np.array(greedy))])["greedy"] == all(greedy)
+
+
+def test_characters_and_tokens_choose_apart():
+    """A space within a choice is a character, and no token of its own: the first has 9 characters in 5 tokens."""
+    task = questions.MultipleChoice(TOKENIZER, [questions.Question("a", [" b c d e f", " bcd"], 0)])
+    found = [{"nll": [8.0, 4.0]}]  # by character 0.89 and 1.33, by token 1.6 and 1.33
+    right = {name: float(score(rows(found).sum(axis=0))) for name, (rows, score) in task.measures.items()}
+    assert right == {"accuracy": 0, "accuracy, by characters": 100, "accuracy, by tokens": 0}
