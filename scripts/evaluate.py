@@ -135,7 +135,7 @@ def answers(measures):
         references = sum(len(item.references) for item in items)
         return (questions.Answers(tokenizer, items, measures, args.max_new_tokens, args.stop, not args.special_tokens),
                 {"items": len(items), "references": references, "max_new_tokens": args.max_new_tokens,
-                 "stop": args.stop}, f"{len(items):,} prompts with {references:,} references")
+                 "stop": args.stop}, f"prompts: {len(items):,}, references: {references:,}")
     return task
 
 

@@ -148,6 +148,8 @@ def ways(config):
 
 def spelled(count):
     """Return bytes for the eye."""
+    if count < 1e5:
+        return f"{count:,} bytes"
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 

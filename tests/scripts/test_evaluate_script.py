@@ -106,7 +106,7 @@ def test_meaning_to_text(script, model, adapter, tmp_path):
     (tmp_path / "e2e.txt").write_text("name : A||A is here .\nname : A||Here is A .\nname : B||B is there .\n")
     stdout = script("evaluate.py", "--model", model, "--adapter", adapter, "--task", "meaning-to-text", "--data",
                     "e2e.txt", "--separator", "||", "--max-new-tokens", 8, "--samples", 20, "--out", "answers.jsonl")
-    assert "2 prompts with 3 references" in stdout
+    assert "prompts: 2, references: 3" in stdout
     assert [line.split()[0] for line in stdout.splitlines() if re.match(r"(BLEU|NIST|ROUGE-L|CIDEr) ", line)] == [
         "BLEU", "NIST", "ROUGE-L", "CIDEr"] * 2
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
