@@ -195,6 +195,16 @@ def test_merging_parts_what_only_one_use_changes(tmp_path, assert_close):
         assert_close(merged.logits(IDS), expected, FLOAT32)
 
 
+def test_merging_parts_a_table_for_one_adapter_and_keeps_the_rows_of_another_on_both(assert_close):
+    model = adapted(base(dtype=np.float64), target_modules=["c_attn"], trainable_token_indices=[13, 14])
+    add_lora(model, LoraConfig(r=2, lora_dropout=0.0, target_modules=["wte"]), name="b")
+    model.parameters()["wte.lora_embedding_A.b"].data += 0.3
+    set_adapter(model, ["default", "b"])
+    expected = model.logits(IDS)
+    assert_close(merge_lora(model).logits(IDS), expected)
+    assert not model.config.tie_word_embeddings
+
+
 # Files
 
 
@@ -284,6 +294,18 @@ def test_tied_tables_that_differ_are_refused(tmp_path):
     tensors["base_model.model.lm_head.weight"][3] += 1
     safetensors.write(path, tensors)
     with pytest.raises(FormatError, match=r"wte.weight' and '.*lm_head.weight' mean the same tensor and differ"):
+        load_adapter(base(), tmp_path)
+
+
+def test_rows_of_a_tied_head_that_differ_are_refused(tmp_path):
+    save_adapter(adapted(base(), target_modules=["c_attn"], trainable_token_indices=[13, 14]), tmp_path)
+    path, key = tmp_path / WEIGHTS_FILE, "base_model.model.{}.token_adapter.trainable_tokens_delta"
+    tensors = {key: array.copy() for key, array in safetensors.read(path).items()}
+    rows = tensors[key.format("transformer.wte")]
+    safetensors.write(path, tensors | {key.format("lm_head"): rows})  # as PEFT repeats them
+    load_adapter(base(), tmp_path)
+    safetensors.write(path, tensors | {key.format("lm_head"): rows + 1})
+    with pytest.raises(FormatError, match=r"lm_head.token_adapter.trainable_tokens_delta' mean the same tensor and"):
         load_adapter(base(), tmp_path)
 
 

@@ -62,3 +62,12 @@ def test_the_rules_apply_in_their_order():
     sampling = Sampling(temperature=0.5, top_p=0.9, logit_bias={0: 3.0}, repetition_penalty=2.0)
     z = np.array([1.0, 1.9, 0.5, 0.0])
     assert sampling.scores(z, [0], 1).tolist() == [0, (1.9 - 2) / 0.5, -np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("warper", [warpers.top_p, warpers.typical_p])
+def test_huge_scores_do_not_overflow(warper):
+    """They differ as small ones do."""
+    z = np.array([2.0, 1.0, -1.0])
+    kept = np.isfinite(warper(z, 0.9))
+    assert np.array_equal(np.isfinite(warper(z + 1000, 0.9)), kept)
+    assert kept.any() and not kept.all()
