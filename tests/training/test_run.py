@@ -272,3 +272,16 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, aft
     _, fresh = trained(0)
     run.resume(fresh)
     assert fresh.steps == 1
+
+
+def test_a_run_goes_on_from_the_newest_of_its_checkpoints(tmp_path):
+    """From an older one it would come to the same end, later."""
+    run = Run.create(tmp_path)
+    run.write_config({})
+    for steps in range(1, 4):
+        run.log(Figures(steps, 0.5))
+        run.save_checkpoint(*trained(steps))
+    fresh = trained(0)[1]
+    run.resume(fresh)
+    assert fresh.steps == 3
+    assert len(run.metrics()) == 3
