@@ -11,14 +11,14 @@ from npgpt import data
 from npgpt.evaluation import evaluate, metrics, questions
 from npgpt.evaluation.records import Records, complete
 from npgpt.runtime.errors import ConfigError, FormatError
+from tests.evaluation.test_tasks import Letters
 
 CONFIG = npgpt.GPT2Config(vocab_size=128, n_positions=48, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
 
 
-class Letters:
-    """A tokenizer whose tokens are ASCII characters, but for a space, which belongs to the letter after it."""
+class SpacedLetters(Letters):
+    """Of characters as well, but for a space, which belongs to the letter after it."""
 
-    eos_id = 0
     special_tokens = {"<a>": 1, "<b>": 2}  # noqa: RUF012
 
     def encode(self, text, split_special_tokens=False):
@@ -30,14 +30,8 @@ class Letters:
                 ids.append(code + (1 if codes[i - 1:i] == b" " and code < 127 else 0))
         return np.array(ids, np.int64)
 
-    def encode_batch(self, texts, split_special_tokens=False):
-        return [self.encode(text, split_special_tokens) for text in texts]
 
-    def decode(self, ids):
-        return bytes(np.asarray(ids).tolist()).decode("ascii")
-
-
-TOKENIZER = Letters()
+TOKENIZER = SpacedLetters()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ class Letters:
         return np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64)
 
     def encode_batch(self, texts, split_special_tokens=False):
-        return [self.encode(text) for text in texts]
+        return [self.encode(text, split_special_tokens) for text in texts]
 
     def decode(self, ids):
         return bytes(np.asarray(ids).tolist()).decode("ascii")
