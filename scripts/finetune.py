@@ -322,8 +322,8 @@ def check_added_occur(added, training, tokenizer):
     missing = training.sequences.missing(added)
     if missing:
         named = ", ".join(repr(tokenizer.token(i)) for i in missing)
-        warnings.warn(f"--add-tokens: {named} occurs nowhere in the data as a token; in --template it is one, and in "
-                      "the data with --special-tokens", stacklevel=2)
+        warnings.warn(f"--add-tokens: the data hold no token {named}; what --template spells out is a token, and what "
+                      "the data spell out only with --special-tokens", stacklevel=2)
 
 
 def prepare(model, config, added, settings, say):
