@@ -3,12 +3,12 @@
 import numpy as np
 
 from npgpt import ops
-from npgpt.autograd import Tensor, backward, needs_grad, no_grad, record
+from npgpt.autograd import Tensor
 
 
 class Module:
-    """Something with parameters. Attributes that are Tensors, Modules or lists of Modules are found in the order they
-    were assigned, and their names joined by dots are the checkpoint's names."""
+    """Something with parameters. They are found in the attributes: Tensors, Modules and lists of Modules, in the order
+    of their assignment. The attributes' names, joined by dots, are the checkpoint's names."""
 
     def children(self):
         """Yield (name, Module) for each module held directly; a list's members are numbered: h.0, h.1, ..."""
@@ -23,6 +23,13 @@ class Module:
         for name, child in self.children():
             yield prefix + name, child
             yield from child.named_modules(f"{prefix}{name}.")
+
+    def module(self, name):
+        """Return the module with this dotted name; "" is this module itself."""
+        found = self
+        for part in filter(None, name.split(".")):
+            found = found[int(part)] if part.isdigit() else getattr(found, part)  # "h.0": member 0 of the list h
+        return found
 
     def parameters(self):
         """Return dict name -> Tensor of every parameter in this module and below."""
@@ -59,7 +66,7 @@ class Linear(Module):
         self.bias = parameter((n_out,), dtype)
 
     def __call__(self, x, rng=None):
-        """x (N, in) -> (N, out). `rng` is for layers put in this one's place that drop out; here it has no use."""
+        """x (N, in) -> (N, out). `rng` is for layers with dropout that take this layer's place; here it has no use."""
         return ops.linear(x, self.weight, self.bias)
 
 
@@ -85,32 +92,3 @@ class Embedding(Module):
     def __call__(self, ids):
         """ids (N,) -> (N, width)."""
         return ops.embedding(self.weight, ids)
-
-
-def recompute(module, x, attend, rng):
-    """module(x, attend, rng), keeping nothing but x: gradient checkpointing.
-
-    Shapes    x (N, C) -> y (N, C)
-    Forward   y = module(x), with nothing recorded.
-    Backward  given dy. Run the module once more, recorded this time, and send dy through: what arrives at x and at the
-              module's parameters are their gradients. The generator is put back to where it stood, so that the same
-              elements drop out.
-    Saves     x. The price is a second forward pass, about a third of a step.
-    Source    Chen et al. 2016, "Training deep nets with sublinear memory cost".
-    """
-    parameters = list(module.trainable_parameters().values())
-    (need_x,) = needs_grad(x)
-    data, before = x.data, rng and rng.bit_generator.state
-    with no_grad():
-        y = module(x, attend, rng).data
-
-    def rule(dy):
-        again = Tensor(data, trainable=need_x)
-        if rng is not None:
-            after, rng.bit_generator.state = rng.bit_generator.state, before
-        gradients = backward(module(again, attend, rng), dy)
-        if rng is not None:
-            rng.bit_generator.state = after
-        return [gradients.get(tensor) for tensor in (again, *parameters)]
-
-    return record("recompute", y, (x, *parameters), rule)

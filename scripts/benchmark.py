@@ -135,11 +135,12 @@ def measure_step(lengths, kind, threads, runs):
     kind "medium", on gpt2-medium's shapes; of kind "checkpoint", on those with gradient checkpointing."""
     import npgpt
     from npgpt.runtime.memory import keep_freed_memory
+    from npgpt.training.recompute import set_gradient_checkpointing
 
     keep_freed_memory()  # as finetune.py does
     shape = {"n_layer": 24, "n_head": 16, "n_embd": 1024} if kind in ("medium", "checkpoint") else {}
     model = npgpt.GPT2(npgpt.GPT2Config(embd_pdrop=0, resid_pdrop=0, attn_pdrop=0, **shape), seed=0)
-    model.gradient_checkpointing = kind == "checkpoint"
+    set_gradient_checkpointing(model, kind == "checkpoint")
     if kind != "full":
         npgpt.add_lora(model, npgpt.LoraConfig())
     optimizer = npgpt.AdamW(model.trainable_parameters())
@@ -177,14 +178,16 @@ def step_products(model, batch):
 
     What npgpt makes a second time to save memory (attention's scores, the logits of a trained table) is not in them.
     """
-    from npgpt import lora
-    from npgpt.ops.attention import query_blocks
+    from npgpt.adapters.stack import updates as updates_of
+    from npgpt.lora import adapted_layers
     from npgpt.ops.cross_entropy import ROWS, TOKENS
     from npgpt.runtime.shares import even_parts, product_shares
     from npgpt.runtime.threads import crew
+    from npgpt.runtime.tiles import query_blocks
+    from npgpt.training.recompute import has_gradient_checkpointing
 
-    config, n, adapted = model.config, len(batch.ids), lora.adapted_layers(model)
-    C, H, updates, buffers = config.n_embd, config.n_head, adapted and lora.updates(model), {}
+    config, n, adapted = model.config, len(batch.ids), adapted_layers(model)
+    C, H, updates, buffers = config.n_embd, config.n_head, adapted and updates_of(model), {}
     parameters, workers = model.parameters(), [[] for _ in range(crew())]
 
     def array(*shape, of="all"):  # by shape: a buffer used twice is no slower to multiply, and the memory stays small
@@ -216,7 +219,7 @@ def step_products(model, batch):
         for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
             W = parameters[f"h.{i}.{name}.weight"].data
             x, dy = array(n, W.shape[0]), array(n, W.shape[1])
-            for _ in range(2 if model.gradient_checkpointing else 1):
+            for _ in range(2 if has_gradient_checkpointing(model) else 1):
                 product(x, W)
             if i or name != "attn.c_attn" or not adapted:                   # nothing trains below the first adapter
                 product(dy, W.T)
@@ -227,7 +230,7 @@ def step_products(model, batch):
                     product(a, b)
             elif not adapted:
                 product(x.T, dy)
-        for backward in (False, True, *([False] if model.gradient_checkpointing else [])):
+        for backward in (False, True, *([False] if has_gradient_checkpointing(model) else [])):
             attention(backward)
     head, M = model.head().data, min(ROWS, batch.n_targets)
     for _ in range(0, batch.n_targets, ROWS):

@@ -12,8 +12,9 @@ import warnings
 from pathlib import Path
 
 import npgpt
-from npgpt.files import hub, pretrained
-from npgpt.lora import set_adapter
+from npgpt.adapters import pretrained
+from npgpt.adapters.stack import set_adapter
+from npgpt.files import hub
 from npgpt.runtime.errors import ConfigError, HubError
 from npgpt.runtime.threads import checked
 

@@ -6,8 +6,8 @@ import cli
 import sys
 
 import npgpt
-from npgpt.files import loralib, mlx
-from npgpt.files.adapter_config import CONFIG_FILE
+from npgpt.adapters.peft_config import CONFIG_FILE
+from npgpt.exchange import loralib, mlx
 from npgpt.files.atomic import read_json
 from npgpt.runtime.errors import FileError
 

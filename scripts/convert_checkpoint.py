@@ -6,7 +6,7 @@ import os
 import sys
 
 import npgpt
-from npgpt.files import nanogpt
+from npgpt.exchange import nanogpt
 
 
 def parse_arguments(argv):

@@ -157,7 +157,7 @@ def preview(settings, n):
         raise npgpt.NpgptError(f"--preview {n}: it must be at least 0")
     documents = read(settings)
     tokenizer = npgpt.Tokenizer.from_pretrained(settings["model"], settings["revision"])
-    config = checkpoint.read_config(settings["model"], settings["revision"])
+    config = checkpoint.read_config(npgpt.GPT2Config, settings["model"], settings["revision"])
     tokenizer.add_tokens(settings["add_tokens"] or [])
     config = dataclasses.replace(config, vocab_size=max(config.vocab_size, tokenizer.vocab_size))
     sequences = encode(documents, settings, config, tokenizer, print)[0].sequences

@@ -9,10 +9,10 @@ import sys
 from tqdm import tqdm
 
 from npgpt import data, load_adapter
+from npgpt.adapters import pretrained
 from npgpt.evaluation import bootstrap, metrics, questions, tasks
 from npgpt.evaluation.evaluate import exponential, mean_of_rows
 from npgpt.evaluation.records import Records, complete, fingerprint
-from npgpt.files import pretrained
 from npgpt.files.atomic import read_text
 from npgpt.runtime.errors import NpgptError
 

@@ -4,7 +4,7 @@ import cli
 
 import sys
 
-from npgpt.files import gguf
+from npgpt.exchange import gguf
 from npgpt.runtime.errors import FileError
 
 

@@ -18,8 +18,10 @@ import watch
 from settings import PROMPTS, TINY_DEFAULTS, TINY_REASON, given_in_all, new_settings, parse_arguments, resumed_settings
 
 import npgpt
-from npgpt import NpgptError, lora
-from npgpt.adapters import lora_config
+from npgpt import NpgptError
+from npgpt.adapters import matching
+from npgpt.adapters.loraplus import loraplus
+from npgpt.adapters.stack import updates
 from npgpt.adapters.tables import TrainedRows
 from npgpt.evaluation import evaluate
 from npgpt.files.atomic import read_json
@@ -30,6 +32,7 @@ from npgpt.runtime.threads import blas_threads, checked
 from npgpt.training import estimate, forecast
 from npgpt.training.fit import FitConfig, best_step, fit
 from npgpt.training.fit import save as save_checkpoint
+from npgpt.training.recompute import set_gradient_checkpointing
 from npgpt.training.report import write_report
 from npgpt.training.run import Run, difference, fingerprint
 from npgpt.training.train import TrainConfig
@@ -54,7 +57,7 @@ def main(given):
     if len(documents) == 1 and not settings["val_fraction"]:
         check_nothing_is_measured(settings)
     model, tokenizer = cli.load(settings["model"], settings["revision"])
-    model.gradient_checkpointing = settings["checkpoint"]
+    set_gradient_checkpointing(model, settings["checkpoint"])
     say(f"model      {settings['model']}: {model.config.n_layer} layers, {model.config.n_head} heads, width "
         f"{model.config.n_embd}, vocabulary {model.config.vocab_size:,}, context {model.config.n_positions}")
     chosen = [f"{name} {value}" for name, value in TINY_DEFAULTS.items() if name not in given]
@@ -168,7 +171,7 @@ def fit_into(most, held, settings, model, training, config, say):
     for batch_size, batch_tokens, accumulate, checkpointing in estimate.ways(config):
         if checkpointing < settings["checkpoint"]:
             continue
-        model.gradient_checkpointing = checkpointing
+        set_gradient_checkpointing(model, checkpointing)
         tried = dataclasses.replace(config, batch_size=batch_size, batch_tokens=batch_tokens, accumulate=accumulate)
         batch = estimate.largest_micro_batch(training.sequences, tried)
         takes = estimate.memory(model, batch, config.threads, held, accumulate).total
@@ -295,7 +298,7 @@ def adapter_config(settings):
 def optimizer(model, settings):
     """Return the AdamW over what trains."""
     params = model.trainable_parameters()
-    ratios = None if settings["full"] else lora.loraplus(params, settings["lr_ratio"])
+    ratios = None if settings["full"] else loraplus(params, settings["lr_ratio"])
     return npgpt.AdamW(params, settings["lr"], weight_decay=settings["weight_decay"], ratios=ratios)
 
 
@@ -335,23 +338,23 @@ def prepare(model, config, added, settings, say):
         model.set_dropout(settings["dropout"])
     else:
         model.set_dropout(0.0)  # dropout is on the LoRA path only
-        tables = [name for name in lora_config.tables(model) if name not in lora_config.match_targets(model, config)]
+        tables = [name for name in matching.tables(model) if name not in matching.match_targets(model, config)]
         if added and tables:
             config = dataclasses.replace(config, trainable_token_indices=dict.fromkeys(tables, added))
         npgpt.add_lora(model, config, seed=settings["seed"])
         say(f"LoRA       rank {config.r}, alpha {config.lora_alpha:g}, scale {config.scale:g}, "
             f"dropout {config.lora_dropout:g}")
         kinds = {}
-        for name, update in lora.updates(model).items():
+        for name, update in updates(model).items():
             if update.parameters():
                 kinds.setdefault(re.sub(r"^h\.\d+\.", "", name), []).append(update)
-        for kind, updates in kinds.items():
-            count = sum(tensor.data.size for update in updates for tensor in update.parameters().values())
-            if isinstance(updates[0], TrainedRows):
+        for kind, each in kinds.items():
+            count = sum(tensor.data.size for update in each for tensor in update.parameters().values())
+            if isinstance(each[0], TrainedRows):
                 say(f"           {kind:12} {dataset.count(len(added), 'row')} for added tokens: {count:>9,}")
             else:
-                n_in, n_out = updates[0].A.shape[1], updates[0].B.shape[0]
-                say(f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(updates)} layers: {count:>9,}")
+                n_in, n_out = each[0].lora_A.shape[1], each[0].lora_B.shape[0]
+                say(f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(each)} layers: {count:>9,}")
     total = sum(tensor.data.size for tensor in model.parameters().values())
     trained = sum(tensor.data.size for tensor in model.trainable_parameters().values())
     say(f"           {trained:,} of {total:,} parameters train ({100 * trained / total:.2f} %)")

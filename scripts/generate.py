@@ -10,10 +10,10 @@ import time
 import numpy as np
 
 import npgpt
-from npgpt.files import pretrained
+from npgpt.adapters import pretrained
+from npgpt.adapters.stack import set_adapter
 from npgpt.generation.generate import before_stop, pieces, tokens
 from npgpt.generation.sampling import Sampling
-from npgpt.lora import set_adapter
 from npgpt.runtime.errors import ConfigError, FileError
 
 TOGETHER = 8    # samples made at once

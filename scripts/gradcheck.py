@@ -12,11 +12,11 @@ import sys
 import numpy as np
 
 import npgpt
-from npgpt.adapters.lora_config import token_rows
+from npgpt.adapters.matching import token_rows
+from npgpt.adapters.peft import make_room
+from npgpt.adapters.stack import updates
 from npgpt.checking import gradcases
 from npgpt.checking.gradcheck import HEADING, check_parameters
-from npgpt.files.adapter import make_room
-from npgpt.lora import updates
 
 
 def parse_arguments(argv):

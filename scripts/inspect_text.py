@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import npgpt
-from npgpt.files import pretrained
+from npgpt.adapters import pretrained
 from npgpt.files.atomic import replacing
 from npgpt.inspection import inside, inside_page
 

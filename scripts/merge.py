@@ -8,7 +8,8 @@ from pathlib import Path
 
 import npgpt
 from npgpt import data
-from npgpt.files import atomic, hub, merge
+from npgpt.exchange import merge
+from npgpt.files import atomic, hub
 from npgpt.runtime.errors import HubError
 
 TEXT = Path(npgpt.__file__).parent / "texts" / "validation.txt"

@@ -20,16 +20,7 @@ FOLDERS = sorted({path.parent for path in FILES.values()})
 
 # Imports that do not yet point the way of the lists, module -> what it imports, and why.
 EXCEPTIONS = {
-    "gpt2": {
-        "files.checkpoint": "GPT2.from_pretrained and save_pretrained are methods (imported inside them)",
-        "files.vocabulary": "GPT2.resize_token_embeddings is a method (imported inside it)",
-    },
-    "lora": {
-        "adapters.lora_config": "add_lora applies the matching rules itself",
-        "adapters.tables": "add_lora puts the updates of tables into the model itself",
-        "adapters.updates": "a layer under adapters asks which kind each of its updates is",
-    },
-    "files.merge": {"evaluation.evaluate": "the certificate is a perplexity"},
+    "exchange.merge": {"evaluation.evaluate": "the certificate is a perplexity"},
 }
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, AdamW, GPT2Config, LoraConfig, add_lora, backward, merge_lora
-from npgpt.adapters.lora_config import match_targets
+from npgpt.adapters.matching import match_targets
+from npgpt.adapters.stack import updates
 from npgpt.checking.gradcases import randomise, small_batch, small_model
-from npgpt.lora import LoraLayer, adapted_layers, updates
+from npgpt.lora import LoraLayer, adapted_layers
 from npgpt.nn import Linear
 from npgpt.runtime.errors import ConfigError
 

@@ -35,13 +35,12 @@ from npgpt import (
     ops,
     save_adapter,
 )
+from npgpt.adapters.stack import updates
 from npgpt.checking.gradcases import randomise, small_model
 from npgpt.evaluation.evaluate import mean_nll
 from npgpt.files import safetensors
 from npgpt.files.tokenizer import END_OF_TEXT
-from npgpt.lora import updates
-from npgpt.ops import attention
-from npgpt.runtime import threads
+from npgpt.runtime import threads, tiles
 from npgpt.runtime.shares import row_blocks
 from npgpt.training.run import Run
 from npgpt.training.train import loss_and_gradients
@@ -197,14 +196,14 @@ def test_attention_does_not_depend_on_its_blocks_tiles_and_threads(lengths, bloc
 
     with threads.blas_threads(1):
         expected = results()
-    with query_blocks_of(block), mock.patch.object(attention, "TILE", scores), threads.workers(n_threads):
+    with query_blocks_of(block), mock.patch.object(tiles, "TILE", scores), threads.workers(n_threads):
         for actual, array in zip(results(), expected, strict=True):
             assert_equal_but_rounding(actual, array)
 
 
 def query_blocks_of(size):
     """Let attention take its queries in blocks of `size`."""
-    return mock.patch.object(attention, "QUERIES", size)
+    return mock.patch.object(tiles, "QUERIES", size)
 
 
 @examples(40)

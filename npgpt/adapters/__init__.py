@@ -1,12 +1,30 @@
-"""What an adapter can be beyond plain LoRA: where it goes, how it starts, and its variants.
+"""Adapters beyond plain LoRA: what they can be, how several work together, and PEFT's files.
 
-Read in this order; within the folder, a file imports only from files above it:
+Read in this order; within the folder, a file imports only from files above it.
 
-    lora_config.py  LoraConfig, and PEFT's rules for which modules it means
+What an adapter is:
+
+    lora_config.py  LoraConfig: what an adapter changes, in PEFT's words
+    matching.py     PEFT's rules: which modules a LoraConfig names
     lora_init.py    the values A and B start with, and what each start does to the base weight
-    updates.py      what one adapter does to one layer: LoRA, DoRA, biases, a trained copy
-    tables.py       what an adapter does to the token table and to the head
+    dora.py         the operation of DoRA: a weight split into direction and magnitude
+    index_copy.py   the operation that replaces rows of a table
+    updates.py      what an adapter can do to one layer: LoRA's variants, DoRA, biases, a trained copy
+    tables.py       what an adapter can do to the token table and the head
+    loraplus.py     LoRA+: another learning rate for B
+
+Several adapters:
+
+    stack.py        add_lora, set_adapter, merge_lora: the adapters of a model, by name
+    mixed_batch.py  one batch, in which each sequence goes through its own adapter
     combine.py      one adapter made of several (PEFT's add_weighted_adapter)
 
-May import from the path (`autograd` to `lora`) and from `runtime`.
+Files:
+
+    peft_config.py  PEFT's adapter_config.json: which fields are used, ignored, refused
+    peft_tables.py  the token table and the head in an adapter's file
+    peft.py         PEFT's adapter files <-> an adapter
+    pretrained.py   a base model with its tokenizer, made ready for adapters that were trained on it
+
+May import from the path, `files` and `runtime`.
 """

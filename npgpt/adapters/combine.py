@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
-from npgpt.adapters.lora_config import whole_name, whole_names
-from npgpt.adapters.updates import LowRank
-from npgpt.lora import attach, check_new, make_updates, updates
+from npgpt.adapters.matching import whole_name, whole_names
+from npgpt.adapters.stack import attach, check_new, make_updates, updates
+from npgpt.lora import LowRank
 from npgpt.runtime.errors import ConfigError
 
 METHODS = ("cat", "linear", "svd", "ties", "dare_linear", "dare_ties")
@@ -73,15 +73,15 @@ def add_weighted_adapter(model, adapters, weights, name, method="svd", rank=None
     fresh, layers = make_updates(model, config), whole_names(model)
     for module, (A, B) in made.items():
         dtype = layers[module].weight.dtype
-        fresh[module].A.data, fresh[module].B.data = A.astype(dtype), B.astype(dtype)
+        fresh[module].lora_A.data, fresh[module].lora_B.data = A.astype(dtype), B.astype(dtype)
     return attach(model, name, fresh)
 
 
 def _combined(parts, method, rank, density, rng):
     """Return (A, B) of one module from its [(weight, update), ...]."""
     factors = [weight * update.scale for weight, update in parts]
-    plain = [update.plain()[0] for _, update in parts]
-    As, Bs = ([arrays[update.names[i]] for arrays, (_, update) in zip(plain, parts, strict=True)] for i in (0, 1))
+    plain = [list(update.plain()[0].values()) for _, update in parts]
+    As, Bs = ([arrays[i] for arrays in plain] for i in (0, 1))
     if method == "cat":
         return np.concatenate([f * A for f, A in zip(factors, As, strict=True)]), np.concatenate(Bs, axis=1)
     if method == "svd":

@@ -1,6 +1,6 @@
-"""Where A and B start, and what that leaves of the base.
+"""Where A and B start, other than in plain LoRA, and what that leaves of the base.
 
-The names are PEFT's values of init_lora_weights. W is a layer's weight as `linear` has it, (in, out).
+The names are PEFT's values of init_lora_weights. W is a layer's weight in the orientation of `linear`, (in, out).
 """
 
 import math
@@ -12,11 +12,9 @@ from npgpt.runtime.threads import blas_threads
 
 
 def initial(method, weight, r, scale, rng):
-    """Return (A, B, changed): A (r, in) and B (out, r) to start from, and whether s B A is to be taken off the base.
+    """Return (A, B, changed): A (r, in) and B (out, r) to start from, and whether the base loses s B A.
 
-    True          A uniform within 1 / sqrt(in), which is Kaiming's bound for a = sqrt 5, sqrt(6 / ((1 + a^2) in)); B
-                  zero, so that training starts from the base exactly
-    False         A as above and B uniform within 1 / sqrt(r): for tests, which a B of zero makes blind to A
+    False         A as in `lora.LowRank`, and B uniform within 1 / sqrt(r): for tests, which cannot see A if B is zero
     "gaussian"    A normal of standard deviation 1 / r; B zero
     "orthogonal"  A and B random on two halves of an orthogonal basis of the r dimensions between them: B A = 0, and
                   both have gradients at once. r must be even
@@ -24,8 +22,8 @@ def initial(method, weight, r, scale, rng):
                   keeps the rest (Meng et al. 2024)
     "olora"       of Wᵀ = Q R, the first r columns of Q and rows of R; the base keeps Wᵀ - s Q R (Büyükakyüz 2024)
 
-    The last two change the base. Here the base is never written to: the update takes s B A of the start off instead,
-    which is the same function, and an adapter is saved as plain LoRA of rank 2r (see `updates.LowRank`).
+    The last two change the base. Here nothing writes to the base: the update subtracts s B A of the start instead,
+    which is the same function, and the adapter is saved as plain LoRA of rank 2r (see `updates.LowRankLinear`).
     """
     n_in, n_out = weight.shape
     if method in ("pissa", "olora") and r > min(n_in, n_out):
@@ -50,4 +48,4 @@ def initial(method, weight, r, scale, rng):
         return rng.normal(0, 1 / r, (r, n_in)), np.zeros((n_out, r)), False
     bound = 1 / math.sqrt(n_in)
     A = rng.uniform(-bound, bound, (r, n_in))
-    return A, np.zeros((n_out, r)) if method else rng.uniform(-1 / math.sqrt(r), 1 / math.sqrt(r), (n_out, r)), False
+    return A, rng.uniform(-1 / math.sqrt(r), 1 / math.sqrt(r), (n_out, r)), False

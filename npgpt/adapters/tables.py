@@ -1,31 +1,50 @@
-"""What an adapter does to the token table and the head when a vocabulary has grown.
+"""What an adapter does to the token table and the head, above all after the vocabulary has grown.
 
-PEFT has two forms of it, which go together as well:
+PEFT has two forms, which can be combined:
 
-    trainable_token_indices    rows that train, in the place of some rows of the table: TrainedRows
-    save_embedding_layers      the whole table as it was under the adapter, which does not train: OnTable
+    trainable_token_indices    some rows of the table are replaced by rows that train: TrainedRows
+    save_embedding_layers      the whole table is saved with the adapter, and does not train: OnTable
 
-Where the head is tied to the token table, both hold for the head as well: TiedRows.
+If the head is tied to the token table, both forms hold for the head as well: TiedRows.
 """
-
-import copy
 
 import numpy as np
 
 from npgpt import ops
-from npgpt.adapters.updates import Update, output
+from npgpt.adapters.index_copy import index_copy
+from npgpt.adapters.updates import Update, output, with_parameters
 from npgpt.autograd import Tensor
+from npgpt.lora import LoraLayer
 from npgpt.nn import parameter
 
 
+class LoraHead(LoraLayer):
+    """The head with its updates. The model reads the head's weight, a table: here, the table that the adapters in force
+    make of it. If the head is tied to the token table, the token table is the base layer, and is listed once in the
+    model's parameters, under its own name."""
+
+    def __init__(self, base_layer, stack, tied):
+        super().__init__(base_layer, stack)
+        self.tied = tied
+
+    def parameters(self):
+        found = super().parameters()
+        return {name: tensor for name, tensor in found.items() if not (self.tied and name == "weight")}
+
+    @property
+    def weight(self):
+        return self.update.output(self.update.active, self.base_layer)
+
+
 class TrainedRows(Update):
-    """Rows of its own in the place of rows `indices` (K,) of a table W (V, C).
+    """Trained rows that replace the rows `indices` (K,) of a table W (V, C).
 
         T = index_copy(W, indices, rows),  y = T[ids]
 
-    The rows start as W[indices]. PEFT calls them trainable_tokens_delta, though they are added to nothing.
-    A look-up replaces rows of y instead, which gives the same and does not copy the table. A tied head needs all of T,
-    and its gradient costs what that of a trained table costs: the logits are made twice (see `ops.cross_entropy`).
+    The rows start as W[indices]. PEFT calls them trainable_tokens_delta, although nothing adds them to anything. A
+    look-up replaces rows of y instead of rows of W: this gives the same and does not copy the table. A tied head needs
+    all of T, and then its gradient costs as much as that of a trained table: the logits are computed twice (see
+    `ops.cross_entropy`).
     """
 
     def __init__(self, config, layer, indices):
@@ -36,14 +55,14 @@ class TrainedRows(Update):
         self.trainable_tokens_delta.data[...] = layer.weight.data[self.indices]
 
     def __call__(self, layer, ids=None):
-        """ids (N,) -> (N, C); without ids, as the head is used, the table (V, C)."""
+        """ids (N,) -> (N, C); without ids, as for the head, the table (V, C)."""
         if ids is None:
-            return ops.index_copy(layer.weight, self.indices, self.trainable_tokens_delta)
+            return index_copy(layer.weight, self.indices, self.trainable_tokens_delta)
         order = np.argsort(self.indices)
         place = order[np.searchsorted(self.indices, ids, sorter=order).clip(max=len(order) - 1)]
         replaced = np.flatnonzero(self.indices[place] == ids)
         rows = ops.embedding(self.trainable_tokens_delta, place[replaced])
-        return ops.index_copy(layer(ids), replaced, rows)
+        return index_copy(layer(ids), replaced, rows)
 
     def delta(self, layer):
         delta = np.zeros_like(layer.weight.data)
@@ -55,23 +74,22 @@ class TrainedRows(Update):
 
 
 class OnTable(Update):
-    """An update of a table W that its adapter saved whole: in the place of W stands `table` (V, C), frozen.
+    """A saved table (V, C), frozen, that replaces the layer's table, and an update of the saved table.
 
-    inner  the update of that table, or None where the table is all there is
+    inner  the update of the saved table, or None if the adapter holds the table alone
     """
 
     def __init__(self, config, table, inner=None):
         self.config, self.inner = config, inner
-        self.table = (Tensor(table),)  # in a tuple: it is no parameter
+        self.table = (Tensor(table),)  # in a tuple, so that it is no parameter
 
     def parameters(self):
         return {} if self.inner is None else self.inner.parameters()
 
     def _on(self, layer):
         """The layer with the saved table in it."""
-        other = copy.copy(layer)
-        (other.weight,) = self.table
-        return other
+        (table,) = self.table
+        return with_parameters(layer, {"weight": table})
 
     def __call__(self, layer, *inputs):
         return (self.inner or output)(self._on(layer), *inputs)
@@ -90,17 +108,18 @@ class OnTable(Update):
 
 
 class TiedRows(Update):
-    """What `update` makes of the token table, for the head that is tied to it. It has no parameters of its own."""
+    """The update of a head that is tied to the token table: what `update` does to the token table. It has no parameters
+    of its own."""
 
     def __init__(self, update):
-        self.config, self._update = update.config, (update,)  # in a tuple: its parameters are listed once, at the table
+        self.config, self._update = update.config, (update,)  # in a tuple: the table lists the parameters, once
 
     @property
     def update(self):
         return self._update[0]
 
     def initialise(self, layer, rng):
-        """Nothing: the update is initialised where it belongs."""
+        """Do nothing: the token table initialises the update."""
 
     def __call__(self, layer):
         return self.update(layer)
@@ -109,5 +128,5 @@ class TiedRows(Update):
         return self.update.delta(layer)
 
     def plain(self):
-        """What PEFT writes under the head's name as well: a saved table and what lies on it, but not rows alone."""
+        """What PEFT writes under the head's name as well: a saved table and its update, but not rows alone."""
         return self.update.plain() if isinstance(self.update, OnTable) else ({}, None, None)

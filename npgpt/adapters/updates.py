@@ -1,12 +1,13 @@
-"""What one adapter does to one layer: a low-rank update, or a trained copy in the layer's place.
+"""What an adapter can do to one layer, beyond the low-rank update of a linear layer in `lora`.
 
-An update holds its own tensors and no layer; the layer, frozen, is passed in. Each kind is
+An update holds its own tensors and no layer; the frozen layer is passed in. Every kind of update can be used as
 
     a function       update(layer, *inputs): what the layer computes under this update alone
-    a difference     update.added(layer, *inputs): what that adds to the layer's own output; a stack adds several
+    a difference     update.added(layer, *inputs): what that adds to the layer's own output; `stack` adds several
     a set of arrays  update.delta(layer): what it adds to the layer's parameters, dict name -> array; merging adds them
+    a file's tensors update.plain(): (dict parameter name -> array, rank, alpha), as PEFT saves them
 
-Attributes that are Tensors have the names that they have in the model's parameters.
+Attributes that are Tensors have the names that the model's parameters have.
 """
 
 import copy
@@ -14,10 +15,12 @@ import copy
 import numpy as np
 
 from npgpt import ops
+from npgpt.adapters.dora import column_norms, dora_linear
 from npgpt.adapters.lora_init import initial
+from npgpt.adapters.matching import rank_and_alpha
 from npgpt.autograd import Tensor
+from npgpt.lora import LowRank
 from npgpt.nn import Module, parameter
-from npgpt.ops.dora import column_norms
 from npgpt.runtime.errors import ConfigError
 
 
@@ -31,63 +34,65 @@ def transposed(x):
 
 
 def output(layer, *inputs):
-    """What `layer` computes; the head has no inputs, and its output is its table."""
+    """What `layer` computes. The head has no inputs, and its output is its table."""
     return layer(*inputs) if inputs else layer.weight
 
 
+def with_parameters(layer, tensors):
+    """Return a copy of `layer` with some of its parameters replaced: dict name -> Tensor."""
+    changed = copy.copy(layer)
+    for name, tensor in tensors.items():
+        setattr(changed, name, tensor)
+    return changed
+
+
 class Update(Module):
-    """What the kinds share."""
+    """What all kinds of updates share."""
 
     def added(self, layer, *inputs):
+        """What the update adds to the layer's output: the difference of the two outputs."""
         return ops.add(self(layer, *inputs), scaled(output(layer, *inputs), -1))
 
 
-class LowRank(Update):
-    """The update of a linear layer: y = x W + b + s dropout(x) Aᵀ Bᵀ, with A (R, in) and B (out, R).
+class LowRankLinear(LowRank):
+    """The update of a linear layer with everything that a LoraConfig can ask for.
 
-    config, module  what is asked for, and the layer's whole name, on which rank and alpha may depend
-    start           A and B as they were drawn, where they were taken from the base ("pissa", "olora"): instead of
-                    changing W to W - s (B0 A0)ᵀ, this update takes the low-rank path of the start off. The function is
-                    the same, W stays, and what is learnt is plain LoRA of rank 2R: [A; A0] with [B, -B0]
+    config, module  the LoraConfig, and the layer's whole name, on which rank and alpha may depend
+    start           A and B as they were first drawn, if they were taken from the base ("pissa", "olora"). These methods
+                    change W to W - s (B0 A0)ᵀ. Here W stays, and the update subtracts the low-rank path of the start
+                    instead, which is the same function. What is learnt is then plain LoRA of rank 2r: [A; A0] with
+                    [B, -B0]
     """
-
-    names = "lora_A", "lora_B"
 
     def __init__(self, config, module, layer):
         weight = self.oriented(layer.weight.data)
-        n_in, n_out = weight.shape
+        (n_in, n_out), dtype = weight.shape, weight.dtype
         self.config, self.start = config, None
-        self.rank, self.alpha = config.rank_and_alpha(module)
+        self.rank, self.alpha = rank_and_alpha(config, module)
+        super().__init__(n_in, n_out, self.rank, self.alpha, config.lora_dropout, dtype)
         self.scale = config.scale_of(self.rank, self.alpha)
-        setattr(self, self.names[0], parameter((self.rank, n_in), weight.dtype))
-        setattr(self, self.names[1], parameter((n_out, self.rank), weight.dtype))
-        self.lora_B_bias = parameter(n_out, weight.dtype) if config.lora_bias else None
-        self.lora_magnitude_vector = parameter(n_out, weight.dtype) if config.use_dora else None
+        self.lora_B_bias = parameter(n_out, dtype) if config.lora_bias else None
+        self.lora_magnitude_vector = parameter(n_out, dtype) if config.use_dora else None
         has_bias = getattr(layer, "bias", None) is not None
-        self.trained_bias = parameter(n_out, weight.dtype) if config.bias != "none" and has_bias else None
+        self.trained_bias = parameter(n_out, dtype) if config.bias != "none" and has_bias else None
         if config.lora_bias and not has_bias:
             raise ConfigError(f"lora_bias cannot be used on {module}, which has no bias")
 
-    @property
-    def A(self):
-        return getattr(self, self.names[0])
-
-    @property
-    def B(self):
-        return getattr(self, self.names[1])
-
     @staticmethod
     def oriented(weight):
-        """The layer's weight as (in, out), or back: for a linear layer it is that."""
+        """The layer's weight as (in, out), or back. A linear layer's weight has this shape already."""
         return weight
 
     def initialise(self, layer, rng):
-        """Draw A and B, and let everything else start from the layer."""
-        weight = self.oriented(layer.weight.data)
-        A, B, changed = initial(self.config.init_lora_weights, weight, self.rank, self.scale, rng)
-        self.A.data[...], self.B.data[...] = A, B
-        if changed:
-            self.start = Tensor(self.A.data.copy()), Tensor(self.B.data.copy())
+        """Draw A and B. Everything else starts with the layer's own values."""
+        if self.config.init_lora_weights is True:
+            super().initialise(layer, rng)
+        else:
+            weight = self.oriented(layer.weight.data)
+            A, B, changed = initial(self.config.init_lora_weights, weight, self.rank, self.scale, rng)
+            self.lora_A.data[...], self.lora_B.data[...] = A, B
+            if changed:
+                self.start = Tensor(self.lora_A.data.copy()), Tensor(self.lora_B.data.copy())
         if self.lora_magnitude_vector is not None:
             self.lora_magnitude_vector.data[...] = self.norms(layer)
         if self.trained_bias is not None:
@@ -95,46 +100,46 @@ class LowRank(Update):
 
     def norms(self, layer):
         """The lengths (out,) of the columns of W + s (B A)ᵀ, for DoRA."""
-        return column_norms(self.oriented(layer.weight.data), self.A.data, self.B.data, self.scale)
+        return column_norms(self.oriented(layer.weight.data), self.lora_A.data, self.lora_B.data, self.scale)
 
     def __call__(self, layer, x, rng=None):
         """x (N, in) -> (N, out)."""
-        bias = layer.bias if self.trained_bias is None else self.trained_bias
-        A, B, p = self.A, self.B, self.config.lora_dropout
+        if self.trained_bias is not None:
+            layer = with_parameters(layer, {"bias": self.trained_bias})
         if self.lora_magnitude_vector is not None:
-            return ops.dora_linear(x, layer.weight, bias, A, B, self.lora_magnitude_vector, self.norms(layer),
-                                   self.scale, p, rng)
-        y = ops.lora_linear(x, layer.weight, bias, A, B, self.scale, p, rng)
+            return dora_linear(x, layer.weight, layer.bias, self.lora_A, self.lora_B, self.lora_magnitude_vector,
+                               self.norms(layer), self.scale, self.dropout, rng)
+        y = super().__call__(layer, x, rng)
         if self.lora_B_bias is not None:
             y = ops.add(y, scaled(self.lora_B_bias, self.scale))
         return y if self.start is None else ops.add(y, self.path(x, *self.start, -self.scale))
 
     def is_plain(self):
-        """Whether A and B are all there is."""
+        """Tell whether A and B are all there is."""
         return self.lora_B_bias is self.lora_magnitude_vector is self.trained_bias is None
 
     def path(self, x, A, B, scale):
-        """s x Aᵀ Bᵀ: (N, in) -> (N, R) -> (N, out)."""
+        """s x Aᵀ Bᵀ: (N, in) -> (N, r) -> (N, out)."""
         return scaled(ops.matmul(ops.matmul(x, transposed(A)), transposed(B)), scale)
 
     def added(self, layer, x, rng=None):
-        """The low-rank path by itself, where there is nothing else: the layer's product is not computed again."""
+        """The low-rank path alone, if nothing else is there: the layer's own product is then not computed again."""
         if self.start is not None or not self.is_plain():
-            return super().added(layer, x, rng)
-        return self.path(ops.dropout(x, self.config.lora_dropout, rng), self.A, self.B, self.scale)
+            return Update.added(self, layer, x, rng)
+        return self.path(ops.dropout(x, self.dropout, rng), self.lora_A, self.lora_B, self.scale)
 
     def delta(self, layer):
-        weight = self.oriented(layer.weight.data)
-        added = (self.B.data @ self.A.data).T                     # (out, R) @ (R, in) -> (in, out)
+        product = (self.lora_B.data @ self.lora_A.data).T                   # (out, r) @ (r, in) -> (in, out)
         if self.start is not None:
             A, B = self.start
-            added -= (B.data @ A.data).T
-        added *= self.scale
+            product -= (B.data @ A.data).T
+        product *= self.scale
         if self.lora_magnitude_vector is not None:
-            added += weight
-            added *= self.lora_magnitude_vector.data / self.norms(layer)
-            added -= weight
-        delta = {"weight": self.oriented(added)}
+            weight = self.oriented(layer.weight.data)
+            product += weight
+            product *= self.lora_magnitude_vector.data / self.norms(layer)
+            product -= weight
+        delta = {"weight": self.oriented(product)}
         if self.lora_B_bias is not None:
             delta["bias"] = self.scale * self.lora_B_bias.data
         if self.trained_bias is not None:
@@ -142,43 +147,45 @@ class LowRank(Update):
         return delta
 
     def plain(self):
-        """Return (dict parameter name -> array, rank, alpha) as they are saved: plain LoRA, whatever the start was."""
+        """The arrays, rank and alpha to save: plain LoRA, whatever the start was."""
         arrays = {name: tensor.data for name, tensor in self.parameters().items()}
         if self.start is None:
             return arrays, self.rank, self.alpha
         A, B = self.start
-        arrays[self.names[0]] = np.concatenate([self.A.data, A.data])
-        arrays[self.names[1]] = np.concatenate([self.B.data, -B.data], axis=1)
+        arrays["lora_A"] = np.concatenate([self.lora_A.data, A.data])
+        arrays["lora_B"] = np.concatenate([self.lora_B.data, -B.data], axis=1)
         return arrays, 2 * self.rank, self.alpha * (2**0.5 if self.config.use_rslora else 2)
 
 
-class LowRankEmbedding(LowRank):
-    """The update of a table of rows: y = W[ids] + s A[:, ids]ᵀ Bᵀ, with A (R, V) and B (C, R). No dropout, as in PEFT.
+class LowRankEmbedding(LowRankLinear):
+    """The update of a table of rows: y = W[ids] + s A[:, ids]ᵀ Bᵀ, with A (r, V) and B (C, r). No dropout, as in PEFT.
 
-    It starts with A zero and B normal, whatever init_lora_weights says: the rows are looked up, so that A is what a
-    token's gradient reaches.
+    A starts at zero and B is drawn from a normal distribution, for every init_lora_weights: the rows of A are looked up
+    by token, so the gradient of a token reaches A. The parameters are called lora_embedding_A and lora_embedding_B.
     """
-
-    names = "lora_embedding_A", "lora_embedding_B"
 
     def __init__(self, config, module, layer):
         if config.lora_bias:
             raise ConfigError(f"lora_bias cannot be used on {module}, which has no bias")
         super().__init__(config, module, layer)
 
+    def parameters(self):
+        names = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+        return {names.get(name, name): tensor for name, tensor in super().parameters().items()}
+
     def initialise(self, layer, rng):
-        self.B.data[...] = rng.standard_normal(self.B.shape)
+        self.lora_B.data[...] = rng.standard_normal(self.lora_B.shape)
         if self.lora_magnitude_vector is not None:
             self.lora_magnitude_vector.data[...] = self.norms(layer)
 
     def __call__(self, layer, ids):
         """ids (N,) -> (N, C)."""
-        u = ops.embedding(transposed(self.A), ids)                     # (R, V) -> (N, R)
-        y = ops.add(layer(ids), scaled(ops.matmul(u, transposed(self.B)), self.scale))
+        u = ops.embedding(transposed(self.lora_A), ids)                # (r, V) -> (N, r)
+        y = ops.add(layer(ids), scaled(ops.matmul(u, transposed(self.lora_B)), self.scale))
         return self.magnified(y, layer)
 
     def magnified(self, y, layer):
-        """y times DoRA's m / |V|, column by column, where it is asked for."""
+        """With DoRA: y times m / |V|, column by column."""
         if self.lora_magnitude_vector is None:
             return y
         return ops.mul(y, ops.mul(self.lora_magnitude_vector, Tensor(1 / self.norms(layer))))
@@ -187,25 +194,25 @@ class LowRankEmbedding(LowRank):
         return Update.added(self, layer, ids)
 
 
-class LowRankHead(LowRank):
-    """The update of the head, the table (V, C) that turns hidden states into logits: W + s B A, with A (R, C) and
-    B (V, R). The head is used as a table, so dropout does not fall on this path."""
+class LowRankHead(LowRankLinear):
+    """The update of the head, the table (V, C) that turns hidden states into logits: W + s B A, with A (r, C) and
+    B (V, r). The head is used as a table, so dropout does not fall on this path."""
 
     @staticmethod
     def oriented(weight):
-        """As a linear layer the head is (C, V)."""
+        """As a linear layer, the head has the shape (C, V)."""
         return weight.T
 
     def __call__(self, layer):
         """-> (V, C)."""
-        table = ops.add(layer.weight, scaled(ops.matmul(self.B, self.A), self.scale))
+        table = ops.add(layer.weight, scaled(ops.matmul(self.lora_B, self.lora_A), self.scale))
         if self.start is not None:
             A, B = self.start
             table = ops.add(table, scaled(ops.matmul(B, A), -self.scale))
         if self.lora_magnitude_vector is None:
             return table
         factor = ops.mul(self.lora_magnitude_vector, Tensor(1 / self.norms(layer)))
-        return ops.mul(table, ops.reshape(factor, (-1, 1)))                 # a factor for each row, a token's
+        return ops.mul(table, ops.reshape(factor, (-1, 1)))                 # one factor for each row, that is, token
 
     def added(self, layer):
         return Update.added(self, layer)
@@ -220,19 +227,19 @@ class Replacement(Update):
             tensor = getattr(layer, name)
             setattr(self, f"trained_{name}", parameter(tensor.shape, tensor.dtype))
 
+    def trained(self):
+        """Return dict name of the layer's parameter -> trained Tensor."""
+        return {name.removeprefix("trained_"): tensor for name, tensor in self.parameters().items()}
+
     def initialise(self, layer, rng):
-        for name, tensor in self.parameters().items():
-            tensor.data[...] = getattr(layer, name.removeprefix("trained_")).data
+        for name, tensor in self.trained().items():
+            tensor.data[...] = getattr(layer, name).data
 
     def __call__(self, layer, *inputs):
-        trained = copy.copy(layer)
-        for name, tensor in self.parameters().items():
-            setattr(trained, name.removeprefix("trained_"), tensor)
-        return output(trained, *inputs)
+        return output(with_parameters(layer, self.trained()), *inputs)
 
     def delta(self, layer):
-        return {name.removeprefix("trained_"): tensor.data - getattr(layer, name.removeprefix("trained_")).data
-                for name, tensor in self.parameters().items()}
+        return {name: tensor.data - getattr(layer, name).data for name, tensor in self.trained().items()}
 
     def plain(self):
         return {name: tensor.data for name, tensor in self.parameters().items()}, None, None

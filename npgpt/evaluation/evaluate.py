@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from npgpt.adapters.mixed_batch import check_not_mixed
 from npgpt.autograd import no_grad
 from npgpt.batch import NO_TARGET, Batch
-from npgpt.lora import check_not_mixed
 from npgpt.runtime.errors import ConfigError
 from npgpt.runtime.threads import spread, that_pay, workers
 

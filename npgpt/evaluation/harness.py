@@ -10,10 +10,10 @@ import numpy as np
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
+from npgpt.adapters.peft import load_adapter
+from npgpt.adapters.pretrained import base_of
 from npgpt.evaluation import evaluate
 from npgpt.evaluation.questions import answers, encode_pair
-from npgpt.files.adapter import load_adapter
-from npgpt.files.pretrained import base_of
 
 
 @register_model("npgpt")

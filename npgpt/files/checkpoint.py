@@ -1,4 +1,4 @@
-"""Hugging Face's files <-> GPT2: config.json with model.safetensors, whole or in shards.
+"""Hugging Face's files <-> a model: config.json with model.safetensors, whole or in shards.
 
 Where there is none, the older pytorch_model.bin is read. Reading is strict. Every tensor in the file is a parameter, or
 is one that GPT-2 files are known to carry and nobody needs, or is an error; and every parameter is in the file. The
@@ -23,8 +23,6 @@ import numpy as np
 
 from npgpt.files import atomic, hub, safetensors, torchfile
 from npgpt.files.names import MASK, parameter_name
-from npgpt.gpt2 import GPT2, GPT2Config
-from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 READERS = {".json": atomic.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
@@ -36,9 +34,10 @@ ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "n
 UNQUANTISED = "load it with what quantised it and save the model it makes of that (transformers: model.dequantize())"
 
 
-def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=False):
-    """Load a GPT-2.
+def load(model_class, name, revision=None, dtype=np.float32, local_files_only=False):
+    """Load a model: GPT2.from_pretrained.
 
+    model_class         GPT2
     name                "tiny" (the model in this package), a folder, or a hub id ("gpt2", "distilbert/distilgpt2")
     revision            branch, tag or commit on the hub
     dtype               np.float32 or np.float64; tensors stored so are used as they lie in the mapped file, read-only,
@@ -58,7 +57,7 @@ def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=Fals
         with hub.reading(name, path.name, revision):
             return READERS[path.suffix](path)
 
-    config = read_config(name, revision, local_files_only)
+    config = read_config(model_class.config_class, name, revision, local_files_only)
     weights_path = find(hub.WEIGHTS)
     if weights_path is None:
         raise FileError(
@@ -68,14 +67,17 @@ def from_pretrained(name, revision=None, dtype=np.float32, local_files_only=Fals
     stored = _read_shards(weights_path, find, read) if weights_path.suffix == ".json" else read(weights_path)
     tensors = _by_parameter(stored, config, weights_path)
     _check_sizes(tensors, config, weights_path)
-    model = GPT2(config, seed=None, dtype=dtype)
+    model = model_class(config, seed=None, dtype=dtype)
     model.name_or_path = str(name)
     assign(model, tensors, weights_path)
     return model
 
 
-def read_config(name, revision=None, local_files_only=False):
-    """Return the GPT2Config of a model, without its weights; arguments and errors as for `from_pretrained`."""
+def read_config(config_class, name, revision=None, local_files_only=False):
+    """Return the configuration of a model without loading its weights. Arguments and errors are those of `load`.
+
+    config_class  GPT2Config
+    """
     path = hub.file(name, "config.json", revision=revision, local_files_only=local_files_only)
     if path is None:
         raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
@@ -90,7 +92,7 @@ def read_config(name, revision=None, local_files_only=False):
             raise ConfigError(f"{path}: {field} = {values[field]!r} and {alias} = {values[alias]!r} are one field's "
                               "names; they must be equal")
     try:
-        return GPT2Config.from_dict(values)
+        return config_class.from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -225,13 +227,14 @@ def _some(names):
     return ", ".join(map(repr, names[:4])) + (f", .. ({len(names)} in all)" if len(names) > 4 else "")
 
 
-def save_pretrained(model, folder):
-    """Write config.json and model.safetensors into `folder`, as transformers' GPT2LMHeadModel does and loads.
+def save(model, folder):
+    """Write config.json and model.safetensors into `folder`, as transformers' GPT2LMHeadModel does:
+    model.save_pretrained.
 
     Neither file is put in place before both are written whole. Raises ConfigError while the model has LoRA layers,
-    FileError where the folder cannot be written.
+    FileError if the folder cannot be written.
     """
-    if adapted_layers(model):
+    if any(hasattr(module, "base_layer") for _, module in model.named_modules()):
         raise ConfigError(
             f"cannot save the model to {folder}: it has LoRA layers; merge_lora(model) first, or save_adapter"
         )

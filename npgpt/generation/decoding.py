@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 
 from npgpt import ops
+from npgpt.adapters.mixed_batch import check_not_mixed
 from npgpt.autograd import Tensor, no_grad
-from npgpt.lora import check_not_mixed
 from npgpt.runtime.shares import even_parts, product
 from npgpt.runtime.threads import blas_threads, crew, spread, that_pay, workers
 

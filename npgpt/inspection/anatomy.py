@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.adapters.lora_config import matches, named, whole_name
-from npgpt.files.adapter import load_adapter, make_room, read_weights
-from npgpt.files.adapter_config import CONFIG_FILE, PEFT_DEFAULTS, refusals, without_wrappers
+from npgpt.adapters.matching import matches, named, whole_name
+from npgpt.adapters.peft import load_adapter, make_room, read_weights
+from npgpt.adapters.peft_config import CONFIG_FILE, PEFT_DEFAULTS, refusals, without_wrappers
+from npgpt.adapters.stack import delete_adapter
 from npgpt.files.atomic import read_json
 from npgpt.files.names import parameter_name
 from npgpt.inspection.spectrum import Spectrum, amplification, overlap, spectrum
-from npgpt.lora import adapted_layers, delete_adapter
+from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import FormatError, NpgptError
 
 # h.0.attn.c_attn.lora_A.weight, with or without the adapter's name

@@ -1,22 +1,22 @@
-"""The MLP's nonlinearities, by the names a GPT-2 configuration uses.
+"""The MLP's nonlinearities, by their names in GPT-2 configurations.
 
-Each is y_i = f(x_i), so dx_i = f'(x_i) dy_i. The forward pass has f's inner values at hand and f' costs little more, so
-it computes the slope f'(x) in the same visit to the row block and saves that alone: one array, instead of x to redo the
-work from. The backward pass is then one product, in place.
+Each is y_i = f(x_i), so dx_i = f'(x_i) dy_i. The forward pass has f's inner values at hand, and f' costs little more.
+So it computes the slope f'(x) as well, in the same visit to a block of rows, and saves the slope alone. The backward
+pass is then one product, in place.
 """
 
-import functools
 import math
 
 import numpy as np
 
 from npgpt.autograd import needs_grad, record
+from npgpt.runtime.erf import erf
 from npgpt.runtime.shares import row_blocks
 from npgpt.runtime.threads import spread
 
 
 def _elementwise(name, x, formula):
-    """Apply formula(x, y, slope), which writes f(x) into y and, unless slope is None, f'(x) into slope."""
+    """Apply formula(x, y, slope). It writes f(x) into y and, unless slope is None, f'(x) into slope."""
     (saving,) = needs_grad(x)
     y = np.empty_like(x.data, order="C")
     slope = np.empty_like(y) if saving else None
@@ -26,7 +26,7 @@ def _elementwise(name, x, formula):
 
     def rule(dy):
         spread(lambda rows: np.multiply(dy[rows], slope[rows], out=slope[rows]), row_blocks(slope))
-        return (slope,)  # used once, and the largest array that is saved: dx takes its place
+        return (slope,)  # dx takes the place of the slope, which nothing needs again
 
     spread(forward, row_blocks(y))
     return record(name, y, (x,), rule)
@@ -75,7 +75,7 @@ def gelu(x):
     Source    Hendrycks & Gimpel 2016, section 2.
     """
     def formula(x, y, slope):
-        Phi = _erf(x * math.sqrt(0.5))
+        Phi = erf(x * math.sqrt(0.5))
         Phi += 1
         Phi *= 0.5
         np.multiply(x, Phi, out=y)
@@ -113,38 +113,7 @@ def silu(x):
     return _elementwise("silu", x, formula)
 
 
-ACTIVATIONS = {  # the names that occur in GPT-2 configurations; three of them are spellings of the tanh form
+ACTIVATIONS = {  # the names in GPT-2 configurations; three of them mean the tanh form
     "gelu_new": gelu_new, "gelu_fast": gelu_new, "gelu_pytorch_tanh": gelu_new,
     "gelu": gelu, "relu": relu, "silu": silu, "swish": silu,
 }
-
-
-def _erf(x):
-    """The error function, which NumPy lacks.
-
-    In float64 it is the C library's, one element at a time: exact, and slow. In float32: erf is odd and erf(x) / x is a
-    smooth function of x^2, here its Chebyshev series for |x| <= 4, where erf is 1 to the last digit, summed by
-    Clenshaw's recurrence.
-    """
-    if x.dtype == np.float64:
-        return np.vectorize(math.erf, otypes=[np.float64])(x)
-    clipped = np.clip(x, -4, 4)
-    s = clipped * clipped
-    s *= 2 / 16
-    s -= 1                                                                  # x^2 in [0, 16] -> [-1, 1]
-    first, *rest = _erf_series()
-    double, before, now = 2 * s, np.zeros_like(s), np.zeros_like(s)
-    for coefficient in reversed(rest):
-        before, now = now, double * now - before + coefficient
-    return clipped * (s * now - before + first)
-
-
-@functools.cache
-def _erf_series():
-    """The coefficients of erf(x) / x in (x^2 / 8) - 1, as far as float32 can see them."""
-    def ratio(s):
-        x = np.sqrt((s + 1) * 8)
-        return np.array([math.erf(v) / v for v in x])
-
-    series = np.polynomial.chebyshev.chebinterpolate(ratio, 60)  # its nodes lie inside (-1, 1): no x is 0
-    return series[np.abs(series) > np.finfo(np.float32).eps / 16].tolist()

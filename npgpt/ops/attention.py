@@ -4,13 +4,11 @@ import functools
 
 import numpy as np
 
-from npgpt.autograd import record
+from npgpt.autograd import Tensor, record
+from npgpt.ops import primitives as plain
 from npgpt.ops.dropout import keep_mask
 from npgpt.runtime.seeding import generator
-from npgpt.runtime.threads import spread
-
-QUERIES = 64     # at least, in a block of queries
-TILE = 1 << 17   # scores worked on at a time: half a megabyte
+from npgpt.runtime.tiles import query_blocks, spread_tiles
 
 
 def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
@@ -26,86 +24,74 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
               softmax of a row: dP_j/dS_k = P_j (delta_jk - P_k), so dS = P * (dP - rowsum(dP * P))
               where P is 0 by the mask, dS is 0 too
               S = scale Q Kᵀ:             dQ = scale dS K,        dK = scale dSᵀ Q
-    Saves     qkv, L and, with dropout, m. P (T x T a head) is made again from S and L: reading it back would take about
-              as long, and hold the largest array of a long sequence.
-    In code   sequences of equal length go through together, cut into tiles of sequences and heads that fit into the
-              cache, for the workers. Queries are taken in blocks: a block's keys end where the block ends, so most of
-              the masked triangle is never computed. The row's maximum is subtracted before exp, which changes nothing
-              in P and cannot overflow; rows are divided by their sum after the product with V, where they are short.
+    Saves     qkv, L and, with dropout, m. P (T x T a head) is computed again from S and L: to store and read it would
+              take about as long, and it is the largest array of a long sequence.
+    In code   `spread_tiles` hands out tiles of sequences and heads, and `query_blocks` cuts a tile's queries into
+              blocks. The row's maximum is subtracted before exp, which changes nothing in P and cannot overflow; rows
+              are divided by their sum after the product with V, where they are short. The plain form stands below.
     Source    Vaswani et al. 2017, eq. 1; Radford et al. 2019 (causal, heads side by side); Dao et al. 2022 (P from L).
     """
-    data, C = qkv.data, qkv.shape[1] // 3
-    y = np.empty((len(data), C), data.dtype)
-    dropping = rng is not None and p > 0
-    seed = int(rng.integers(1 << 62)) if dropping else None
-    groups, work = [], []
-    for rows, B, T in _groups(lengths):
-        Y, L = _room(y, rows), np.empty((B, n_head, T, 1), data.dtype)
-        masks = {} if dropping else None
-        arrays = *_heads(data[rows], B, T, 3, n_head), *_heads(Y, B, T, 1, n_head), L  # views: Y gets filled
-        draw = functools.partial(generator, seed, "attention", len(groups))  # a stream for each tile, on any thread
-        work += [functools.partial(_forward, arrays, scale, p, draw, masks, tile) for tile in _tiles(B, n_head, T)]
-        groups.append((rows, B, T, Y, L, masks))
-    spread(lambda tile: tile(), work)
-    saved = []
-    for rows, B, T, Y, L, masks in groups:
-        _put(Y, y, rows)
-        saved.append((rows, B, T, L, masks))
+    data, (N, width) = qkv.data, qkv.shape
+    y, L = np.empty((N, width // 3), data.dtype), np.empty((N, n_head), data.dtype)
+    seed = int(rng.integers(1 << 62)) if rng is not None and p > 0 else None
+    masks = {}  # (tile, block of queries) -> what dropout keeps there
+
+    def forward(place, q, k, v, Y, L):                                      # each (sequences, heads, T, D or 1)
+        draws = None if seed is None else generator(seed, "attention", *place)  # one random stream for each tile
+        for queries, keys in query_blocks(q.shape[2]):
+            S = _scores(q[:, :, queries], k[:, :, keys], queries, scale)
+            highest = S.max(axis=-1, keepdims=True)
+            S -= highest
+            E = np.exp(S, out=S)
+            total = E.sum(axis=-1, keepdims=True)
+            L[:, :, queries] = highest + np.log(total)
+            if draws is not None:
+                mask = masks[place, queries.start] = keep_mask(E.shape, p, draws)
+                _drop(E, mask)
+            np.divide(E @ v[:, :, keys], total, out=Y[:, :, queries])
+
+    def backward(place, q, k, v, L, dY, dq, dk, dv):
+        T = q.shape[2]
+        for queries, keys in reversed(query_blocks(T)):                    # the last block, of all keys, comes first
+            first = queries.stop == T
+            q_block, k_block, dY_block = q[:, :, queries], k[:, :, keys], dY[:, :, queries]
+            P = _scores(q_block, k_block, queries, scale)
+            P -= L[:, :, queries]
+            np.exp(P, out=P)
+            dS = dY_block @ v[:, :, keys].swapaxes(-1, -2)                  # dP~, which becomes dS step by step
+            dropped = P
+            if seed is not None:
+                mask = masks[place, queries.start]
+                dS, dropped = _drop(dS, mask), _drop(P.copy(), mask)
+            _add_product(dv[:, :, keys], dropped.swapaxes(-1, -2), dY_block, first)
+            dS -= np.vecdot(dS, P)[..., None]
+            dS *= P
+            dS *= scale
+            np.matmul(dS, k_block, out=dq[:, :, queries])
+            _add_product(dk[:, :, keys], dS.swapaxes(-1, -2), q_block, first)
 
     def rule(dy):
-        dqkv, groups, work = np.empty_like(data, order="C"), [], []
-        for rows, B, T, L, masks in saved:
-            group = _room(dqkv, rows)
-            arrays = (*_heads(data[rows], B, T, 3, n_head), L,
-                      *_heads(dy[rows], B, T, 1, n_head), *_heads(group, B, T, 3, n_head))
-            work += [functools.partial(_backward, arrays, scale, masks, tile) for tile in _tiles(B, n_head, T)]
-            groups.append((rows, group))
-        spread(lambda tile: tile(), work)
-        for rows, group in groups:
-            _put(group, dqkv, rows)
+        dqkv = np.empty_like(data, order="C")
+        spread_tiles(backward, lengths, n_head, [(data, 3), (L, 1), (dy, 1)], [(dqkv, 3)])
         return (dqkv,)
 
+    spread_tiles(forward, lengths, n_head, [(data, 3)], [(y, 1), (L, 1)])
     return record("causal_attention", y, (qkv,), rule)
 
 
-def _forward(arrays, scale, p, draw, masks, tile):
-    """Write Y and L of one tile. masks: dict to keep dropout's masks in, or None for no dropout."""
-    q, k, v, Y, L = (array[tile] for array in arrays)                       # each (sequences, heads, T, D or 1)
-    rng = None if masks is None else draw(tile[0].start, tile[1].start)
-    for queries, keys in query_blocks(q.shape[2]):
-        S = _scores(q[:, :, queries], k[:, :, keys], queries, scale)
-        highest = S.max(axis=-1, keepdims=True)
-        S -= highest
-        E = np.exp(S, out=S)
-        total = E.sum(axis=-1, keepdims=True)
-        L[:, :, queries] = highest + np.log(total)
-        if masks is not None:
-            mask = masks[_place(tile, queries)] = keep_mask(E.shape, p, rng)
-            _drop(E, mask)
-        np.divide(E @ v[:, :, keys], total, out=Y[:, :, queries])
-
-
-def _backward(arrays, scale, masks, tile):
-    """Write dQ, dK and dV of one tile."""
-    q, k, v, L, dY, dq, dk, dv = (array[tile] for array in arrays)
-    T = q.shape[2]
-    for queries, keys in reversed(query_blocks(T)):                        # the last block, of all keys, comes first
-        first = queries.stop == T
-        q_block, k_block, dY_block = q[:, :, queries], k[:, :, keys], dY[:, :, queries]
-        P = _scores(q_block, k_block, queries, scale)
-        P -= L[:, :, queries]
-        np.exp(P, out=P)
-        dS = dY_block @ v[:, :, keys].swapaxes(-1, -2)                      # dP~, on its way to dS
-        dropped = P
-        if masks is not None:
-            mask = masks[_place(tile, queries)]
-            dS, dropped = _drop(dS, mask), _drop(P.copy(), mask)
-        _add_product(dv[:, :, keys], dropped.swapaxes(-1, -2), dY_block, first)
-        dS -= np.vecdot(dS, P)[..., None]
-        dS *= P
-        dS *= scale
-        np.matmul(dS, k_block, out=dq[:, :, queries])
-        _add_product(dk[:, :, keys], dS.swapaxes(-1, -2), q_block, first)
+def plain_attention(qkv, lengths, n_head, scale, mask=None):
+    """The same from primitives, as the formula has it: all tokens of the batch against all others (H, N, N), and -inf
+    for what a token may not see. mask (H, N, N): what dropout multiplies P by."""
+    N, D = len(qkv.data), qkv.shape[1] // (3 * n_head)
+    sequence, position = np.repeat(np.arange(len(lengths)), lengths), np.arange(N)
+    visible = (sequence[:, None] == sequence) & (position[:, None] >= position)
+    parts = plain.transpose(plain.reshape(qkv, (N, 3, n_head, D)), (1, 2, 0, 3))  # (N, 3C) -> (3, H, N, D)
+    Q, K, V = (plain.take(parts, i) for i in range(3))
+    S = plain.mul(plain.matmul(Q, plain.transpose(K, (0, 2, 1))), Tensor(np.array(scale)))  # (H, N, N)
+    E = plain.exp(plain.add(S, Tensor(np.where(visible, 0, -np.inf))))
+    P = plain.mul(E, plain.exp(plain.mul(plain.log(plain.sum(E, axis=2, keepdims=True)), Tensor(np.array(-1.0)))))
+    P = P if mask is None else plain.mul(P, Tensor(mask))
+    return plain.reshape(plain.transpose(plain.matmul(P, V), (1, 0, 2)), (N, n_head * D))  # (H, N, D) -> (N, C)
 
 
 def _scores(q, k, queries, scale):
@@ -130,59 +116,8 @@ def _drop(P, mask):
 
 
 def _add_product(target, a, b, first):
-    """target = a @ b where it is the first term, target += a @ b otherwise."""
+    """target = a @ b for the first term, target += a @ b for the others."""
     if first:
         np.matmul(a, b, out=target)
     else:
         target += a @ b
-
-
-def _place(tile, queries):
-    """A key for what belongs to one block of queries of one tile."""
-    return tile[0].start, tile[1].start, queries.start
-
-
-def _tiles(B, H, T):
-    """Cut B sequences of H heads into pieces (sequences, heads) whose block of scores stays in a core's cache."""
-    block = _block(T) * T
-    heads, sequences = max(1, min(H, TILE // block)), max(1, TILE // (block * H))
-    return [(slice(b, b + sequences), slice(h, h + heads)) for b in range(0, B, sequences) for h in range(0, H, heads)]
-
-
-def _groups(lengths):
-    """Yield (rows, B, T) for each distinct length T: which rows hold its B sequences, one after another."""
-    lengths = np.asarray(lengths)
-    starts = np.cumsum(lengths) - lengths
-    for T in np.unique(lengths).tolist():
-        members = starts[lengths == T]
-        if (np.diff(members) == T).all():
-            yield slice(int(members[0]), int(members[-1]) + T), len(members), T  # neighbours: a view, no copy
-        else:
-            yield (members[:, None] + np.arange(T)).ravel(), len(members), T
-
-
-def _room(array, rows):
-    """Return where results for some rows of `array` are written: there, where the rows are neighbours; see `_put`."""
-    return array[rows] if isinstance(rows, slice) else np.empty((len(rows), array.shape[1]), array.dtype)
-
-
-def _put(results, array, rows):
-    if not isinstance(rows, slice):
-        array[rows] = results
-
-
-def _heads(rows, B, T, parts, n_head):
-    """View (B T, parts * H * D) as `parts` arrays (B, H, T, D)."""
-    return rows.reshape(B, T, parts, n_head, -1).transpose(2, 0, 3, 1, 4)
-
-
-def query_blocks(T):
-    """Return [(queries, keys), ...]: blocks of queries, each with all keys up to its last query."""
-    starts = range(0, T, _block(T))
-    stops = [*starts[1:], T]
-    return [(slice(start, stop), slice(0, stop)) for start, stop in zip(starts, stops, strict=True)]
-
-
-def _block(T):
-    """Queries in a block: small ones compute less of the masked triangle, large ones multiply faster."""
-    return min(T, max(QUERIES, T // 8))

@@ -4,7 +4,8 @@ import functools
 
 import numpy as np
 
-from npgpt.autograd import needs_grad, record
+from npgpt.autograd import Tensor, needs_grad, record
+from npgpt.ops import primitives as plain
 from npgpt.runtime.errors import ConfigError
 from npgpt.runtime.shares import even_parts
 from npgpt.runtime.threads import crew, spread
@@ -23,14 +24,14 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS, block_tokens=TOKENS)
               Z = hidden weightᵀ:   dhidden = dZ weight,   dweight = dZᵀ hidden
               At the target dZ has P_mt - 1, which is - q_m, q_m = sum of P_mv over all other tokens. So with
               E_m = sum of P_mv weight_v over the other tokens,  dhidden_m = dy (E_m - q_m weight_t) / M
-    Saves     L, q and, where the table is frozen, E, which comes out of the same visit as L. Where the table is
-              trainable, the logits are made again for P, once L is known.
-    In code   the logits would be the largest array of the whole step (N x 50,257), and never exist together: blocks of
-              the vocabulary are visited one after another, each worker having a part of the table. Sums of exp(Z), and
-              of rows of the table weighted by it, are kept relative to the highest logit h seen so far, which cannot
-              overflow; where h rises, or two parts are put together, they are multiplied by exp(h_old - h_new).
-              The target is left out of the sums: where the model is sure of it, 1 - P_mt would have no exact digit.
-              Rows without a target are left out of every product.
+    Saves     L, q and, if the table is frozen, E, which the same visit to the table gives. If the table is trainable,
+              the logits are computed again for P, once L is known.
+    In code   the logits would be the largest array of the whole step (N x 50,257). They never exist together: each
+              worker has a part of the table and visits it block by block (`_blocks`). It keeps the sums of exp(Z), and
+              of rows of the table weighted by exp(Z), relative to the highest logit h so far, which cannot overflow.
+              When h rises, or two parts are joined, the sums are multiplied by exp(h_old - h_new).
+              The sums leave out the target: if the model is sure of it, 1 - P_mt would have no exact digit.
+              Rows without a target are in no product. The plain form stands below.
     Source    Milakov & Gimelshein 2018 (softmax in one visit), Dao et al. 2022 (with the weighted rows, in attention),
               Wijmans et al. 2024 (in the loss).
     Raises    ConfigError when no row has a target.
@@ -73,10 +74,21 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS, block_tokens=TOKENS)
     return record("cross_entropy", np.asarray(total / M, x.dtype), (hidden, weight), rule)
 
 
+def plain_cross_entropy(hidden, weight, targets):
+    """The same from primitives, as the formula has it, with all logits (M, V) in memory."""
+    rows = np.flatnonzero(targets != -100)
+    Z = plain.matmul(plain.take(hidden, rows), plain.transpose(weight, (1, 0)))  # (M, V)
+    L = plain.log(plain.sum(plain.exp(Z), axis=1))
+    at_target = plain.take(Z, (np.arange(len(rows)), targets[rows]))
+    losses = plain.add(L, plain.mul(at_target, Tensor(np.array(-1.0))))
+    return plain.mul(plain.sum(losses), Tensor(np.array(1 / len(rows))))
+
+
 def _visit(blocks, h, averaging, part):
-    """Return four things about each row of h over a part of the vocabulary: the highest logit; the target's logit, or 0
-    where it is elsewhere; the sum of exp(Z - highest) over the other tokens, (rows, 1) all three; and, if averaging,
-    the sum of their rows of the table weighted by it, (rows, C), otherwise 0."""
+    """Return four things about each row of h over a part of the vocabulary. Three are (rows, 1): the highest logit; the
+    target's logit, or 0 if the target is in another part; the sum of exp(Z - highest) over the other tokens. The
+    fourth, if averaging, is the sum of the other tokens' rows of the table weighted by exp(Z - highest), (rows, C),
+    else 0."""
     highest, at_target, others = np.full((len(h), 1), -np.inf, h.dtype), np.zeros((len(h), 1), h.dtype), 0
     weighted = np.zeros_like(h) if averaging else 0
     for _, table, Z, (own_rows, own_columns) in blocks(part):
@@ -94,7 +106,7 @@ def _visit(blocks, h, averaging, part):
 
 
 def _revisit(blocks, h, L, averaging, dW, part):
-    """Add to a part of dW what its tokens get of h where they are not the target; return its E, or 0 if not asked."""
+    """Add P h to a part of dW, without the targets; return E over this part, or 0 if not averaging."""
     E = 0
     for tokens, table, Z, own in blocks(part):
         Z -= L
@@ -107,8 +119,8 @@ def _revisit(blocks, h, L, averaging, dW, part):
 
 
 def _blocks(h, W, targets, size, part):
-    """Walk over a part of the vocabulary: yield, for a block of tokens, their slice, their rows of W, their logits (in
-    one buffer for all blocks), and where among these the targets' are."""
+    """Walk over a part of the vocabulary. Yield for each block of tokens their slice, their rows of W, their logits
+    (one buffer serves all blocks), and where in these the targets' logits are."""
     Z = np.empty((len(h), min(size, part.stop - part.start)), h.dtype)
     for start in range(part.start, part.stop, size):
         tokens = slice(start, min(start + size, part.stop))

@@ -3,9 +3,12 @@
 Read in this order; within the folder, a file imports only from files above it:
 
     errors.py   the exceptions; each message is one line for people
+    checks.py   rules for the fields of a configuration
     seeding.py  random generators, each made from a seed and the name of its use
     threads.py  how many threads work, and the workers that share one job
     shares.py   how an operation cuts its arithmetic into parts for those workers
+    tiles.py    how attention cuts its sequences and heads into parts for them
+    erf.py      the error function
     memory.py   how much memory the process holds, and keeping freed memory for the next step
     machine.py  the processor, the libraries and the versions that a result was made with
 

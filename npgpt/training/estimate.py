@@ -25,6 +25,7 @@ from npgpt.ops.cross_entropy import ROWS, TOKENS
 from npgpt.runtime.memory import resident
 from npgpt.runtime.seeding import generator
 from npgpt.runtime.threads import that_pay
+from npgpt.training.recompute import has_gradient_checkpointing, set_gradient_checkpointing
 
 
 class Memory(NamedTuple):
@@ -43,7 +44,8 @@ class Memory(NamedTuple):
 def memory(model, batch, threads=None, process=None, micro_batches=1):
     """Return the Memory that training takes at its peak; to be called when the optimiser has been made.
 
-    model          GPT2, with what is to be trained trainable, and gradient_checkpointing as it will be
+    model          GPT2, with what is to be trained trainable, and gradient checkpointing switched on or off as for
+                   training
     batch          Batch, the largest micro-batch there will be
     threads        as for `train_step`
     process        bytes the process holds, where that was asked before; None: ask
@@ -56,10 +58,10 @@ def memory(model, batch, threads=None, process=None, micro_batches=1):
     longest = int(batch.lengths.max())
 
     saved = saved_bytes(model, longest) * tokens // longest
-    if model.gradient_checkpointing:
-        model.gradient_checkpointing = False
+    if has_gradient_checkpointing(model):
+        set_gradient_checkpointing(model, False)
         saved += saved_bytes(model, longest) * tokens // longest // config.n_layer
-        model.gradient_checkpointing = True
+        set_gradient_checkpointing(model, True)
     work = tokens * (2 * (config.n_inner or 4 * config.n_embd) + 2 * config.n_embd) * itemsize
 
     rows = min(ROWS, max(batch.n_targets, 1))

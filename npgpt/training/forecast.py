@@ -92,7 +92,7 @@ def _typical(sequences, order, config, done, total, most=200):
 def tried(model, batch, amounts, config, held_out=None, folder=None, clock=time.perf_counter):
     """Return the prices of a run's Work: seconds, each found by doing a little of it.
 
-    model     GPT2, with what is to be trained trainable, and gradient_checkpointing as it will be
+    model     GPT2, with what is to be trained trainable, and gradient checkpointing switched on or off as for training
     batch     Batch, a typical micro-batch
     amounts   Work that is left: of what there is none, nothing is tried
     config    TrainConfig

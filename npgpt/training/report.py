@@ -92,7 +92,7 @@ def _updates(model):
     sizes = {}
     for name, layer in adapted_layers(model).items():
         weight = layer.base_layer.weight.data
-        (update,) = layer.adapters.values()
+        (update,) = layer.update.adapters.values()
         change = update.delta(layer.base_layer)["weight"]
         sizes[name] = float(np.linalg.norm(change) / max(np.linalg.norm(weight), 1e-30))
     if not sizes:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from npgpt.adapters.peft import save_adapter
 from npgpt.files import safetensors
-from npgpt.files.adapter import save_adapter
 from npgpt.files.atomic import new_folder, read_json, remove_folder, remove_leftovers, write_json
 from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import FileError, FormatError

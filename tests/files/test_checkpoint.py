@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, GPT2Config, LoraConfig, add_lora
-from npgpt.files import checkpoint, safetensors
+from npgpt.files import safetensors
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=6, bos_token_id=None, eos_token_id=0)
@@ -44,7 +44,7 @@ def assert_same(model, other):
 def refused(folder, kind=FormatError):
     """Return the message with which loading fails; it is one line and names the folder."""
     with pytest.raises(kind) as caught:
-        checkpoint.from_pretrained(folder)
+        GPT2.from_pretrained(folder)
     message = str(caught.value)
     assert "\n" not in message
     assert str(folder) in message

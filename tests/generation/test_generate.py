@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import npgpt
+from npgpt.adapters.stack import updates
 from npgpt.generation.generate import before_stop, settled, tokens, window
 from npgpt.generation.sampling import Sampling
-from npgpt.lora import updates
 from npgpt.runtime.errors import ConfigError, NpgptError
 from npgpt.runtime.seeding import generator
 

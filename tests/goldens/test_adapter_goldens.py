@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, GPT2Config, load_adapter, merge_lora
-from npgpt.lora import updates
+from npgpt.adapters.stack import updates
 from tests.goldens import golden
 
 FOLDERS = sorted(path.parent for path in (golden.FOLDER / "adapters").glob("*/adapter_config.json"))

@@ -10,7 +10,7 @@ from npgpt.files import safetensors
 from npgpt.inspection.anatomy import compare, dissect
 from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import FileError, FormatError
-from tests.files.test_adapter import edit_config, edit_weights
+from tests.adapters.test_peft import edit_config, edit_weights
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=16, initializer_range=0.2)
 TARGETS = ["c_attn", "mlp.c_fc"]
@@ -267,7 +267,7 @@ def test_two_adapters(folder, tmp_path):
 def test_adapters_of_models_of_different_sizes(folder, tmp_path):
     model = add_lora(GPT2(GPT2Config(**{**vars(CONFIG), "n_embd": 16})), LoraConfig(target_modules=TARGETS))
     for layer in adapted_layers(model).values():
-        layer.adapters["default"].lora_B.data[...] = 1
+        layer.update.adapters["default"].lora_B.data[...] = 1
     save_adapter(model, tmp_path / "other")
     with pytest.raises(FormatError, match="are for models of different sizes: h"):
         compare(dissect(folder), dissect(tmp_path / "other"))

@@ -2,25 +2,11 @@ import numpy as np
 import pytest
 
 from npgpt import Tensor, backward, ops
-from npgpt.ops import attention
+from npgpt.ops.attention import plain_attention
 from npgpt.ops.dropout import keep_mask
+from npgpt.runtime import tiles
 from npgpt.runtime.seeding import generator
 from npgpt.runtime.threads import blas_threads
-
-
-def rebuilt(qkv, lengths, n_head, scale, mask=None):
-    """All tokens of the batch against all others, with one mask for what a token may see: the plain way to say it."""
-    N, D = len(qkv.data), qkv.shape[1] // (3 * n_head)
-    sequence, position = np.repeat(np.arange(len(lengths)), lengths), np.arange(N)
-    visible = (sequence[:, None] == sequence) & (position[:, None] >= position)
-    parts = ops.transpose(ops.reshape(qkv, (N, 3, n_head, D)), (1, 2, 0, 3))  # (N, 3C) -> (3, H, N, D)
-    q, k, v = (ops.take(parts, i) for i in range(3))
-    S = ops.mul(ops.matmul(q, ops.transpose(k, (0, 2, 1))), Tensor(np.array(scale)))  # (H, N, N)
-    P = ops.exp(ops.add(S, Tensor(np.where(visible, 0, -np.inf))))
-    P = ops.mul(P, ops.exp(ops.mul(ops.log(ops.sum(P, axis=2, keepdims=True)), Tensor(np.array(-1.0)))))
-    if mask is not None:
-        P = ops.mul(P, Tensor(mask))
-    return ops.reshape(ops.transpose(ops.matmul(P, v), (1, 0, 2)), (N, n_head * D))  # (H, N, D) -> (N, C)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +18,7 @@ def test_equals_its_primitives(lengths, n_head, leaves, assert_same):
     lengths = np.array(lengths)
     assert_same(
         lambda qkv: ops.causal_attention(qkv, lengths, n_head, 0.7),
-        lambda qkv: rebuilt(qkv, lengths, n_head, 0.7),
+        lambda qkv: plain_attention(qkv, lengths, n_head, 0.7),
         leaves((lengths.sum(), 6 * n_head)),
     )
 
@@ -40,13 +26,13 @@ def test_equals_its_primitives(lengths, n_head, leaves, assert_same):
 @pytest.mark.parametrize("scores, heads", [(1, 1), (72, 2), (1 << 18, 3)])
 def test_dropout_falls_on_the_probabilities(monkeypatch, leaves, assert_same, scores, heads):
     """Each tile of heads, here of 6 x 6 scores each, draws its mask from its own stream."""
-    monkeypatch.setattr(attention, "TILE", scores)
+    monkeypatch.setattr(tiles, "TILE", scores)
     seed = int(generator(0, "dropout").integers(1 << 62))
     keep, keep_probability = zip(*(keep_mask((1, min(heads, 3 - h), 6, 6), 0.4, generator(seed, "attention", 0, 0, h))
                                    for h in range(0, 3, heads)), strict=True)
     assert_same(
         lambda qkv: ops.causal_attention(qkv, np.array([6]), 3, 0.7, 0.4, generator(0, "dropout")),
-        lambda qkv: rebuilt(qkv, [6], 3, 0.7, np.concatenate(keep, axis=1)[0] / keep_probability[0]),
+        lambda qkv: plain_attention(qkv, [6], 3, 0.7, np.concatenate(keep, axis=1)[0] / keep_probability[0]),
         leaves((6, 18)),
     )
 
@@ -54,7 +40,7 @@ def test_dropout_falls_on_the_probabilities(monkeypatch, leaves, assert_same, sc
 @pytest.mark.parametrize("scores", [1, 1 << 17])
 def test_each_probability_has_its_own_draw(monkeypatch, leaves, scores):
     """With one value for all tokens, a token's output is the sum of its kept probabilities; no two are alike."""
-    monkeypatch.setattr(attention, "TILE", scores)
+    monkeypatch.setattr(tiles, "TILE", scores)
     (qkv,) = leaves((12, 12))
     qkv.data[:, 8:] = 1
     y = ops.causal_attention(qkv, np.array([4, 4, 4]), 2, 0.7, 0.5, generator(0, "dropout")).data
@@ -65,7 +51,7 @@ def test_each_probability_has_its_own_draw(monkeypatch, leaves, scores):
 
 def test_sequences_of_different_lengths_have_draws_of_their_own(monkeypatch, leaves):
     """A sequence's first token sees itself alone: its output is its value, or 0 where that was dropped."""
-    monkeypatch.setattr(attention, "TILE", 1)
+    monkeypatch.setattr(tiles, "TILE", 1)
     (qkv,) = leaves((9, 3 * 32))
     y = ops.causal_attention(qkv, np.array([4, 5]), 32, 0.7, 0.5, generator(0, "dropout")).data
     assert not np.array_equal(y[0] != 0, y[4] != 0)

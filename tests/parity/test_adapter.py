@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import npgpt
-from npgpt.lora import updates
+from npgpt.adapters.stack import updates
 
 from .reference import assert_all_close, assert_close, npgpt_model, texts, torch_ids, torch_model, with_peft
 

@@ -9,7 +9,7 @@ import export_gguf
 import gguf as llama_gguf
 
 import npgpt
-from npgpt.files import gguf
+from npgpt.exchange import gguf
 
 TEXT = "The arguments that don't fit raise <|endoftext|> a naïve ValueError: 3.14, or   12345."
 NAMES = {

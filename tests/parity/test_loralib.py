@@ -13,7 +13,7 @@ import peft
 import torch
 
 import npgpt
-from npgpt.files import loralib as ours
+from npgpt.exchange import loralib as ours
 
 from .reference import assert_close, npgpt_model, texts, torch_ids, torch_model
 

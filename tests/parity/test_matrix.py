@@ -20,7 +20,7 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 
 import npgpt
-from npgpt.lora import loraplus
+from npgpt.adapters.loraplus import loraplus
 
 from .reference import (
     assert_all_close,

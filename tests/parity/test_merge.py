@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import npgpt
-from npgpt.files import merge
+from npgpt.exchange import merge
 
 from .reference import assert_close, npgpt_model, texts, torch_ids, torch_model, with_peft
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import npgpt
-from npgpt.files import nanogpt
+from npgpt.exchange import nanogpt
 from tests.goldens import make_nanogpt
 
 from .reference import assert_close, texts, torch_ids

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import npgpt
-from npgpt.files.pretrained import base_of
+from npgpt.adapters.pretrained import base_of
 from tests.scripts.conftest import CONFIG, save_model
 
 from .reference import assert_close, torch_ids

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import npgpt
+from npgpt.adapters.peft import WEIGHTS_FILE
 from npgpt.files import safetensors
-from npgpt.files.adapter import WEIGHTS_FILE
 
 from .conftest import CONFIG, save_model
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.files.test_nanogpt import ARGUMENTS, state
+from tests.exchange.test_nanogpt import ARGUMENTS, state
 from tests.files.test_torchfile import saved
 from tests.goldens import golden
 

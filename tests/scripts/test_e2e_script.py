@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import data, lora
+from npgpt import data
+from npgpt.adapters.stack import updates as updates_of
 from npgpt.evaluation import metrics
 
 PLACES = ["Aromi", "Cocum", "Zizzi", "Strada", "Wildwood", "Giraffe", "Fitzbillies", "Browns", "Clowns", "Cotto"]
@@ -71,7 +72,7 @@ def test_the_papers_lora():
     for method, layers in (("lora", 1), ("lora-all-linear", 4)):
         model = npgpt.GPT2(CONFIG)
         e2e.METHODS[method](model, 0)
-        updates = lora.updates(model)
+        updates = updates_of(model)
         assert len(updates) == 3 * layers
         assert {update.scale for update in updates.values()} == {32 / 4}
     shapes = {tensor.shape for name, tensor in model.trainable_parameters().items() if name.endswith("lora_A")}

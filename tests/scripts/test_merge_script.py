@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 
 import npgpt
-from npgpt.lora import set_adapter
+from npgpt.adapters.stack import set_adapter
 
 CERTIFICATE = re.compile(
     r"certificate, of the folder as it was written, on ([\d,]+) tokens of (\S+)\n"

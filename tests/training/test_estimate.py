@@ -12,6 +12,7 @@ import pytest
 import npgpt
 from npgpt.data import Sequences
 from npgpt.training import estimate
+from npgpt.training.recompute import set_gradient_checkpointing
 from npgpt.training.train import TrainConfig
 
 GPT2, SMALL = {"n_layer": 3}, {"n_layer": 4, "vocab_size": 3072, "n_embd": 192, "n_head": 4}
@@ -21,6 +22,7 @@ import json, re, sys
 import numpy as np, npgpt
 from npgpt.training import estimate
 from npgpt.runtime.memory import keep_freed_memory
+from npgpt.training.recompute import set_gradient_checkpointing
 keep_freed_memory()
 config, lora, checkpoint, batch, micro_batches = json.loads(sys.argv[1])
 model = npgpt.GPT2(npgpt.GPT2Config(**config), seed=None)
@@ -29,7 +31,7 @@ for name, tensor in model.parameters().items():
 if lora:
     npgpt.add_lora(model, npgpt.LoraConfig(**lora))
     model.set_dropout(0.0)
-model.gradient_checkpointing = checkpoint
+set_gradient_checkpointing(model, checkpoint)
 opt, rng = npgpt.AdamW(model.trainable_parameters()), np.random.default_rng(0)
 sequences = [rng.integers(0, model.config.vocab_size, batch[1]) for _ in range(batch[0])]
 whole = npgpt.Batch.from_sequences(sequences)
@@ -74,10 +76,10 @@ def test_what_is_saved_is_counted():
     saved = [estimate.saved_bytes(model, length) for length in (16, 32)]
     assert saved[0] > 0
     assert saved[1] == pytest.approx(2 * saved[0], rel=0.02)
-    model.gradient_checkpointing = True
+    set_gradient_checkpointing(model, True)
     assert estimate.saved_bytes(model, 32) < saved[1] / 3
     npgpt.add_lora(model, npgpt.LoraConfig(target_modules=["h.1.mlp.c_proj"], lora_dropout=0.0))
-    model.gradient_checkpointing = False
+    set_gradient_checkpointing(model, False)
     assert estimate.saved_bytes(model, 32) < saved[1] / 4  # nothing below it is recorded
 
 

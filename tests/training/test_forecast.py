@@ -10,6 +10,7 @@ from npgpt.runtime.seeding import generator
 from npgpt.training import forecast
 from npgpt.training.fit import FitConfig, fit
 from npgpt.training.forecast import Work
+from npgpt.training.recompute import has_gradient_checkpointing, set_gradient_checkpointing
 from npgpt.training.run import Run
 from npgpt.training.train import TrainConfig
 
@@ -203,14 +204,14 @@ def test_a_piece_has_as_many_targets_for_its_tokens():
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trying_changes_nothing(tmp_path, full, checkpointing):
     model = npgpt.GPT2(CONFIG, seed=1) if full else adapted()
-    model.gradient_checkpointing = checkpointing
+    set_gradient_checkpointing(model, checkpointing)
     before = {name: (tensor.data, tensor.data.copy(), tensor.trainable) for name, tensor in model.parameters().items()}
     config = TrainConfig(batch_size=3)
     amounts, batch = forecast.left(SEQUENCES, config, FitConfig(), measured=54, sampled=40)
     prices = forecast.tried(model, batch, amounts, config, SEQUENCES, tmp_path)
     assert all(price > 0 for price in prices)
     assert [*tmp_path.iterdir()] == []
-    assert model.gradient_checkpointing == checkpointing
+    assert has_gradient_checkpointing(model) == checkpointing
     for name, tensor in model.parameters().items():
         data, copy, trainable = before[name]
         assert tensor.data is data and tensor.trainable == trainable

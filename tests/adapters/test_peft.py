@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, Batch, GPT2Config, LoraConfig, add_lora, backward, load_adapter, merge_lora, save_adapter
+from npgpt.adapters.stack import adapter_names, updates
 from npgpt.files import safetensors
-from npgpt.lora import adapter_names, updates
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 from tests.files.test_torchfile import archive, legacy, saved
 
@@ -433,13 +433,13 @@ def test_the_same_fields_switched_off(folder):
         ({"lora_alpha": "16"}, "lora_alpha = '16'"),
         ({"lora_dropout": 1.5}, "lora_dropout = 1.5"),
         ({"trainable_token_indices": [1, 1]}, r"trainable_token_indices = \[1, 1\]: it must be a list of different"),
-        ({"trainable_token_indices": {"c_attn": [1]}}, "'c_attn' in trainable_token_indices names no table of rows"),
+        ({"trainable_token_indices": {"c_attn": [1]}}, "'c_attn' in trainable_token_indices is not the name of a"),
         ({"trainable_token_indices": [0]}, r"missing wte\.trainable_tokens_delta"),
         ({"target_modules": 3}, "target_modules = 3: it must be a list of names or a regular expression"),
         ({"exclude_modules": 3}, "exclude_modules = 3: it must be a list of names or a regular expression"),
-        ({"exclude_modules": ["c_attn"]}, "leave nothing over to adapt"),
+        ({"exclude_modules": ["c_attn"]}, "leave no module to adapt"),
         ({"exclude_modules": "("}, "is not a regular expression"),
-        ({"layers_to_transform": 2}, "layers_to_transform names layer 2; this model has 0 to 1"),
+        ({"layers_to_transform": 2}, "layers_to_transform names layer 2; this model has layers 0 to 1"),
         ({"layers_to_transform": ["0"]}, "layers_to_transform = .*: it must be a layer's number"),
         ({"layers_pattern": "h"}, "layers_pattern = 'h' without layers_to_transform"),
         ({"modules_to_save": "ln_f"}, "modules_to_save = 'ln_f': it must be a list of names"),

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from npgpt.adapters.peft import PREFIX, WEIGHTS_FILE
+from npgpt.adapters.peft_config import CONFIG_FILE, PEFT_DEFAULTS
+from npgpt.exchange.loralib import targets
 from npgpt.files import safetensors
-from npgpt.files.adapter import PREFIX, WEIGHTS_FILE
-from npgpt.files.adapter_config import CONFIG_FILE, PEFT_DEFAULTS
 from npgpt.files.atomic import read_json, write_json
 from npgpt.files.checkpoint import cast
-from npgpt.files.loralib import targets
 from npgpt.files.names import parameter_name
 from npgpt.runtime.errors import FormatError
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, GPT2Config, load_adapter
-from npgpt.files import loralib, safetensors
+from npgpt.exchange import loralib
+from npgpt.files import safetensors
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 from tests.files.test_torchfile import legacy, saved
 

@@ -1,50 +1,16 @@
-"""A vocabulary that grows: rows for new tokens in a model, and the tables that an adapter carries because of them."""
+"""The token table and the head in an adapter's file, which carries them if its vocabulary was resized."""
 
-import dataclasses
 import warnings
 
 import numpy as np
 
-from npgpt.adapters.lora_config import short_name, whole_names
+from npgpt.adapters.matching import short_name, whole_names
 from npgpt.adapters.tables import OnTable, TiedRows, TrainedRows
 from npgpt.adapters.updates import Replacement
 from npgpt.files.checkpoint import cast
-from npgpt.lora import adapted_layers
-from npgpt.runtime.errors import ConfigError, FormatError, one_line
+from npgpt.runtime.errors import FormatError, one_line
 
 TABLES = ("transformer.wte", "lm_head")
-
-
-def resize_token_embeddings(model, n):
-    """Give the token table, and the head where it is a table of its own, `n` rows: tokens 0 to n - 1. In place.
-
-    Each new row is the mean of the old rows of its table, taken in float64. A logit of a new token is then the mean of
-    the old logits, so by Jensen's inequality the new token is at most as likely as an old one is on average: adding
-    tokens hardly changes what the model says. transformers draws the new rows from a normal distribution with this
-    mean, whose covariance is a billionth of that of the old rows; here they are equal, and training sets them apart.
-    A smaller n drops the last rows.
-
-    The base's files are not written to: `model.save_pretrained` saves the new size, and `save_adapter` the tables where
-    an adapter needs them. Raises ConfigError for n < 1, and where an adapter on the model changes a table.
-    Source    Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
-    """
-    if not isinstance(n, int | np.integer) or n < 1:
-        raise ConfigError(f"resize_token_embeddings({n!r}): a vocabulary has a whole number of tokens, at least 1")
-    changed = adapted_layers(model).keys() & {short_name(name) for name in TABLES}
-    if changed:
-        raise ConfigError(f"cannot resize the vocabulary: an adapter changes {' and '.join(sorted(changed))}; resize "
-                          "the base before it gets an adapter")
-    old = model.config.vocab_size
-    if n == old:
-        return
-    for weight in {id(table): table for table in (model.wte.weight, model.head())}.values():
-        mean = weight.data.mean(axis=0, dtype=np.float64).astype(weight.dtype)
-        weight.data = np.concatenate([weight.data[:n], np.broadcast_to(mean, (max(n - old, 0), len(mean)))])
-    model.config = dataclasses.replace(model.config, vocab_size=int(n))
-    model.kept_rows = min(model.kept_rows or old, int(n))
-
-
-# The tables of an adapter's file
 
 
 def take_tables(path, model, config, made, tensors):

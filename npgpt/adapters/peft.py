@@ -21,16 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt.adapters.lora_config import short_name, whole_name, whole_names
-from npgpt.adapters.updates import LowRank
+from npgpt.adapters.matching import short_name, whole_name, whole_names
+from npgpt.adapters.peft_config import CONFIG_FILE, FIELDS, PEFT_DEFAULTS, lora_config, read_config
+from npgpt.adapters.peft_tables import needs_tables, other_vocabulary, take_tables, with_tables
+from npgpt.adapters.stack import attach, check_new, make_updates, updates
 from npgpt.autograd import Tensor
 from npgpt.files import safetensors
-from npgpt.files.adapter_config import CONFIG_FILE, FIELDS, PEFT_DEFAULTS, lora_config, read_config
 from npgpt.files.atomic import write_json
 from npgpt.files.checkpoint import READERS, cast
 from npgpt.files.names import parameter_name
-from npgpt.files.vocabulary import needs_tables, other_vocabulary, take_tables, with_tables
-from npgpt.lora import attach, check_new, make_updates, updates
+from npgpt.lora import LowRank
 from npgpt.runtime.errors import ConfigError, FileError, FormatError, one_line
 from npgpt.runtime.seeding import generator
 

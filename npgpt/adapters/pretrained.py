@@ -4,9 +4,9 @@ import os
 import warnings
 from pathlib import Path
 
-from npgpt.files.adapter import make_room
-from npgpt.files.checkpoint import from_pretrained
+from npgpt.adapters.peft import make_room
 from npgpt.files.tokenizer import Tokenizer
+from npgpt.gpt2 import GPT2
 from npgpt.runtime.errors import ConfigError, one_line
 
 
@@ -25,7 +25,7 @@ def base_of(name, revision=None, adapters=()):
         if tokenizer.to_dict() != tokenizers[0].to_dict():
             raise ConfigError(f"{folders[0]} and {folder} have different tokenizers: use one of the adapters at a time")
     tokenizer = tokenizers[0] if tokenizers else Tokenizer.from_pretrained(name, revision)
-    model = from_pretrained(name, revision)
+    model = GPT2.from_pretrained(name, revision)
     for folder in adapters:
         before = model.config.vocab_size
         make_room(model, folder)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from npgpt import AdamW, LoraConfig, add_lora, backward, load_adapter, merge_lora, save_adapter
+from npgpt.adapters.stack import adapter_names, delete_adapter, disable_adapter, set_adapter, updates
 from npgpt.checking.gradcases import randomise, small_batch, small_model
-from npgpt.lora import adapted_layers, adapter_names, delete_adapter, disable_adapter, set_adapter, updates
+from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import ConfigError
 
 IDS = [1, 5, 5, 2, 9]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, GPT2Config, LoraConfig, add_lora, merge_lora, perplexity
-from npgpt.files import checkpoint, merge, safetensors
-from npgpt.lora import set_adapter
+from npgpt.adapters.stack import set_adapter
+from npgpt.exchange import merge
+from npgpt.files import safetensors
 from npgpt.runtime.errors import ConfigError, FormatError
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=23, n_positions=300, initializer_range=0.2)
@@ -73,7 +74,7 @@ def test_every_feature_of_an_adapter(tmp_path, assert_close, fields, unties, tie
     merge_lora(model).save_pretrained(tmp_path / "expected")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
-    merged = checkpoint.from_pretrained(tmp_path / "ours")
+    merged = GPT2.from_pretrained(tmp_path / "ours")
     assert merged.config.tie_word_embeddings == (tied and not unties)
     assert_close(merged.logits(IDS[:50]), expected, 1e-5)
 
@@ -115,7 +116,7 @@ def test_shards(tmp_path):
         firsts.append(next(each.nbytes for name, each in merged.items() if f"transformer.{name}" in held))
         assert len(held) == 1 or sizes[-1] <= 6000
     assert all(size + first > 6000 for size, first in zip(sizes, firsts[1:], strict=False)), "two would fit into one"
-    assert_same_bits(arrays(checkpoint.from_pretrained(tmp_path)), merged)
+    assert_same_bits(arrays(GPT2.from_pretrained(tmp_path)), merged)
 
 
 def test_one_merged_layer_exists_at_a_time(tmp_path, memory):

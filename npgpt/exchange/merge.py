@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from npgpt.adapters.stack import unties
 from npgpt.evaluation.evaluate import Perplexity
 from npgpt.files import checkpoint
 from npgpt.files.checkpoint import cast
-from npgpt.lora import adapted_layers, unties
+from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import ConfigError
 
 DTYPES = ("float32", "float16")

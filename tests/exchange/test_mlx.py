@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, load_adapter
-from npgpt.files import mlx, nanogpt, safetensors
+from npgpt.exchange import mlx, nanogpt
+from npgpt.files import safetensors
 from npgpt.runtime.errors import FileError, FormatError
 from tests.goldens import golden
 from tests.goldens.test_adapter_goldens import base

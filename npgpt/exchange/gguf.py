@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from npgpt.exchange.merge import DTYPES, merged_tensors
 from npgpt.files.atomic import replacing
 from npgpt.files.checkpoint import cast
-from npgpt.files.merge import DTYPES, merged_tensors
 from npgpt.runtime.errors import ConfigError
 
 # In llama.cpp's words: an ordinary token, one with a meaning (end of text), one that was added, a row that has none.

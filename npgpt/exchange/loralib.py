@@ -28,9 +28,9 @@ from pathlib import Path
 
 import numpy as np
 
+from npgpt.adapters.peft import PREFIX, WEIGHTS_FILE
+from npgpt.adapters.peft_config import CONFIG_FILE, PEFT_DEFAULTS
 from npgpt.files import safetensors, torchfile
-from npgpt.files.adapter import PREFIX, WEIGHTS_FILE
-from npgpt.files.adapter_config import CONFIG_FILE, PEFT_DEFAULTS
 from npgpt.files.atomic import read_json, write_json
 from npgpt.files.checkpoint import cast
 from npgpt.files.names import MASK, parameter_name

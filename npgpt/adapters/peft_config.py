@@ -3,7 +3,8 @@
 import dataclasses
 import warnings
 
-from npgpt.adapters.lora_config import INITIALISATIONS, LoraConfig, match_targets, matches, short_name, whole_names
+from npgpt.adapters.lora_config import INITIALISATIONS, LoraConfig
+from npgpt.adapters.matching import match_targets, matches, short_name, whole_names
 from npgpt.files.atomic import read_json
 from npgpt.files.names import unwrapped
 from npgpt.runtime.errors import ConfigError, FormatError, one_line

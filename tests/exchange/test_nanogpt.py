@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, Tokenizer
-from npgpt.files import nanogpt
+from npgpt.exchange import nanogpt
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 from tests.files.test_torchfile import archive, legacy, saved
 from tests.goldens import golden

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from npgpt import Tensor, backward, ops
-from npgpt.ops.dora import column_norms
+from npgpt.adapters.dora import column_norms, dora_linear
 from npgpt.ops.dropout import keep_mask
 from npgpt.runtime.seeding import generator
 
@@ -26,7 +26,7 @@ def norms(weight, A, B):
 def fused(p=0.0):
     def dora(x, weight, bias, A, B, m):
         norm = column_norms(weight.data, A.data, B.data, SCALE)
-        return ops.dora_linear(x, weight, bias, A, B, m, norm, SCALE, p, generator(0, "dropout"))
+        return dora_linear(x, weight, bias, A, B, m, norm, SCALE, p, generator(0, "dropout"))
     return dora
 
 
@@ -94,5 +94,5 @@ def test_what_the_detached_norm_leaves_out_is_the_projection_along_the_column(le
 def test_without_a_generator_nothing_is_dropped(leaves, p):
     x, weight, bias, A, B, m = leaves(*SHAPES)
     norm = column_norms(weight.data, A.data, B.data, SCALE)
-    plain = ops.dora_linear(x, weight, bias, A, B, m, norm, SCALE, p)
+    plain = dora_linear(x, weight, bias, A, B, m, norm, SCALE, p)
     np.testing.assert_array_equal(plain.data, fused()(x, weight, bias, A, B, m).data)

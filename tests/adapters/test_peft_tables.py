@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, Batch, LoraConfig, add_lora, backward, load_adapter, merge_lora, save_adapter
+from npgpt.adapters.peft import WEIGHTS_FILE
+from npgpt.adapters.stack import disable_adapter, set_adapter, updates
 from npgpt.checking.gradcases import small_model
+from npgpt.exchange.merge import save_merged
 from npgpt.files import safetensors
-from npgpt.files.adapter import WEIGHTS_FILE
-from npgpt.files.checkpoint import from_pretrained
-from npgpt.files.merge import save_merged
-from npgpt.lora import disable_adapter, set_adapter, updates
 from npgpt.runtime.errors import ConfigError, FormatError
 
 FLOAT32 = 1e-5  # relative to the largest logit: sums of products in another order, rounded through two blocks
@@ -88,7 +87,7 @@ def test_rows_that_were_dropped_do_not_come_back():
 def test_a_resized_model_is_saved_and_loaded(tied, tmp_path):
     model = base(tied)
     model.save_pretrained(tmp_path)
-    again = from_pretrained(tmp_path)
+    again = GPT2.from_pretrained(tmp_path)
     assert again.config == model.config
     assert np.array_equal(again.logits(IDS), model.logits(IDS))
 
@@ -143,9 +142,9 @@ def test_rows_of_which_no_text_has_any(tied):
 
 
 def test_rows_and_an_update_of_one_table_exclude_each_other():
-    with pytest.raises(ConfigError, match="wte is among the target_modules or modules_to_save, and some of its rows"):
+    with pytest.raises(ConfigError, match="wte is in target_modules or modules_to_save, and some of its rows"):
         adapted(base(), target_modules=["wte"], trainable_token_indices=[1])
-    with pytest.raises(ConfigError, match="the head is tied to the token table, some of whose rows"):
+    with pytest.raises(ConfigError, match="the head is tied to the token table, and trainable_token_indices"):
         adapted(base(), target_modules=["lm_head"], trainable_token_indices=[1])
     adapted(base(tied=False), target_modules=["lm_head"], trainable_token_indices=[1])
 
@@ -180,7 +179,7 @@ def test_merging_keeps_a_table_that_both_uses_share(tmp_path, assert_close):
     model = adapted(base(), target_modules=["c_attn"], trainable_token_indices=[13, 14])
     expected = model.logits(IDS)
     save_merged(model, tmp_path)
-    for merged in (from_pretrained(tmp_path), merge_lora(model)):
+    for merged in (GPT2.from_pretrained(tmp_path), merge_lora(model)):
         assert merged.config.tie_word_embeddings
         assert "lm_head.weight" not in merged.parameters()
         assert_close(merged.logits(IDS), expected, FLOAT32)
@@ -190,7 +189,7 @@ def test_merging_parts_what_only_one_use_changes(tmp_path, assert_close):
     model = adapted(base(), target_modules=["c_attn"], trainable_token_indices={"wte": [13], "lm_head": [14]})
     expected = model.logits(IDS)
     save_merged(model, tmp_path)
-    for merged in (from_pretrained(tmp_path), merge_lora(model)):
+    for merged in (GPT2.from_pretrained(tmp_path), merge_lora(model)):
         assert not merged.config.tie_word_embeddings
         assert_close(merged.logits(IDS), expected, FLOAT32)
 

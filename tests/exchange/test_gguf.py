@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from npgpt import GPT2, GPT2Config, Tokenizer
-from npgpt.files import gguf
+from npgpt.exchange import gguf
 from npgpt.runtime.errors import ConfigError
 from tests.scripts.conftest import byte_tokenizer
 
