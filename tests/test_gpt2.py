@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from npgpt import GPT2, Batch, GPT2Config, backward
+from npgpt import GPT2, GPT2Config, backward
 from npgpt.autograd import no_grad
 from npgpt.checking import gradcases
 from npgpt.checking.gradcases import small_batch, small_model
@@ -112,83 +112,6 @@ def test_each_parameter_has_a_stream_of_its_own():
     assert not np.array_equal(first["h.0.attn.c_attn.weight"], first["h.1.attn.c_attn.weight"])
     more = weights(n_layer=3, n_positions=9)  # and changing one thing leaves the others' draws alone
     assert np.array_equal(more["h.1.attn.c_attn.weight"], first["h.1.attn.c_attn.weight"])
-
-
-# Logits and loss
-
-
-def test_logits_see_only_the_past(assert_close):
-    model = small_model()
-    ids = np.array([1, 5, 5, 2, 9, 3])
-    logits = model.logits(ids)
-    for length in range(1, len(ids)):
-        assert_close(model.logits(ids[:length]), logits[:length])
-    changed = ids.copy()
-    changed[3] = 11
-    assert_close(model.logits(changed)[:3], logits[:3])
-    assert np.abs(model.logits(changed)[3:] - logits[3:]).max(axis=1).min() > 1e-6
-
-
-def test_a_stack_of_sequences_is_each_by_itself(assert_close):
-    model = small_model()
-    ids = np.array([[1, 5, 2], [9, 9, 9], [0, 12, 3]])
-    assert model.logits(ids).shape == (3, 3, 13)
-    assert_close(model.logits(ids), np.stack([model.logits(row) for row in ids]))
-
-
-def test_the_loss_is_the_mean_negative_log_likelihood_of_the_next_token():
-    model = small_model()
-    ids = [1, 5, 5, 2, 9]
-    logits = model.logits(ids)
-    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    expected = -np.mean([log_probabilities[i, ids[i + 1]] for i in range(4)])
-    assert loss_of(model, Batch.from_sequences([ids])) == pytest.approx(expected, rel=1e-12)
-
-
-def test_a_ragged_batch_is_the_mean_of_its_sequences_weighted_by_their_targets(assert_close):
-    model = small_model()
-    loss = model.loss(Batch.from_sequences(SEQUENCES))
-    singles = [Batch.from_sequences([sequence]) for sequence in SEQUENCES if len(sequence) > 1]
-    weights = np.array([batch.n_targets for batch in singles]) / sum(batch.n_targets for batch in singles)
-    losses = [model.loss(batch) for batch in singles]
-    assert float(loss.data) == pytest.approx(np.dot(weights, [loss.data for loss in losses]), rel=1e-12)
-    parts = [backward(single, weight) for single, weight in zip(losses, weights, strict=True)]
-    for tensor, gradient in backward(loss).items():
-        assert_close(gradient, sum(part[tensor] for part in parts))
-
-
-def test_logits_keep_no_graph_and_leave_recording_on(monkeypatch):
-    model = small_model()
-    with monkeypatch.context() as patch:
-        patch.setattr("npgpt.autograd.Record", None)  # so that recording anything fails
-        model.logits([1, 2, 3])
-    assert model.loss(small_batch()).record is not None
-    with pytest.raises(ConfigError):
-        model.logits([99])
-    assert model.loss(small_batch()).record is not None
-
-
-@pytest.mark.parametrize(
-    "ids, message",
-    [
-        ([13], "token id 13 is outside this model's vocabulary of 13"),
-        ([0, -1], "token id -1 is outside"),
-        ([0] * 9, "9 tokens is longer than this model's context of 8"),
-        ([], "ids of shape"),
-        ([0.5], "float64"),
-        (3, "ids of shape"),
-        ([[[1]]], "ids of shape"),
-    ],
-)
-def test_ids_that_cannot_be_used(ids, message):
-    with pytest.raises(ConfigError, match=message) as error:
-        small_model().logits(ids)
-    assert "\n" not in str(error.value)
-
-
-def test_the_loss_checks_ids_as_well():
-    with pytest.raises(ConfigError, match="longer"):
-        small_model().loss(Batch.from_sequences([[0] * 9]))
 
 
 # What a configuration changes

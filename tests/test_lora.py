@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 
 from npgpt import GPT2, AdamW, GPT2Config, LoraConfig, add_lora, backward, merge_lora
-from npgpt.adapters.matching import match_targets
 from npgpt.adapters.stack import updates
 from npgpt.checking.gradcases import randomise, small_batch, small_model
 from npgpt.lora import LoraLayer, adapted_layers
 from npgpt.nn import Linear
-from npgpt.runtime.errors import ConfigError
 
 IDS = [1, 5, 5, 2, 9]
 ALL = [f"h.{layer}.{name}" for layer in range(2) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
@@ -162,67 +160,3 @@ def test_merging_leaves_the_layer_it_wraps_untouched():
 def test_a_merged_model_can_be_adapted_again():
     model = merge_lora(adapted())
     assert isinstance(add_lora(model, LoraConfig(r=2)).h[0].attn.c_attn, LoraLayer)
-
-
-# Which modules
-
-
-@pytest.mark.parametrize(
-    "targets, chosen",
-    [
-        (["c_attn"], ["h.0.attn.c_attn", "h.1.attn.c_attn"]),
-        (("c_attn",), ["h.0.attn.c_attn", "h.1.attn.c_attn"]),
-        (["c_proj"], ["h.0.attn.c_proj", "h.0.mlp.c_proj", "h.1.attn.c_proj", "h.1.mlp.c_proj"]),
-        (["attn.c_proj"], ["h.0.attn.c_proj", "h.1.attn.c_proj"]),
-        (["h.1.mlp.c_fc", "c_attn"], ["h.0.attn.c_attn", "h.1.attn.c_attn", "h.1.mlp.c_fc"]),
-        (["transformer.h.0.mlp.c_fc"], ["h.0.mlp.c_fc"]),
-        ("all-linear", ALL),
-        (r".*\.0\.(attn\.c_attn|mlp\.c_fc)", ["h.0.attn.c_attn", "h.0.mlp.c_fc"]),
-        (r"transformer\.h\.1\.mlp\.c_proj", ["h.1.mlp.c_proj"]),
-    ],
-)
-def test_targets_are_matched_by_pefts_rules(targets, chosen):
-    matched = match_targets(small_model(), LoraConfig(target_modules=targets))
-    assert [name.removeprefix("transformer.") for name in matched] == chosen
-
-
-@pytest.mark.parametrize(
-    "targets, message",
-    [
-        (["c_attn", "q_proj"], r"'q_proj' matches no module.* attn\.c_attn, attn\.c_proj, mlp\.c_fc, mlp\.c_proj"),
-        (["attn"], r"'transformer\.h\.0\.attn' is of class Attention, neither a linear layer nor an embedding"),
-        (["ln_f"], r"'transformer\.ln_f' is of class LayerNorm, neither a linear layer nor an embedding"),
-        (["attn.c"], "matches no module"),  # the end of a name means whole parts of it
-        (["fc"], "matches no module"),
-        ("c_attn", "matches no module as a regular expression"),
-        (r"h\.0\..*", "matches no module as a regular expression"),  # the whole name begins with transformer.
-        (r"transformer\.h\.0\.attn\.c", "matches no module as a regular expression"),  # and is matched to its end
-        ("(", "not a regular expression"),
-    ],
-)
-def test_a_target_that_cannot_be_adapted_is_an_error_and_changes_nothing(targets, message):
-    model = small_model()
-    with pytest.raises(ConfigError, match=message) as error:
-        add_lora(model, LoraConfig(target_modules=targets))
-    assert "\n" not in str(error.value)
-    assert not adapted_layers(model)
-    assert all(tensor.trainable for tensor in model.parameters().values())
-
-
-def test_a_second_adapter_of_the_same_name_is_an_error():
-    model = adapted(["c_attn"])
-    with pytest.raises(ConfigError, match="has an adapter called 'default' already"):
-        add_lora(model, LoraConfig(target_modules=["c_fc"]))
-
-
-@pytest.mark.parametrize(
-    "fields, message",
-    [({"r": 0}, "rank r = 0"), ({"r": -1}, "rank"), ({"r": 1.5}, "rank"), ({"r": True}, "rank"),
-     ({"r": 65537}, "from 1 to 65,536"),
-     ({"lora_alpha": 0}, "lora_alpha = 0"), ({"lora_alpha": math.inf}, "lora_alpha"),
-     ({"lora_dropout": 1.0}, "lora_dropout = 1.0"), ({"lora_dropout": -0.1}, "lora_dropout"),
-     ({"target_modules": []}, "target_modules is empty"), ({"target_modules": ""}, "target_modules is empty")],
-)
-def test_settings_that_cannot_be_used(fields, message):
-    with pytest.raises(ConfigError, match=message):
-        LoraConfig(**fields)

@@ -4,17 +4,13 @@ tests/parity/test_matrix.py."""
 import numpy as np
 import pytest
 
-from npgpt import GPT2, Batch, LoraConfig, add_lora, backward, load_adapter, merge_lora, save_adapter
+from npgpt import load_adapter, merge_lora, save_adapter
 from npgpt.adapters.peft import WEIGHTS_FILE
-from npgpt.adapters.stack import disable_adapter, set_adapter, updates
-from npgpt.checking.gradcases import small_model
-from npgpt.exchange.merge import save_merged
+from npgpt.adapters.stack import disable_adapter, updates
 from npgpt.files import safetensors
 from npgpt.runtime.errors import ConfigError, FormatError
+from tests.adapters.test_tables import FLOAT32, IDS, adapted, base
 
-FLOAT32 = 1e-5  # relative to the largest logit: sums of products in another order, rounded through two blocks
-IDS = [1, 13, 5, 14, 2, 13]  # 13 and 14 are added to the small model's 13 tokens
-NONE = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 TABLES = {"base_model.model.transformer.wte.weight", "base_model.model.lm_head.weight"}
 
 
@@ -23,185 +19,8 @@ def tied(request):
     return request.param
 
 
-def base(tied=True, rows=15, dtype=np.float32):
-    model = small_model(dtype, tie_word_embeddings=tied, **NONE)
-    model.resize_token_embeddings(rows)
-    return model
-
-
-def adapted(model, **fields):
-    """`model` under an adapter, with all that trains moved."""
-    add_lora(model, LoraConfig(**{"r": 2, "lora_alpha": 4, "lora_dropout": 0.0} | fields))
-    draw = np.random.default_rng(1)
-    for tensor in model.trainable_parameters().values():
-        tensor.data += draw.normal(0, 0.2, tensor.shape).astype(tensor.dtype)
-    return model
-
-
 def keys(folder):
     return safetensors.read(folder / WEIGHTS_FILE).keys()
-
-
-# Resizing
-
-
-def test_new_rows_are_the_mean_of_the_old(tied):
-    old, model = small_model(np.float64, tie_word_embeddings=tied, **NONE), base(tied, dtype=np.float64)
-    assert model.config.vocab_size == 15
-    for before, after in ((old.wte.weight, model.wte.weight), (old.head(), model.head())):
-        assert np.array_equal(after.data[:13], before.data)
-        assert np.allclose(after.data[13:], before.data.mean(axis=0), rtol=0, atol=1e-15)
-    assert (model.head() is model.wte.weight) == tied
-    logits = model.logits([1, 5, 2])
-    assert np.allclose(logits[:, :13], old.logits([1, 5, 2]), rtol=0, atol=1e-13)  # the same products, in other blocks
-    assert np.allclose(logits[:, 13:], logits[:, :13].mean(axis=1, keepdims=True), rtol=0, atol=1e-13)
-
-
-def test_a_new_token_is_no_likelier_than_an_old_one_is_on_average(tied):
-    logits = base(tied, 14, np.float64).logits([1, 5, 2])
-    p = np.exp(logits)
-    assert (p[:, 13] <= p[:, :13].mean(axis=1)).all()
-
-
-def test_fewer_rows(tied):
-    model = base(tied, 9)
-    assert model.wte.weight.shape == model.head().shape == (9, 8)
-    assert np.array_equal(model.head().data, small_model(np.float32, tie_word_embeddings=tied).head().data[:9])
-    with pytest.raises(ConfigError, match="token id 9 is outside this model's vocabulary of 9"):
-        model.logits([9])
-
-
-def test_the_same_number_of_rows_changes_nothing():
-    model = base(rows=13)
-    assert model.kept_rows is None
-    assert np.array_equal(model.wte.weight.data, small_model(np.float32).wte.weight.data)
-
-
-def test_rows_that_were_dropped_do_not_come_back():
-    model = base(rows=9)
-    model.resize_token_embeddings(13)
-    assert model.kept_rows == 9
-    assert np.array_equal(model.wte.weight.data[9], model.wte.weight.data[12])
-
-
-def test_a_resized_model_is_saved_and_loaded(tied, tmp_path):
-    model = base(tied)
-    model.save_pretrained(tmp_path)
-    again = GPT2.from_pretrained(tmp_path)
-    assert again.config == model.config
-    assert np.array_equal(again.logits(IDS), model.logits(IDS))
-
-
-def test_a_mapped_model_is_resized_and_its_file_stays(tmp_path):
-    small_model(np.float32).save_pretrained(tmp_path)
-    before = (tmp_path / "model.safetensors").read_bytes()
-    GPT2.from_pretrained(tmp_path).resize_token_embeddings(20)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize("n", [0, -1, 2.5, "3"])
-def test_sizes_that_cannot_be(n):
-    with pytest.raises(ConfigError, match=r"resize_token_embeddings\(.*: a vocabulary has a whole number of tokens"):
-        base().resize_token_embeddings(n)
-
-
-def test_tables_under_an_adapter_are_not_resized():
-    model = adapted(base(), target_modules=["wte", "c_attn"])
-    with pytest.raises(ConfigError, match="cannot resize the vocabulary: an adapter changes wte"):
-        model.resize_token_embeddings(20)
-    adapted(small := base(), target_modules=["c_attn"])
-    small.resize_token_embeddings(20)
-    assert small.logits(IDS).shape == (6, 20)
-
-
-# Rows that train
-
-
-def test_only_the_rows_that_were_named_change(tied):
-    model = adapted(base(tied), target_modules=["c_attn"], trainable_token_indices=[14, 3])
-    plain = base(tied)
-    table = merge_lora(model).wte.weight.data
-    changed = np.flatnonzero((table != plain.wte.weight.data).any(axis=1))
-    assert changed.tolist() == [3, 14]
-    assert np.array_equal(model.head().data, table if tied else plain.head().data)
-
-
-def test_rows_are_listed_once(tied):
-    model = adapted(base(tied), target_modules=["c_attn"], trainable_token_indices=[14, 3])
-    rows = [name for name in model.trainable_parameters() if "lora" not in name]
-    assert rows == ["wte.trainable_tokens_delta"]
-    assert list(updates(model)) == ["wte", "h.0.attn.c_attn", "h.1.attn.c_attn"] + ["lm_head"] * tied
-
-
-def test_rows_of_which_no_text_has_any(tied):
-    """Their gradient at the look-up is zero; through a tied head it is not."""
-    model = adapted(base(tied, dtype=np.float64), target_modules=["c_attn"], trainable_token_indices=[14])
-    gradients = backward(model.loss(Batch.from_sequences([[1, 2, 3]])))
-    (row,) = gradients[model.parameters()["wte.trainable_tokens_delta"]]
-    assert row.any() == tied
-
-
-def test_rows_and_an_update_of_one_table_exclude_each_other():
-    with pytest.raises(ConfigError, match="wte is in target_modules or modules_to_save, and some of its rows"):
-        adapted(base(), target_modules=["wte"], trainable_token_indices=[1])
-    with pytest.raises(ConfigError, match="the head is tied to the token table, and trainable_token_indices"):
-        adapted(base(), target_modules=["lm_head"], trainable_token_indices=[1])
-    adapted(base(tied=False), target_modules=["lm_head"], trainable_token_indices=[1])
-
-
-def test_rows_beyond_the_table():
-    with pytest.raises(ConfigError, match=r"row 15 of wte, which has 15 rows; .*resize_token_embeddings\(16\) first"):
-        adapted(base(), target_modules=["c_attn"], trainable_token_indices=[15])
-
-
-def test_two_adapters_with_rows(tied, assert_close):
-    """Weighted, each moves its rows from the base's by its weight; and one alone is what it was."""
-    model = adapted(base(tied, dtype=np.float64), target_modules=["c_attn"], trainable_token_indices=[13])
-    alone = model.logits(IDS)
-    add_lora(model, LoraConfig(r=2, lora_dropout=0.0, trainable_token_indices=[14, 13]), name="b")
-    model.parameters()["wte.trainable_tokens_delta.b"].data += 0.3
-    set_adapter(model, {"default": 0.5, "b": 2.0})
-    weighted = model.logits(IDS)
-    set_adapter(model, "default")
-    assert_close(model.logits(IDS), alone)
-    with disable_adapter(model):
-        assert_close(model.logits(IDS), base(tied, dtype=np.float64).logits(IDS))
-    set_adapter(model, {"default": 0.5, "b": 2.0})
-    W = base(tied, dtype=np.float64).wte.weight.data.copy()
-    rows, others = (updates(model, name)["wte"].trainable_tokens_delta.data for name in ("default", "b"))
-    W[13], W[14] = W[13] + 0.5 * (rows[0] - W[13]) + 2 * (others[1] - W[13]), W[14] + 2 * (others[0] - W[14])
-    assert_close(merge_lora(model).logits(IDS), weighted)
-    assert_close(model.wte.weight.data, W)
-    assert model.config.tie_word_embeddings == tied
-
-
-def test_merging_keeps_a_table_that_both_uses_share(tmp_path, assert_close):
-    model = adapted(base(), target_modules=["c_attn"], trainable_token_indices=[13, 14])
-    expected = model.logits(IDS)
-    save_merged(model, tmp_path)
-    for merged in (GPT2.from_pretrained(tmp_path), merge_lora(model)):
-        assert merged.config.tie_word_embeddings
-        assert "lm_head.weight" not in merged.parameters()
-        assert_close(merged.logits(IDS), expected, FLOAT32)
-
-
-def test_merging_parts_what_only_one_use_changes(tmp_path, assert_close):
-    model = adapted(base(), target_modules=["c_attn"], trainable_token_indices={"wte": [13], "lm_head": [14]})
-    expected = model.logits(IDS)
-    save_merged(model, tmp_path)
-    for merged in (GPT2.from_pretrained(tmp_path), merge_lora(model)):
-        assert not merged.config.tie_word_embeddings
-        assert_close(merged.logits(IDS), expected, FLOAT32)
-
-
-def test_merging_parts_a_table_for_one_adapter_and_keeps_the_rows_of_another_on_both(assert_close):
-    model = adapted(base(dtype=np.float64), target_modules=["c_attn"], trainable_token_indices=[13, 14])
-    add_lora(model, LoraConfig(r=2, lora_dropout=0.0, target_modules=["wte"]), name="b")
-    model.parameters()["wte.lora_embedding_A.b"].data += 0.3
-    set_adapter(model, ["default", "b"])
-    expected = model.logits(IDS)
-    assert_close(merge_lora(model).logits(IDS), expected)
-    assert not model.config.tie_word_embeddings
 
 
 # Files

@@ -1,5 +1,6 @@
 """Several adapters on one model: naming, switching, stacking, taking off."""
 
+
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from npgpt.adapters.stack import adapter_names, delete_adapter, disable_adapter,
 from npgpt.checking.gradcases import randomise, small_batch, small_model
 from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import ConfigError
+from tests.test_lora import adapted
 
 IDS = [1, 5, 5, 2, 9]
 NONE = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -185,3 +187,9 @@ def test_of_a_stack_what_stays_is_in_force_and_merges_without_what_was_taken_off
     delete_adapter(model, "b")
     assert_close(model.logits(ids), expected)
     assert_close(merge_lora(model).logits(ids), expected)
+
+
+def test_a_second_adapter_of_the_same_name_is_an_error():
+    model = adapted(["c_attn"])
+    with pytest.raises(ConfigError, match="has an adapter called 'default' already"):
+        add_lora(model, LoraConfig(target_modules=["c_fc"]))

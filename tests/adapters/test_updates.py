@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from npgpt import AdamW, LoraConfig, add_lora, backward, load_adapter, merge_lora, save_adapter
-from npgpt.adapters.loraplus import loraplus
-from npgpt.adapters.matching import match_targets
 from npgpt.adapters.stack import delete_adapter, disable_adapter, set_adapter, updates
 from npgpt.checking.gradcases import randomise, small_batch, small_model
 from npgpt.checking.gradcheck import check_parameters
@@ -148,42 +146,6 @@ def test_a_start_taken_from_the_base_is_saved_as_plain_lora_of_twice_the_rank(me
         assert update.scale == pytest.approx(first.scale, rel=1e-15)
 
 
-def test_pissa_starts_at_the_largest_singular_values(assert_close):
-    model = fresh("PiSSA")
-    for module, update in updates(model).items():
-        weight = model.parameters()[f"{module}.weight"].data
-        U, S, Vt = np.linalg.svd(weight.T)
-        assert_close(update.scale * update.lora_B.data @ update.lora_A.data, U[:, :2] * S[:2] @ Vt[:2])
-        assert_close(np.linalg.norm(update.lora_A.data, axis=1), np.sqrt(S[:2] / update.scale))
-
-
-def test_olora_starts_at_orthonormal_columns(assert_close):
-    model = fresh("OLoRA")
-    for module, update in updates(model).items():
-        weight = model.parameters()[f"{module}.weight"].data
-        assert_close(update.lora_B.data.T @ update.lora_B.data, np.eye(2))
-        assert_close(update.lora_B.data.T @ weight.T, update.lora_A.data)  # Qᵀ Wᵀ = R
-
-
-def test_orthogonal_starts_with_two_halves_that_cancel(assert_close):
-    for update in updates(fresh("orthogonal")).values():
-        A, B = np.abs(update.lora_A.data).max(), np.abs(update.lora_B.data).max()
-        assert A > 0.01 and B > 0.01
-        assert np.abs(update.lora_B.data @ update.lora_A.data).max() < 1e-12 * A * B  # rounding is left
-
-
-def test_gaussian_has_the_deviation_of_one_over_r():
-    model = add_lora(small_model(n_embd=64), LoraConfig(r=8, target_modules=["c_attn"], init_lora_weights="gaussian"))
-    for update in updates(model).values():
-        assert update.lora_A.data.std() == pytest.approx(1 / 8, rel=0.1)
-        assert not update.lora_B.data.any()
-
-
-def test_without_initialisation_b_is_random_too():
-    for update in updates(fresh("plain", init_lora_weights=False)).values():
-        assert update.lora_A.data.any() and update.lora_B.data.any()
-
-
 @pytest.mark.parametrize("fields, message", [
     ({"init_lora_weights": "orthogonal", "r": 3}, "the rank must be even"),
     ({"init_lora_weights": "pissa", "r": 9}, "must be at most 8"),
@@ -212,37 +174,7 @@ def test_dropout_falls_on_what_dora_adds_and_not_on_embeddings_or_the_head():
     assert float(model.loss(batch, np.random.default_rng(0)).data) == pytest.approx(float(model.loss(batch).data))
 
 
-@pytest.mark.parametrize("target", ["wte", "lm_head"])
-def test_tied_tables_part_when_one_use_of_them_is_adapted_and_merged(target, assert_close):
-    """PEFT's merge adds the update to both uses, and moves the logits by whole units (peft#2018)."""
-    model = add_lora(small_model(**NONE), LoraConfig(r=2, lora_alpha=6, target_modules=[target]))
-    randomise(model.trainable_parameters(), seed=1)
-    table, before = model.wte.weight.data.copy(), model.logits(IDS)
-    merged = merge_lora(model)
-    assert_close(merged.logits(IDS), before)
-    assert merged.config.tie_word_embeddings is False
-    same = merged.lm_head if target == "wte" else merged.wte
-    np.testing.assert_array_equal(same.weight.data, table)
-    assert np.abs(merged.lm_head.weight.data - merged.wte.weight.data).max() > 0.01
-
-
-def test_tables_stay_tied_where_no_update_of_them_is_in_force():
-    for target in ("wte", "lm_head"):
-        model = add_lora(small_model(), LoraConfig(target_modules=[target]))
-        set_adapter(model, [])
-        assert merge_lora(model).config.tie_word_embeddings is True
-        assert model.parameters().keys() == small_model().parameters().keys()
-
-
 # Patterns and their order in a file
-
-
-def test_the_first_pattern_that_matches_decides():
-    patterns = {"h.1.mlp.c_fc": 64, "c_fc": 1}
-    model = fresh("plain", alpha_pattern=patterns)
-    assert [update.scale for name, update in updates(model).items() if "c_fc" in name] == [1 / 2, 64 / 2]
-    model = fresh("plain", alpha_pattern=dict(reversed(patterns.items())))
-    assert [update.scale for name, update in updates(model).items() if "c_fc" in name] == [1 / 2, 1 / 2]
 
 
 def test_patterns_mean_the_same_after_the_file_is_sorted(tmp_path, assert_close):
@@ -287,32 +219,3 @@ def test_an_adapter_brings_its_own_head(tmp_path, assert_close):
     own = base.logits(IDS)
     table += 1
     assert_close(own, load_adapter(base, tmp_path, "same").logits(IDS), 1e-6)
-
-
-@pytest.mark.parametrize("fields, chosen", [
-    ({"exclude_modules": ["h.0.attn.c_attn"]}, ["h.0.mlp.c_fc", "h.1.attn.c_attn", "h.1.mlp.c_fc"]),
-    ({"exclude_modules": r".*\.1\..*"}, ["h.0.attn.c_attn", "h.0.mlp.c_fc"]),
-    ({"layers_to_transform": 1}, ["h.1.attn.c_attn", "h.1.mlp.c_fc"]),
-    ({"layers_to_transform": [0], "layers_pattern": "h"}, ["h.0.attn.c_attn", "h.0.mlp.c_fc"]),
-    ({"layers_to_transform": [0], "target_modules": ["c_attn", "transformer.h.1.mlp.c_fc"]},
-     ["h.0.attn.c_attn", "h.1.mlp.c_fc"]),  # a whole name is meant, whatever its layer
-    ({"modules_to_save": ["c_fc"]}, ["h.0.attn.c_attn", "h.1.attn.c_attn"]),
-    ({"target_modules": ["wte", "lm_head"]}, ["wte", "lm_head"]),
-    ({"target_modules": "ALL-LINEAR", "exclude_modules": ["c_proj", "c_fc"]}, ["h.0.attn.c_attn", "h.1.attn.c_attn"]),
-])
-def test_which_modules_are_meant(fields, chosen):
-    matched = match_targets(small_model(), config("plain", **fields))
-    assert [name.removeprefix("transformer.") for name in matched] == chosen
-
-
-# LoRA+
-
-
-def test_loraplus_names_b_and_the_vectors():
-    model = fresh("DoRA, bias all")
-    ratios = loraplus(model.trainable_parameters(), 16)
-    named = {name.rpartition(".")[2] for name in ratios}
-    assert named == {"lora_B", "lora_magnitude_vector", "trained_bias"}
-    assert set(ratios.values()) == {16}
-    assert model.trainable_parameters().keys() - ratios.keys() == {
-        name for name in model.trainable_parameters() if name.endswith("lora_A")}
