@@ -1,17 +1,17 @@
 """Reverse-mode differentiation that knows no operation.
 
-An operation computes its result with NumPy and hands `record` three things: the result, the tensors it read, and a rule
-that turns the gradient at the result into the gradients at those tensors. The records form a graph from the loss
-down to the trainable leaves. `backward` walks it once, from the loss, and applies the chain rule in one place:
+An operation computes its result with NumPy. It gives `record` three things: the result, the tensors it read, and a rule
+that turns the gradient at the result into the gradients at those tensors. The records form a graph from the loss down
+to the trainable leaves. `backward` walks the graph once, from the loss, and applies the chain rule in one place:
 
     the gradient at a tensor is the sum, over the operations that read it, of what their rules send back.
 
 Why it is built this way:
 - Gradients are returned, not stored. Nothing has to be zeroed, and threads can differentiate the same leaves at once.
-- A record holds its parents' records and the arrays its rule needs, never a Tensor between leaf and loss. An activation
-  that no rule asks for is freed as soon as the forward pass leaves it, and there are no reference cycles.
-- What is frozen is not recorded: an operation with no trainable tensor below it leaves nothing behind.
-- The graph is used once. Each record is emptied as the walk passes it, so memory falls while backward runs.
+- A record holds its parents' records and the arrays its rule needs, but no Tensor between leaf and loss. An activation
+  that no rule needs is freed when the forward pass has used it, and there are no reference cycles.
+- An operation with no trainable tensor below it records nothing.
+- The graph is used once. The walk empties each record as it passes it, so memory falls while backward runs.
 - The walk keeps its own stack, so a long graph meets no recursion limit.
 """
 
@@ -27,8 +27,8 @@ class Tensor:
     """An array and where its gradient goes.
 
     data       NumPy array of floats
-    trainable  True for a leaf (a parameter) whose gradient `backward` should return; may be changed at any time
-    record     the operation that made this tensor, or None for a leaf and for what depends on nothing trainable
+    trainable  True for a leaf (a parameter) whose gradient `backward` returns; it may change at any time
+    record     the operation that made this tensor; None for a leaf, and if nothing trainable is below
     """
 
     __slots__ = ("data", "record", "trainable")
@@ -51,11 +51,11 @@ class Tensor:
 
 
 class Record:
-    """One operation that was carried out.
+    """One operation that was done.
 
     name     for messages
-    parents  for each input a pair: where its gradient goes (a Record, a trainable leaf Tensor, or None where none is
-             needed), and the shape and dtype that gradient must have
+    parents  for each input a pair: where its gradient goes (a Record, a trainable leaf Tensor, or None if it needs no
+             gradient), and the shape and dtype that the gradient must have
     rule     rule(dy) -> a gradient per input
     """
 
@@ -65,7 +65,7 @@ class Record:
         self.name, self.parents, self.rule = name, parents, rule
 
 
-_thread = threading.local()  # one switch a thread: see no_grad
+_thread = threading.local()  # each thread has its own switch: see no_grad
 
 
 @contextlib.contextmanager
@@ -86,12 +86,12 @@ def needs_grad(*tensors):
 
 
 def record(name, data, inputs, rule):
-    """Return `data` as a Tensor and remember how it was made, if anything below it is trainable.
+    """Return `data` as a Tensor. Remember how it was made if something below it is trainable.
 
     name    the operation's name, for messages
     inputs  the Tensors (or None) the operation read
-    rule    rule(dy) -> a sequence of gradients, one per input; the entry of an input that needs none is ignored.
-            dy may be shared with other rules, so a rule never writes into it.
+    rule    rule(dy) -> a sequence of gradients, one for each input; it may have anything for an input that needs none.
+            Other rules may get the same dy, so a rule never writes into it.
     """
     needed = needs_grad(*inputs)
     output = Tensor(data)
@@ -108,7 +108,7 @@ def backward(output, dy=None):
     output  Tensor, a scalar unless dy is given
     dy      gradient arriving at `output`, of its shape (default 1); the result is linear in it
 
-    The graph is used up. Raises ConfigError when there is no graph (nothing trainable, or already used).
+    The graph is then used up. Raises ConfigError if there is none: nothing is trainable, or it was used before.
     """
     root = output.record
     if root is None or root.rule is None:
@@ -122,20 +122,20 @@ def backward(output, dy=None):
         raise ConfigError(f"dy has shape {np.shape(dy)}: a gradient arriving at {output!r} has its shape")
     gradients = {root: np.broadcast_to(np.asarray(dy, output.dtype), output.shape)}
 
-    # How many operations read each record: its gradient is complete when all of them have sent their part.
+    # How many operations read each record. Its gradient is complete when all of them have sent their part.
     readers, stack = {root: 0}, [root]
     while stack:
         for parent, _ in stack.pop().parents:
             if isinstance(parent, Record):
                 if parent.rule is None:
-                    raise ConfigError(f"cannot differentiate {output!r}: a part of its graph ({parent.name}) was "
-                                      "already used by another backward; run the forward pass again")
+                    raise ConfigError(f"cannot differentiate {output!r}: another backward used a part of its graph "
+                                      f"({parent.name}) already; run the forward pass again")
                 if parent not in readers:
                     readers[parent] = 0
                     stack.append(parent)
                 readers[parent] += 1
 
-    summed = set()  # nodes whose gradient is a sum made here, which further terms may be added to in place
+    summed = set()  # nodes whose gradient is a sum made here: further terms can be added in place
     ready = [root]
     while ready:
         node = ready.pop()

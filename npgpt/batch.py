@@ -28,8 +28,8 @@ class Batch:
         """Let each sequence predict its own next tokens; the last row of each has no target.
 
         sequences   list of integer arrays, none empty
-        loss_masks  list of 0/1 arrays of the same lengths, or None for all 1; a token carries loss, as a target, where
-                    its mask is 1. The first token of a sequence is never a target.
+        loss_masks  list of 0/1 arrays of the same lengths, or None for all 1; a token is a target, and so carries loss,
+                    if its mask is 1. The first token of a sequence is never a target.
         Raises ConfigError, naming the sequence.
         """
         if loss_masks is not None and len(loss_masks) != len(sequences):
@@ -59,11 +59,11 @@ class Batch:
         return int(np.count_nonzero(self.targets != NO_TARGET))
 
     def split(self, parts):
-        """Cut into at most `parts` batches of whole sequences with about equal numbers of tokens: each cut is made at
-        the end of a sequence that is nearest to where equal parts would be cut."""
+        """Cut into at most `parts` batches of whole sequences, with about equal numbers of tokens: each cut is at the
+        end of the sequence that is nearest to the cut of equal parts."""
         ends = np.cumsum(self.lengths)
         goals = ends[-1] * np.arange(1, parts) / parts
-        halfway = (ends[:-2] + ends[1:-1]) / 2  # between the ends that can be cut at
+        halfway = (ends[:-2] + ends[1:-1]) / 2  # between two ends of sequences
         cuts = np.unique(np.searchsorted(halfway, goals) + 1)
         cuts = [0, *cuts[cuts < len(ends)].tolist(), len(ends)]
         edges = np.concatenate([[0], ends])

@@ -1,4 +1,4 @@
-"""Layers: parameters with their names, and the operation that uses them."""
+"""Layers: parameters, their names, and the operation that uses them."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ class Module:
     of their assignment. The attributes' names, joined by dots, are the checkpoint's names."""
 
     def children(self):
-        """Yield (name, Module) for each module held directly; a list's members are numbered: h.0, h.1, ..."""
+        """Yield (name, Module) for each module in an attribute. The members of a list have numbers: h.0, h.1, ..."""
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value

@@ -20,9 +20,9 @@ class AdamW:
         p <- p - lr weight_decay p - lr mhat / (sqrt(vhat) + eps)
     The decay acts on p directly, not through g, so it is not divided by sqrt(vhat).
 
-    params  dict name -> Tensor; read-only data (mapped weights) is copied, once, so that it can be updated
-    lr      may be assigned between steps, as schedules do
-    ratios  dict name -> factor of lr for that parameter, where not 1; its decay follows (LoRA+: `lora.loraplus`)
+    params  dict name -> Tensor; read-only data (mapped weights) is copied once, so that it can be updated
+    lr      schedules assign a new one between steps
+    ratios  dict name -> factor of lr for this parameter, if it is not 1; the decay has the factor too (see `loraplus`)
     Source  Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2. Defaults and arithmetic as in PyTorch.
     """
 
@@ -54,7 +54,7 @@ class AdamW:
                 spread(functools.partial(self._update, arrays, self.lr * self.ratios.get(name, 1)), blocks)
 
     def _update(self, arrays, lr, rows):
-        """Update some rows of one parameter: few enough for all passes but the first to find them in the cache."""
+        """Update some rows of one parameter: few enough to stay in the cache from the first pass to the last."""
         g, p, m, v = (array[rows] for array in arrays)
         beta1, beta2 = self.betas
         debiased = 1 - beta1**self.steps
@@ -80,7 +80,7 @@ def clip_grad_norm(grads, max_norm):
 
     grads   dict Tensor -> array, changed in place
     Returns the norm before: sqrt of the sum of squares over every element of every gradient.
-    The factor is max_norm / (norm + 1e-6) where that is below 1, as in PyTorch.
+    The factor is max_norm / (norm + 1e-6) if that is below 1, as in PyTorch.
     """
     if not max_norm > 0:
         raise ConfigError(f"max_norm = {max_norm}: it must be positive")
@@ -95,7 +95,7 @@ def clip_grad_norm(grads, max_norm):
 def schedule(name, step, total_steps, warmup_steps=0):
     """Return the factor of the learning rate at `step` (from 0) of `total_steps`.
 
-    All rise linearly from 0 over warmup_steps; then, with x the share of the remaining steps that is done,
+    All rise linearly from 0 over warmup_steps. Then, with x the part of the remaining steps that is done,
         constant  1
         linear    1 - x
         cosine    (1 + cos(pi x)) / 2

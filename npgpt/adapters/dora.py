@@ -1,4 +1,4 @@
-"""A linear layer whose weight is split into direction and magnitude, with a low-rank update of the direction: DoRA."""
+"""DoRA: a linear layer whose weight is split into direction and magnitude, with a low-rank update of the direction."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ def column_norms(weight, lora_A, lora_B, scale):
     """The length of each column of V = W + s (B A)ᵀ, which is never formed: arrays (I, O), (R, I), (O, R) -> (O,).
 
     With W_o column o of W and B_o row o of B, column o of V is W_o + s Aᵀ B_o, and
-        |V_o|^2 = |W_o|^2 + 2 s B_o . (A W_o) + s^2 B_o . (A Aᵀ B_o):
-    one reading of W and thin products, where V would be written and read.
+        |V_o|^2 = |W_o|^2 + 2 s B_o . (A W_o) + s^2 B_o . (A Aᵀ B_o).
+    This takes one reading of W and thin products. V itself, an array of W's size, is not made.
     """
     squares = np.einsum("io,io->o", weight, weight)
     inner = product(lora_A, weight).T * 2                                   # (R, I) @ (I, O) -> (O, R)
@@ -27,14 +27,14 @@ def dora_linear(x, weight, bias, lora_A, lora_B, magnitude, norm, scale, p=0.0, 
     Shapes    x (N, I), weight (I, O), bias (O,), lora_A (R, I), lora_B (O, R), magnitude (O,) -> y (N, O)
               norm (O,), an array and not a Tensor: |V|, the length of each column of V, see `column_norms`
     Forward   g  = m / |V|
-              x~ = dropout(x) = k * x / (1 - p), k ~ Bernoulli(1 - p) per element; x~ = x where no generator is given
+              x~ = dropout(x) = k * x / (1 - p), k ~ Bernoulli(1 - p) per element; x~ = x without a generator
               u  = x~ Aᵀ,  z = x~ W + s u Bᵀ = x~ V       (N, R), (N, O)
-              y  = x W + b + (g * z - x~ W)               without dropout g * z + b: what DoRA adds falls on x~ alone
-    Backward  |V| depends on A and B, but is held constant, "detached": no gradient flows through it. What that leaves
-              out: with v a column of V and e = v / |v|, the derivative of m e is m (1 - e eᵀ) / |v|, and the detached
-              one m / |v|. They differ by the projection along v, which changes the length of v only, and so nothing
-              that is computed from m e; in exchange, no array of W's size is made (DoRA, section 4.3).
-              g then depends on m alone, and given dy,
+              y  = x W + b + (g * z - x~ W)               without dropout g * z + b: DoRA's part depends on x~ alone
+    Backward  |V| depends on A and B, but counts as a constant ("detached"): no gradient flows through it. With v a
+              column of V and e = v / |v|, the derivative of m e is m (1 - e eᵀ) / |v|, and the detached one m / |v|.
+              The difference is the projection along v. That part changes only the length of v, and m e does not depend
+              on the length; to leave it out saves an array of W's size (DoRA, section 4.3). g then depends on m alone,
+              and given dy,
               y = ... + g * z:    dm_o = sum_n dy_no z_no / |V_o|,        dz = dy * g
               z = ... + s u Bᵀ:   dB = s dzᵀ u,                           du = s dz B
               u = x~ Aᵀ:          dA = duᵀ x~
@@ -43,7 +43,7 @@ def dora_linear(x, weight, bias, lora_A, lora_B, magnitude, norm, scale, p=0.0, 
               and x the direct one beside dropout's:    dx = dy Wᵀ + k * dx~ / (1 - p);    without dropout the two
               terms in dy Wᵀ cancel:                    dx = dz Wᵀ + du A
               W as in `linear`, on both paths: dW = xᵀ dy + x~ᵀ (dz - dy);  db = sum_rows dy
-    Saves     x~, u, z for dm; k, and x where W is trainable.
+    Saves     x~, u, z for dm; k, and x if W is trainable.
     Source    Liu et al. 2024 (DoRA), eq. 5, 6 and 11; where dropout falls as in PEFT.
     """
     need_x, need_weight, need_bias, need_A, need_B, need_m = needs_grad(x, weight, bias, lora_A, lora_B, magnitude)

@@ -30,7 +30,7 @@ def initial(method, weight, r, scale, rng):
         raise ConfigError(f"init_lora_weights = {method!r} with rank {r} on a weight of {n_in} x {n_out}: the rank "
                           f"must be at most {min(n_in, n_out)}")
     if method == "pissa":
-        with blas_threads(1):  # of small products, which threads make many times slower
+        with blas_threads(1):  # its products are small, and threads make them many times slower
             U, S, Vt = np.linalg.svd(weight.T, full_matrices=False)         # (out, in): B comes from U, A from Vᵀ
         root = np.sqrt(S[:r] / scale)
         return root[:, None] * Vt[:r], U[:, :r] * root, True

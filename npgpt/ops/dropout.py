@@ -1,4 +1,4 @@
-"""Dropout: present if and only if a random generator is passed."""
+"""Dropout, if and only if a random generator is passed."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from npgpt.autograd import record
 
 
 def keep_mask(shape, p, rng):
-    """Draw which elements to keep: (bool array of `shape`, the exact probability of keeping).
+    """Draw which elements to keep: return (bool array of `shape`, the exact probability of keeping).
 
-    Sixteen random bits an element, four elements of one 64-bit integer: half the bits of a float32 draw, and faster
-    than drawing 16-bit integers. The probability of dropping is p rounded to a multiple of 2^-16, and the probability
-    returned is the rounded one, so that the mean is kept exactly.
+    One 64-bit integer serves four elements, with sixteen random bits for each: half the bits of a float32 draw, and
+    faster than drawing 16-bit integers. The probability of dropping is p rounded to a multiple of 2^-16. The returned
+    probability is the rounded one, so that the mean stays exactly the same.
     """
     threshold = min(round(p * 65536), 65535)
     count = int(np.prod(shape))
@@ -25,7 +25,7 @@ def dropout(x, p, rng):
     Forward   y = m * x / (1 - p),  m ~ Bernoulli(1 - p) per element
     Backward  elementwise and linear in x with slope m / (1 - p):  dx = m * dy / (1 - p)
     Saves     m, a byte an element.
-    Source    Srivastava et al. 2014, in the inverted form that needs nothing at inference.
+    Source    Srivastava et al. 2014, in the inverted form, which leaves inference as it is.
     """
     if rng is None or p == 0:
         return x

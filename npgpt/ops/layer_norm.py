@@ -23,8 +23,8 @@ def layer_norm(x, weight, bias, eps):
               so dx = rstd (h - mean(h) - xhat mean(h * xhat)):
               h without its components along 1 and along xhat.
     Saves     xhat and rstd; mu is not needed again.
-    In code   block by block of rows, each in place, so that it stays in the cache. A mean is a dot product with
-              (1/C, 1/C, ...): BLAS adds up a row several times as fast as NumPy's own sum.
+    In code   one block of rows after another (`row_blocks`), in place, so that a block stays in the cache. A mean is a
+              dot product with (1/C, 1/C, ...): BLAS adds up a row several times as fast as NumPy's sum.
     Source    Ba, Kiros & Hinton 2016, eq. 4.
     """
     need_x, need_weight, need_bias = needs_grad(x, weight, bias)

@@ -1,4 +1,4 @@
-"""y = x W + b, and the same with a low-rank update: the subject of the project."""
+"""y = x W + b, and the same with a low-rank update (LoRA)."""
 
 from npgpt.autograd import needs_grad, record
 from npgpt.ops.dropout import keep_mask
@@ -13,8 +13,8 @@ def linear(x, weight, bias=None):
     Backward  given dy.  x_ni reaches y_no with slope W_io, for every o:  dx_ni = sum_o dy_no W_io,  dx = dy Wᵀ
               W_io reaches y_no with slope x_ni, for every n:  dW_io = sum_n x_ni dy_no,             dW = xᵀ dy
               b_o reaches y_no with slope 1, for every n:                                            db = sum_rows dy
-    Saves     x, only where the weight is trainable; a frozen layer saves nothing (its weight is kept anyway).
-    In code   `product(a, b)` is a b, of which each worker makes a part, and adds to it what follows.
+    Saves     x, only if the weight is trainable. A frozen layer saves nothing (the model keeps its weight anyway).
+    In code   `product(a, b, then)` is a b: each worker computes a part of it, and calls then(part) on that part.
     """
     need_x, need_weight, need_bias = needs_grad(x, weight, bias)
     W, saved_x = weight.data, x.data if need_weight else None
@@ -37,7 +37,7 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale, p=0.0, rng=None):
     """A linear layer with a low-rank update: its weight acts as W + s (B A)ᵀ, which is never formed.
 
     Shapes    x (N, I), weight (I, O), bias (O,), lora_A (R, I), lora_B (O, R) -> y (N, O)
-    Forward   x~ = dropout(x) = m * x / (1 - p), m ~ Bernoulli(1 - p) per element; x~ = x where no generator is given
+    Forward   x~ = dropout(x) = m * x / (1 - p), m ~ Bernoulli(1 - p) per element; x~ = x without a generator
               u  = x~ Aᵀ                    (N, R)
               y  = x W + b + s u Bᵀ         s = alpha / R
     Backward  given dy, walk the low-rank path from its end, as three linear maps:
@@ -47,10 +47,10 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale, p=0.0, rng=None):
                                   dx~ = du A
               x~ = m x / (1 - p): its share of dx is m * dx~ / (1 - p)
               and x also takes the direct path:                        dx = dy Wᵀ + m * (du A) / (1 - p)
-              W and b as in `linear`, where they are trainable.
-    Saves     x~, u, and m where x needs a gradient. Two thin products of cost N R (I + O) replace a product with BA,
-              of cost N I O: at rank 8 and GPT-2's widths, 1 % of the layer's own.
-    In code   `product` as above. x~ is m * x, and s / (1 - p) falls on what is thin: u stands for s u / (1 - p).
+              W and b as in `linear`, if they are trainable.
+    Saves     x~, u, and m if x needs a gradient. Two thin products of cost N R (I + O) replace a product with BA of
+              cost N I O: at rank 8 and GPT-2's widths, they cost 1 % of the layer's own product.
+    In code   `product` as above. x~ is m * x, and the thin arrays carry the factor s / (1 - p): u is s u / (1 - p).
     Source    Hu et al. 2021 (LoRA), eq. 3 and section 4.1; dropout on this path as in PEFT.
     """
     need_x, need_weight, need_bias, need_A, need_B = needs_grad(x, weight, bias, lora_A, lora_B)

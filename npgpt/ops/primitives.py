@@ -1,8 +1,7 @@
-"""The alphabet: ten small operations from which anything can be built, and every fused operation is rebuilt in tests.
+"""The alphabet: ten small operations. Everything can be built from them; the tests rebuild every fused operation.
 
-Gradients follow from d(output) written as a sum over the inputs; where NumPy broadcast an input, its gradient is summed
-over the positions it was repeated to.
-"""
+Gradients follow from d(output) written as a sum over the inputs. If NumPy broadcast an input, its gradient is summed
+over the positions that it was repeated to. """
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from npgpt.runtime.shares import product
 
 
 def _unbroadcast(gradient, shape):
-    """Sum `gradient` over the axes along which an array of `shape` was repeated to reach the gradient's shape."""
+    """Sum `gradient` over the axes along which NumPy repeated an array of `shape`."""
     if gradient.shape == shape:
         return gradient
     gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))

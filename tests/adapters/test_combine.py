@@ -128,7 +128,7 @@ def test_with_density_1_ties_of_agreeing_adapters_is_their_mean_and_dare_is_line
     ((["a"], [1], "sum", "ties", None, 0), "density = 0"),
     ((["a"], [1], "sum", "dare_linear"), "dare_linear draws at random: pass rng"),
     ((["a"], [1], "sum", "svd", 0), "rank = 0"),
-    ((["dora"], [1], "sum"), "adapter 'dora' is more than low-rank updates at h.0.attn.c_attn"),
+    ((["dora"], [1], "sum"), "adapter 'dora' has more than low-rank updates at h.0.attn.c_attn"),
 ])
 def test_what_cannot_be_combined_changes_nothing(arguments, message):
     model = model_with("a", "b", "c", "dora")
