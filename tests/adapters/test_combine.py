@@ -137,20 +137,3 @@ def test_what_cannot_be_combined_changes_nothing(arguments, message):
         add_weighted_adapter(model, *arguments)
     assert set(adapter_names(model)) == {"a", "b", "c", "dora"}
     np.testing.assert_array_equal(model.logits(IDS), before)
-
-
-# A different adapter for each sequence
-
-
-def without_head(*names):
-    model = small_model(tie_word_embeddings=False, **NONE)
-    for name in names:
-        config = LoraConfig(r=2, lora_alpha=6, target_modules=["wte", "c_attn"]) if name == "a" else CONFIGS[name]
-        add_lora(model, config, name=name)
-        randomise(model.trainable_parameters(), seed=ord(name[0]))
-    return model
-
-
-def alone(model, name, ids):
-    set_adapter(model, [] if name is None else name)
-    return model.logits(ids)
