@@ -3,8 +3,6 @@
 The names are PEFT's values of init_lora_weights. W is a layer's weight in the orientation of `linear`, (in, out).
 """
 
-import math
-
 import numpy as np
 
 from npgpt.runtime.errors import ConfigError
@@ -14,7 +12,6 @@ from npgpt.runtime.threads import blas_threads
 def initial(method, weight, r, scale, rng):
     """Return (A, B, changed): A (r, in) and B (out, r) to start from, and whether the base loses s B A.
 
-    False         A as in `lora.LowRank`, and B uniform within 1 / sqrt(r): for tests, which cannot see A if B is zero
     "gaussian"    A normal of standard deviation 1 / r; B zero
     "orthogonal"  A and B random on two halves of an orthogonal basis of the r dimensions between them: B A = 0, and
                   both have gradients at once. r must be even
@@ -44,8 +41,4 @@ def initial(method, weight, r, scale, rng):
         basis, _ = np.linalg.qr(rng.standard_normal((r, r)))
         A = basis[0::2].T @ rng.standard_normal((r // 2, n_in)) / 10        # (r, r/2) @ (r/2, in)
         return A, rng.standard_normal((n_out, r // 2)) @ basis[1::2] / 10, False
-    if method == "gaussian":
-        return rng.normal(0, 1 / r, (r, n_in)), np.zeros((n_out, r)), False
-    bound = 1 / math.sqrt(n_in)
-    A = rng.uniform(-bound, bound, (r, n_in))
-    return A, rng.uniform(-1 / math.sqrt(r), 1 / math.sqrt(r), (n_out, r)), False
+    return rng.normal(0, 1 / r, (r, n_in)), np.zeros((n_out, r)), False

@@ -85,11 +85,14 @@ class LowRankLinear(LowRank):
 
     def initialise(self, layer, rng):
         """Draw A and B. Everything else starts with the layer's own values."""
-        if self.config.init_lora_weights is True:
+        method, weight = self.config.init_lora_weights, self.oriented(layer.weight.data)
+        if isinstance(method, bool):
             super().initialise(layer, rng)
+            if not method:  # for tests: they cannot see A if B is zero
+                bound = self.rank**-0.5
+                self.lora_B.data[...] = rng.uniform(-bound, bound, self.lora_B.shape)
         else:
-            weight = self.oriented(layer.weight.data)
-            A, B, changed = initial(self.config.init_lora_weights, weight, self.rank, self.scale, rng)
+            A, B, changed = initial(method, weight, self.rank, self.scale, rng)
             self.lora_A.data[...], self.lora_B.data[...] = A, B
             if changed:
                 self.start = Tensor(self.lora_A.data.copy()), Tensor(self.lora_B.data.copy())

@@ -295,9 +295,6 @@ TABLE = {
         ("rsLoRA's scale never", "math.sqrt(r) if self.use_rslora else r", "r"),
     ],
     "adapters/lora_init.py": [
-        ("A in the bounds of a = 0", "bound = 1 / math.sqrt(n_in)", "bound = math.sqrt(6 / n_in)"),
-        ("A in the bounds of the output's width", "bound = 1 / math.sqrt(n_in)", "bound = 1 / math.sqrt(n_out)"),
-        ("A positive", "A = rng.uniform(-bound, bound", "A = rng.uniform(0, bound"),
         ("PiSSA without the scale", "np.sqrt(S[:r] / scale)", "np.sqrt(S[:r])"),
         ("gaussian of variance 1 / r", "rng.normal(0, 1 / r,", "rng.normal(0, r**-0.5,"),
         ("orthogonal halves overlap", "@ basis[1::2] / 10", "@ basis[0::2] / 10"),
