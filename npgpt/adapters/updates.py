@@ -132,11 +132,10 @@ class LowRankLinear(LowRank):
         return self.path(ops.dropout(x, self.dropout, rng), self.lora_A, self.lora_B, self.scale)
 
     def delta(self, layer):
-        product = (self.lora_B.data @ self.lora_A.data).T                   # (out, r) @ (r, in) -> (in, out)
+        product = super().delta(layer)["weight"]
         if self.start is not None:
             A, B = self.start
-            product -= (B.data @ A.data).T
-        product *= self.scale
+            product -= self.scale * (B.data @ A.data).T
         if self.lora_magnitude_vector is not None:
             weight = self.oriented(layer.weight.data)
             product += weight
