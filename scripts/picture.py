@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parent
 PICTURE = SCRIPTS / "picture.png"
 PROMPT = ("The learning rate is the size of a step: when it is too large, the loss grows, and when it is too small, "
           "the model learns nothing.")
-WIDTH, HEIGHT, SCALE = 960, 794, 1.5  # the window in CSS pixels, and how many real pixels make one of them
+WIDTH, HEIGHT, SCALE = 960, 812, 1.5  # the window in CSS pixels, and how many real pixels make one of them
 LARGEST = 200_000  # bytes
 
 

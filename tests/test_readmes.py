@@ -239,6 +239,7 @@ def test_the_picture_is_small():
     ("125 steps of 4 texts", "125 steps of 4 lines", False),
     ("saved runs/2026-11-28_02-00-55/adapter (399 kB) after 5.4 s",
      "saved runs/2027-01-01_12-13-14-2/adapter (402 kB) after 71.0 s", True),
+    ("3.1step/s, about 8 s in all", "1.02s/step, about 2 min in all", True),
     ("saved runs/mine/adapter (399 kB)", "saved runs/mine/adapter (799 kB)", False),
     ("[00:04<00:00, 27.49step/s, 4,977 tokens/s]", "[01:00<00:00, 3.1step/s, 77 tokens/s]", True),
     ("  after   a model of a place", "  after  the few", True),
