@@ -10,21 +10,28 @@ import pytest
 
 from npgpt import Tensor, backward
 
-# Where nothing depends on how BLAS rounds: all other tests have the marker `arithmetic`, and .ci/run repeats those with
-# each of BLAS's kernels and several numbers of threads.
+# Where nothing depends on how BLAS rounds, or where that is allowed for (READMEs): all other tests have the marker
+# `arithmetic`, and .ci/run repeats those with each of BLAS's kernels and several numbers of threads.
 NO_ARITHMETIC = ("data/", "files/test_atomic.py", "files/test_hub.py", "files/test_names.py", "files/test_pickles.py",
                  "files/test_tokenizer.py", "files/test_torchfile.py", "fuzz/", "hub/", "kills/", "mutation/",
                  "official/", "parity/", "scripts/test_bad_input.py", "scripts/test_cli.py", "scripts/test_convert",
                  "scripts/test_harness", "scripts/test_inspect_s", "scripts/test_memory", "scripts/test_sweep.py",
                  "training/test_estimate.py", "runtime/test_memory.py", "evaluation/test_wikitext.py",
-                 "test_imports.py", "test_texts.py")
+                 "test_imports.py", "test_readmes.py", "test_texts.py")
+# What takes most of the time: tests that start processes, and others of many seconds. They have the marker `slow`;
+# `pytest -m "not slow"` runs all others, in under a minute.
+SLOW = ("files/test_torchfile.py", "fuzz/test_fuzz.py", "hub/", "kills/", "mutation/", "official/", "parity/",
+        "scripts/", "test_readmes.py", "test_real_model.py", "training/test_estimate.py")
 TESTS = pathlib.Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if not item.path.relative_to(TESTS).as_posix().startswith(NO_ARITHMETIC):
+        path = item.path.relative_to(TESTS).as_posix()
+        if not path.startswith(NO_ARITHMETIC):
             item.add_marker("arithmetic")
+        if path.startswith(SLOW):
+            item.add_marker("slow")
 
 
 # A busy machine is no failure, so there is no deadline. By default each run draws the same examples; with

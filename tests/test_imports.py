@@ -143,8 +143,9 @@ def test_public_defaults(function, defaults):
     assert {p.name: p.default for p in parameters if p.default is not p.empty} == defaults
 
 
-def test_what_has_no_arithmetic_is_there():
-    """The list in conftest.py names tests by how their paths begin; one that is moved would silently leave it."""
-    from tests.conftest import NO_ARITHMETIC, TESTS
-    paths = [path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")]
-    assert [start for start in NO_ARITHMETIC if not any(path.startswith(start) for path in paths)] == []
+@pytest.mark.parametrize("name", ["NO_ARITHMETIC", "SLOW"])
+def test_what_the_lists_of_tests_name_is_there(name):
+    """The lists in conftest.py name tests by how their paths begin; one that is moved would silently leave them."""
+    from tests import conftest
+    paths = [path.relative_to(conftest.TESTS).as_posix() for path in conftest.TESTS.rglob("test_*.py")]
+    assert [start for start in getattr(conftest, name) if not any(path.startswith(start) for path in paths)] == []
