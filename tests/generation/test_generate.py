@@ -275,7 +275,7 @@ def test_stop_strings_span_tokens(model):
     ([], r"the prompt has shape \(0,\)"),
     ([[1, 2]], r"the prompt has shape \(1, 2\)"),
     (3, r"the prompt has shape \(\)"),
-    ([1.0, 2.0], "float64: generate takes integers"),
+    ([1.0, 2.0], r"dtype float64: expected integers \(T,\)"),
     ([1, 61], "token id 61 is outside this model's vocabulary of 61"),
     ([-1, 2], "token id -1 is outside"),
     (range(25), "a prompt of 25 tokens and 2 new ones make 27, more than this model's context of 24"),
@@ -303,11 +303,11 @@ def test_unusable_prompts(model, ids, message):
     ({"frequency_penalty": float("nan")}, "frequency_penalty = nan: it must be a finite number"),
     ({"no_repeat_ngram_size": 0}, "no_repeat_ngram_size = 0: it must be at least 1"),
     ({"bad_words_ids": [[3], []]}, "bad_words_ids = .*: it must be sequences of at least one id"),
-    ({"bad_words_ids": [[3, 61]]}, "bad_words_ids names token id 61, outside this model's vocabulary of 61"),
-    ({"logit_bias": {-1: 2.0}}, "logit_bias names token id -1"),
+    ({"bad_words_ids": [[3, 61]]}, "bad_words_ids has token id 61: this model's ids go from 0 to 60"),
+    ({"logit_bias": {-1: 2.0}}, "logit_bias has token id -1"),
     ({"min_new_tokens": -1}, "min_new_tokens = -1: it must be at least 0"),
-    ({"stop_strings": ["a"]}, "come with the tokenizer"),
-    ({"stop_strings": "ab", "tokenizer": 1}, "must be a list of strings"),
+    ({"stop_strings": ["a"]}, "together with tokenizer="),
+    ({"stop_strings": "ab", "tokenizer": 1}, "expected a list of strings"),
     ({"context": "slides"}, "context = 'slides': it must be 'whole' or 'slide'"),
     ({"logit_bias": dict.fromkeys(range(61), -np.inf)}, "no token can come next"),
 ])
@@ -320,5 +320,5 @@ def test_weights_that_diverged_are_named():
     model = npgpt.GPT2(CONFIG)
     model.ln_f.weight.data[3] = np.nan
     for temperature in (0, 1):
-        with pytest.raises(NpgptError, match=r"the model's logits are not numbers: its weights.* hold NaN"):
+        with pytest.raises(NpgptError, match=r"the model's logits are NaN: the weights of the model .* hold NaN"):
             npgpt.generate(model, PROMPT, 2, temperature)
