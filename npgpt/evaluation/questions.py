@@ -10,7 +10,7 @@ import numpy as np
 
 from npgpt.data import Text, encode_prompt
 from npgpt.evaluation import evaluate
-from npgpt.evaluation.metrics import mean_score
+from npgpt.evaluation.items import mean_score
 from npgpt.evaluation.tasks import LikelihoodTask, Measure, Task
 from npgpt.generation.generate import before_stop, generate_batch
 from npgpt.runtime.errors import ConfigError, FormatError

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npgpt.evaluation import evaluate, wikitext
-from npgpt.evaluation.metrics import mean_score
+from npgpt.evaluation.items import mean_score
 from npgpt.runtime.errors import ConfigError
 
 UNBOUNDED = 1 << 40  # tokens

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from npgpt.evaluation import bootstrap
-from npgpt.evaluation.metrics import mean_score
+from npgpt.evaluation.items import mean_score
 
 
 def rows(values):
