@@ -72,7 +72,7 @@ def test_the_context_is_at_most_the_models(model):
 
 
 @pytest.mark.parametrize("ids, options, message", [
-    ([5], {}, r"ids of shape \(1,\): perplexity takes at least two integers in one row"),
+    ([5], {}, r"ids of shape \(1,\) and dtype int64: expected integers \(T,\), T >= 2"),
     ([], {}, r"ids of shape \(0,\)"),
     ([[1, 2]], {}, r"ids of shape \(1, 2\)"),
     (5, {}, r"ids of shape \(\)"),
@@ -125,7 +125,7 @@ def test_batches_hold_about_the_tokens_asked_for(monkeypatch, model):
 
 def test_nothing_to_predict(model):
     for sequences, masks in (([], None), ([[4], [5]], None), ([[4, 5]], [[1, 0]])):
-        with pytest.raises(ConfigError, match="nothing to predict: every sequence is a single token or masked"):
+        with pytest.raises(ConfigError, match="nothing to predict: every sequence is masked or has a single token"):
             mean_nll(model, sequences, masks)
 
 

@@ -165,7 +165,7 @@ def test_labels_can_be_named():
     assert items == [("x?", [" yes", " no"], 1)]
     with pytest.raises(FormatError, match="file:1: its label is 'no'; expected one of yes, maybe"):
         questions.read_labelled(records({"text": "x", "label": "no"}), labels=["yes", "maybe"])
-    with pytest.raises(ConfigError, match="labels are no: expected at least two"):
+    with pytest.raises(ConfigError, match="the labels are no: expected at least two"):
         questions.read_labelled(records({"text": "x", "label": "no"}))
 
 
@@ -217,14 +217,14 @@ def test_the_prompt_of_a_conversation_is_all_before_the_last_answer(tmp_path):
 @pytest.mark.parametrize("read, fields, message", [
     (questions.read_passages, {"text": "word"}, "does not end in a space and a word"),
     (questions.read_passages, {"text": "ends "}, "does not end in a space and a word"),
-    (questions.read_passages, {"txt": "a b"}, 'no "text" that is a text'),
+    (questions.read_passages, {"txt": "a b"}, '"text" is missing or not a text'),
     (questions.read_questions, {"context": "a", "choices": ["b"], "label": 0}, 'no "choices" with at least two texts'),
     (questions.read_questions, {"context": "a", "label": 0}, 'no "choices" with'),
-    (questions.read_questions, {"choices": ["a", "b"], "label": 0}, 'no "context" that is a text'),
+    (questions.read_questions, {"choices": ["a", "b"], "label": 0}, '"context" is missing or not a text'),
     (questions.read_questions, {"context": "a", "choices": ["b", "c"], "label": 2}, 'its "label" is 2; expected'),
     (questions.read_questions, {"context": "a", "choices": ["b", "c"], "label": -1}, 'its "label" is -1'),
     (questions.read_questions, {"context": "a", "choices": ["b", "c"]}, 'its "label" is None'),
-    (questions.read_labelled, {"text": "a", "label": 1}, 'no "label" that is a text'),
+    (questions.read_labelled, {"text": "a", "label": 1}, '"label" is missing or not a text'),
 ])
 def test_what_is_refused(read, fields, message):
     with pytest.raises(FormatError, match=f"file:1: .*{message}"):
@@ -233,7 +233,7 @@ def test_what_is_refused(read, fields, message):
 
 def test_plain_texts_have_no_prompt(tmp_path):
     (tmp_path / "texts.txt").write_text("a text\n")
-    with pytest.raises(FormatError, match=r"texts.txt:1: no prompt before an answer; expected .* or a separator"):
+    with pytest.raises(FormatError, match=r"texts.txt:1: no prompt before an answer; expected .* a separator"):
         questions.read_prompts(data.Documents(tmp_path / "texts.txt"))
 
 

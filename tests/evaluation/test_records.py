@@ -93,7 +93,7 @@ def test_another_file_is_left_alone(tmp_path, line):
     path = tmp_path / "out.jsonl"
     content = b'{"system": "a", "item": "b"}\n' + line + b"\n"
     path.write_bytes(content)
-    with pytest.raises(FormatError, match=r"out\.jsonl:2: not a record of an evaluation"):
+    with pytest.raises(FormatError, match=r"out\.jsonl:2: this line is not a record of an evaluation"):
         Records(path)
     assert path.read_bytes() == content
 
@@ -121,5 +121,5 @@ def test_fingerprints_differ_where_models_do(tmp_path):
 
 def test_answers_go_into_a_file(tmp_path):
     for place in (tmp_path, "/dev/null"):
-        with pytest.raises(FileError, match="the answers go into a file, and this is none"):
+        with pytest.raises(FileError, match="this is not a file; name a file for the answers"):
             Records(place)

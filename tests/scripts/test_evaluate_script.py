@@ -131,7 +131,7 @@ def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
     (["--protocol", "sliding"], "invalid choice: 'sliding'"),
     (["--data", "missing.txt"], "cannot read missing.txt"),
     (["--data", "missing.raw", "--wikitext"], "cannot read missing.raw"),
-    (["--out", "texts.txt"], "texts.txt:1: not a record of an evaluation"),
+    (["--out", "texts.txt"], "texts.txt:1: this line is not a record of an evaluation"),
     (["--seed", -1], "--seed -1: it must be at least 0"),
     (["--task", "chess"], "invalid choice: 'chess'"),
     (["--separator", "||"], "--separator is for --task exact-match or meaning-to-text, and has no effect"),
