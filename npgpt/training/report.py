@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from npgpt.files.atomic import replacing
-from npgpt.inspection import html
+from npgpt.inspection import charts, html
 from npgpt.lora import adapted_layers
 from npgpt.training.fit import best_step, smoothed
 
@@ -69,10 +69,10 @@ def _curves(metrics):
     if measured:
         series["held out"] = tuple(zip(*measured, strict=True))
     return html.join([
-        html.section("Loss", html.line_chart(series, x="step", y="nats a token")),
-        html.section("Gradient norm", html.line_chart(
+        html.section("Loss", charts.line_chart(series, x="step", y="nats a token")),
+        html.section("Gradient norm", charts.line_chart(
             {"before clipping": (steps, [line["grad_norm"] for line in metrics])}, x="step", y="norm", log=True)),
-        html.section("Learning rate", html.line_chart(
+        html.section("Learning rate", charts.line_chart(
             {"learning rate": (steps, [line["lr"] for line in metrics])}, x="step", y="learning rate")),
     ])
 

@@ -117,7 +117,7 @@ def spoil(name, value=None):
 @pytest.mark.parametrize(
     ("edit", "hazard"),
     [
-        (spoil("h.0.attn.c_attn.lora_B.weight", 0), "A or B is all zero, so that nothing changes, in h.0.attn.c_attn"),
+        (spoil("h.0.attn.c_attn.lora_B.weight", 0), "A or B is all zero, so the update changes nothing, in h.0.attn"),
         (spoil("h.1.mlp.c_fc.lora_A.weight", np.nan), f"NaN or infinity in {key('h.1.mlp.c_fc', 'lora_A')}"),
         (spoil("c_fc.lora_B.weight", 9), "the update is larger than the weight itself in h.0."),
         (lambda tensors: {name.replace("transformer.", ""): each for name, each in tensors.items()},
@@ -164,8 +164,8 @@ def test_tables_and_other_tensors(folder):
     assert found.parts["wte"].rank == 2
     assert [module for module, part in found.parts.items() if part.with_dora] == ["h.0.attn.c_attn"]
     assert list(found.others.values()) == [(24,), (11, 8)] or list(found.others.values()) == [(11, 8), (24,)]
-    assert any("one matrix, of which merging must make two" in hazard for hazard in found.hazards)
-    assert any("MB of it are whole matrices" in hazard and "lm_head" in hazard for hazard in found.hazards)
+    assert any("one matrix; a merge must split it in two" in hazard for hazard in found.hazards)
+    assert any("MB of its file are whole matrices" in hazard and "lm_head" in hazard for hazard in found.hazards)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -215,11 +215,11 @@ def test_a_base_that_it_does_not_fit(folder):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda folder: edit_config(folder, peft_type="IA3"), "peft_type = 'IA3', where 'LORA' is expected"),
+        (lambda folder: edit_config(folder, peft_type="IA3"), "peft_type = 'IA3': expected 'LORA'"),
         (lambda folder: edit_config(folder, lora_alpha="8"), "lora_alpha = '8': it must be a number"),
         (lambda folder: edit_config(folder, alpha_pattern=[1]), "it must map names to numbers"),
         (lambda folder: edit_config(folder, rank_pattern={"(": 1}), "rank_pattern: '\\(' is not a regular expression"),
-        (lambda folder: edit_weights(folder, spoil("c_fc.lora_B.weight")), "h.0.mlp.c_fc must have matrices A"),
+        (lambda folder: edit_weights(folder, spoil("c_fc.lora_B.weight")), "h.0.mlp.c_fc: A and B have the shapes"),
     ],
 )
 def test_what_is_no_adapter(folder, edit, message):

@@ -75,14 +75,15 @@ def test_losses_and_ranks(tokenizer, model, ids):
     assert [row[0] for row in tokens] == [str(t) for t in range(1, len(ids))]
     assert [row[2] for row in tokens] == [f"{loss:.2f}" for loss in losses]
     assert [row[3] for row in tokens] == [f"{rank:,}" for rank in ranks]
-    assert last[:2] == [str(len(ids)), "what comes next"]
+    assert last[:2] == [str(len(ids)), "(next token)"]
     top, p = inside.likeliest(seen.logits, 5)
     name = inside_page._names(tokenizer)
     for row, expected, shares in zip([*tokens, last], top, p, strict=True):
         chips = [f"{name(i)}{100 * share:.{0 if share > 0.1 else 1}f} %  "
                  for i, share in zip(expected, shares, strict=True)]
         assert row[4] == "".join(chips)
-    assert f"{len(ids)} tokens, of which all but the first are predicted: {losses.mean():.3f} nats a token" in page
+    assert (f"{len(ids)} tokens; the model predicts all except the first. Mean loss: {losses.mean():.3f} nats per token"
+            in page)
     assert f"loss {losses[3]:.2f}, rank {ranks[3]:,}" in section(page, "The text")
 
 
@@ -157,7 +158,7 @@ def test_one_token(read_html, tokenizer, model, adapted_model, ids):
     base, adapted = inside.look(model, ids[:1]), inside.look(adapted_model, ids[:1])
     for seen in (None, adapted):
         page = read_html(inside_page.build("", tokenizer, model, base, seen))
-        assert "One token: there is nothing to predict in it." in page.text
+        assert "The text has one token, so there is nothing to predict." in page.text
         assert "what comes next" in page.text
 
 

@@ -757,8 +757,10 @@ TABLE = {
     "inspection/html.py": [
         ("attributes are not escaped", "{escape(str(value))}", "{value}"),
         ("data may end its script", '.replace("<", "\\\\u003c")', ""),
-        ("only the last run of a long line is kept", "kept += sorted(", "kept = sorted("),
         ("0 leaves an attribute out", "if value is not None and value is not False", "if value"),
+    ],
+    "inspection/charts.py": [
+        ("only the last run of a long line is kept", "kept += sorted(", "kept = sorted("),
         ("what is not positive has a logarithm", "| (log & (ys < 1e-300))", ""),
         ("a step may be smaller than any float", "1.0 if whole else math.ulp(0.0))", "1.0 if whole else 0.0)"),
     ],
