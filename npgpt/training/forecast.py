@@ -1,11 +1,11 @@
-"""How long a run will take, before it starts: each kind of its work is counted, and tried out for a moment.
+"""How long a run will take, forecast before it starts: count each kind of work, and time a little of it.
 
-    seconds = sum over the kinds of work of (how much there is of it) * (how long one of it takes)
+    seconds = sum over the kinds of work of (amount of this work) * (seconds for one unit of it)
 
-What is tried out is the model itself, and the optimiser's arithmetic on copies. Nothing that the run depends on is
-changed, and no random numbers are taken from it. A trial takes some 0.3 s, or a small part of the run where that is
-longer. Where a whole micro-batch would take more, two pieces of it are timed, and a straight line is drawn through
-them: a fixed cost, that of reading the weights above all, and a cost in proportion to the tokens.
+The trials use the model itself, and copies for the optimiser. They change nothing that the run depends on and take
+none of its random numbers. A trial takes about 0.3 s, or a small part of the run if that is longer. If a whole
+micro-batch would take longer, two pieces of it are timed, and a straight line goes through the two times: a fixed
+cost, mostly for reading the weights, and a cost in proportion to the tokens.
 """
 
 import os
@@ -25,40 +25,39 @@ from npgpt.runtime.seeding import generator
 from npgpt.runtime.threads import that_pay, workers
 from npgpt.training.train import loss_and_gradients
 
-MOMENT = 0.3     # seconds that the trials of one kind take, where they can be as short as that
-PART = 0.05      # of all micro-batches, that may be tried out whole whatever it takes
-LEAST = 32       # tokens of the first trial
-SOME = 1 << 21   # numbers that an update is tried on: more than a processor's caches hold
-WRITTEN = 1 << 22  # bytes that writing is tried with, at most
-FILES = 6        # files and folders of a checkpoint, each of which the system is waited for to write to the disk
+MOMENT = 0.3     # seconds for the trials of one kind of work, if they can be so short
+PART = 0.05      # of the time for all micro-batches: their trial may always take this long
+LEAST = 32       # tokens in the first trial
+SOME = 1 << 21   # numbers in the trial of an update: more than the caches of a processor hold
+WRITTEN = 1 << 22  # most bytes in the trial of writing
+FILES = 6        # files and folders of a checkpoint; for each we wait until the system has written it to the disk
 
 
 class Work(NamedTuple):
-    """How much there is of each kind of work, or how many seconds one of each kind takes."""
+    """The amount of each kind of work, or the seconds that one unit of each kind takes."""
 
     micro_batches: float  # of typical size, forward and backward
     updates: float        # of the trained parameters
-    measured: float       # tokens whose loss is measured
-    sampled: float        # tokens generated
-    checkpoints: float    # written
+    measured: float       # held-out tokens whose loss is measured
+    sampled: float        # generated tokens
+    checkpoints: float    # written checkpoints
 
 
 def seconds(amounts, prices):
-    """Return how long so much Work takes at such prices."""
+    """Return the seconds for these amounts of Work at these prices."""
     return sum(amount * price for amount, price in zip(amounts, prices, strict=True))
 
 
 def left(sequences, config, keeping, done=0, measured=0, sampled=0, before=True):
-    """Return the Work that is left of a run (of `fit.fit`, and what its caller does before and after), and a typical
-    micro-batch of it, a Batch.
+    """Return the remaining Work of a run, in `fit.fit` and before and after it, and a typical micro-batch, a Batch.
 
     sequences  data.Sequences
     config     TrainConfig
     keeping    FitConfig
-    done       steps that were taken already
+    done       steps that are done already
     measured   tokens of the held-out sequences, which are measured before training and by `fit`
-    sampled    tokens generated before training, and again after it
-    before     whether that before training is still to be done
+    sampled    tokens that are generated before training, and again after it
+    before     whether the work before training is still to do
     """
     order = config.order(sequences.lengths)
     total = config.total_steps(order)
@@ -66,20 +65,22 @@ def left(sequences, config, keeping, done=0, measured=0, sampled=0, before=True)
     evaluations = _multiples(every, done, total) if measured else 0
     checkpoints = _multiples(keeping.save_every or total, done, total)
     if keeping.keep_best:
-        checkpoints += evaluations  # as many new lows as there can be
+        checkpoints += evaluations  # each may be a new low
     batch, each = _typical(sequences, order, config, done, total)
     return Work(each * (total - done), total - done, measured * (evaluations + before), sampled * (1 + before),
                 checkpoints), batch
 
 
 def _multiples(every, done, total):
-    """How many of the steps done + 1 .. total are multiples of `every`, or the last."""
+    """Return how many of the steps done + 1 .. total are multiples of `every` or the last step."""
     return total // every - done // every + (total % every > 0 and total > done)
 
 
 def _typical(sequences, order, config, done, total, most=200):
-    """Return a micro-batch of nearly the mean size, and how many of its size a step has. The first `most` steps that
-    are left are looked at."""
+    """Return a micro-batch of about the mean size, and how many of this size a step has on average.
+
+    This looks at the next `most` steps.
+    """
     steps = range(done, min(total, done + most)) or range(1)
     tokens = [int(sequences.lengths[order[step]].sum()) for step in steps]
     step = min(steps, key=lambda step: abs(tokens[step - steps[0]] - np.mean(tokens)))
@@ -90,17 +91,17 @@ def _typical(sequences, order, config, done, total, most=200):
 
 
 def tried(model, batch, amounts, config, held_out=None, folder=None, clock=time.perf_counter):
-    """Return the prices of a run's Work: seconds, each found by doing a little of it.
+    """Time a little of each kind of Work. Returns the prices: Work in seconds.
 
-    model     GPT2, with what is to be trained trainable, and gradient_checkpointing as it will be
+    model     GPT2, with trainable parameters and gradient_checkpointing set as for training
     batch     Batch, a typical micro-batch
-    amounts   Work that is left: of what there is none, nothing is tried
+    amounts   the remaining Work; a kind with amount 0 is not timed
     config    TrainConfig
     held_out  data.Sequences
-    folder    where checkpoints will be written
-    clock     a function that tells the time in seconds
+    folder    the folder for checkpoints; None: writing is not timed
+    clock     function that returns the time in seconds
     """
-    with np.errstate(all="ignore"):  # what is wrong with the numbers comes out when they count
+    with np.errstate(all="ignore"):  # if the numbers are bad, the training itself will say so
         micro_batch = _micro_batch(model, batch, amounts.micro_batches, config.threads, clock)
         update = _update(model, len(batch.ids), config, clock) if amounts.updates else 0.0
         measured = _measured(model, held_out, micro_batch / len(batch.ids), clock) if amounts.measured else 0.0
@@ -109,8 +110,10 @@ def tried(model, batch, amounts, config, held_out=None, folder=None, clock=time.
 
 
 def _timed(work, clock, moment=0.0):
-    """Do `work` until `moment` is over, once at least and 20 times at the most. Return the median of the seconds that
-    it took, without the first time, which finds everything cold, where there are others."""
+    """Repeat `work` until `moment` seconds are over, at least once and at most 20 times. Return the median time.
+
+    The first time does not count if there are others, because the caches are still cold.
+    """
     times = []
     while not times or (sum(times) < moment and len(times) < 20):
         started = clock()
@@ -120,7 +123,7 @@ def _timed(work, clock, moment=0.0):
 
 
 def _piece(batch, tokens):
-    """Return the first tokens of a batch, with as many targets for each token as the whole has."""
+    """Return the first tokens of a batch, with the same share of targets as the whole batch."""
     ids = batch.ids[:tokens]
     targets = np.full(tokens, NO_TARGET)
     count = max(1, round(tokens * batch.n_targets / len(batch.ids)))
@@ -131,15 +134,15 @@ def _piece(batch, tokens):
 
 
 def _on_the_line(time_of, small, large, whole):
-    """Return the time of `whole`, by a straight line through those of `small` and `large`, all in tokens."""
+    """Return the time for `whole` tokens, by a straight line through the times for `small` and `large` tokens."""
     low, high = time_of(small), time_of(large)
     slope = (high - low) / (large - small)
-    slope = min(max(slope, high / large / 2), high / large)  # whatever noise there is, the fixed cost is not the most
+    slope = min(max(slope, high / large / 2), high / large)  # against noise: the fixed cost is at most half
     return high + slope * (whole - large)
 
 
 def _micro_batch(model, batch, count, threads, clock):
-    """How long a micro-batch takes, of which there are `count`."""
+    """Return the seconds for a micro-batch; the run has `count` of them."""
     whole = len(batch.ids)
 
     def work(piece):
@@ -149,7 +152,7 @@ def _micro_batch(model, batch, count, threads, clock):
     least = min(LEAST, whole)
     first = _timed(lambda: work(_piece(batch, least)), clock)
     moment = max(MOMENT, PART * count * first * whole / least)
-    large = int(least * moment / first) if first > 0 else whole  # as many tokens as a moment has time for
+    large = int(least * moment / first) if first > 0 else whole  # as many tokens as fit into the moment
     if large >= whole:
         return _timed(lambda: work(batch), clock, MOMENT)
     large = max(large, 2 * least)
@@ -157,7 +160,7 @@ def _micro_batch(model, batch, count, threads, clock):
 
 
 def _update(model, tokens, config, clock):
-    """How long clipping and AdamW take."""
+    """Return the seconds for clipping and AdamW, timed on copies of some of the parameters."""
     params, left, every = {}, SOME, 0
     for name, tensor in model.trainable_parameters().items():
         every += tensor.data.size
@@ -178,7 +181,7 @@ def _update(model, tokens, config, clock):
 
 
 def _measured(model, sequences, at_most, clock):
-    """How long the loss of a held-out token takes, if not more than `at_most` seconds."""
+    """Return the seconds for the loss of a held-out token, which should be no more than `at_most`."""
     groups = list(grouped(sequences.lengths, BATCH_TOKENS))
     batch = sequences.batch(groups[len(groups) // 2])
     whole = len(batch.ids)
@@ -190,14 +193,16 @@ def _measured(model, sequences, at_most, clock):
 
 
 def _sampled(model, clock):
-    """How long a generated token takes."""
+    """Return the seconds for a generated token."""
     tokens = min(4, model.config.n_positions - 1)
     return _timed(lambda: generate(model, [0], tokens, seed=0), clock, MOMENT / 6) / max(1, tokens)
 
 
 def _checkpoint(model, folder, clock):
-    """How long a checkpoint takes to be written: the trained parameters, two moments of each, and an adapter or a
-    model. What cannot be written now cannot be written then, and will be refused then."""
+    """Return the seconds for writing a checkpoint: the trained parameters, two moments of each, and the adapter.
+
+    If the folder cannot be written, this returns 0: the run itself will say so.
+    """
     size = 4 * sum(tensor.data.nbytes for tensor in model.trainable_parameters().values())
     some = min(size, WRITTEN)
 

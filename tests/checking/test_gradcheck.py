@@ -129,7 +129,7 @@ def test_the_path_that_records_nothing_must_agree_with_the_recorded_one():
         factor = 2.0 if needs_grad(x)[0] else 3.0
         return record("two-faced", factor * x.data, (x,), lambda dy: (factor * dy,))
 
-    with pytest.raises(ConfigError, match="nothing recorded"):
+    with pytest.raises(ConfigError, match="first with recording and then without"):
         gradcheck(two_faced, [X])
 
 
@@ -138,7 +138,7 @@ def test_wrong_use_is_an_error():
         gradcheck(lambda x: Tensor(x.data.astype(np.float32)), [X])
     with pytest.raises(ConfigError, match="needs a Tensor"):
         gradcheck(lambda x: x.data, [X])
-    with pytest.raises(ConfigError, match="no input"):
+    with pytest.raises(ConfigError, match="at least one input"):
         gradcheck(lambda: Tensor(X), [])
 
 

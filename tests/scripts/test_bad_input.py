@@ -322,7 +322,7 @@ def test_folders_that_hold_something(refused):
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda run: shutil.rmtree(run), "run holds no run: it has no config.json"),
+    (lambda run: shutil.rmtree(run), "run holds no run, because it has no config.json"),
     (lambda run: (run / "metrics.jsonl").write_text(""), "metrics.jsonl lacks step 1"),
     (lambda run: truncate(next(run.rglob("state.safetensors"))), "state.safetensors: tensor"),
     (lambda run: (run / "config.json").write_text("{"), "config.json is not valid JSON"),

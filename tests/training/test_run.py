@@ -43,7 +43,7 @@ def test_a_run_is_made_once(tmp_path):
     run.write_config({"epochs": 3})
     assert run.read_config() == {"epochs": 3}
     run.log(Figures(1, 0.5))
-    with pytest.raises(FileError, match=r"b holds a run already: name another --out, or go on with it by --resume"):
+    with pytest.raises(FileError, match=r"b holds a run already: name another --out, or continue this run with --"):
         Run.create(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "metrics.jsonl").read_text()
 
@@ -90,12 +90,12 @@ def test_a_line_cut_short_is_no_line(tmp_path):
     assert [line["step"] for line in run.metrics()] == [1, 2]
     assert run.evaluations() == [(2, 0.75)]
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n')
-    with pytest.raises(FormatError, match=r"metrics.jsonl:2 is no line of a run"):
+    with pytest.raises(FormatError, match=r"metrics.jsonl:2: expected a line of a run"):
         run.metrics()
 
 
 def test_opening_wants_a_run(tmp_path):
-    with pytest.raises(FileError, match=r"none holds no run: it has no config.json"):
+    with pytest.raises(FileError, match=r"none holds no run, because it has no config.json"):
         Run.open(tmp_path / "none")
     Run.create(tmp_path).write_config({})
     assert Run.open(tmp_path).folder == tmp_path
@@ -181,7 +181,7 @@ def test_a_checkpoint_without_the_lines_before_it_is_refused(tmp_path):
     run = saved(tmp_path, *trained(3))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text(lines[0] + lines[2])
-    with pytest.raises(FormatError, match=r"metrics.jsonl lacks step 2, and the checkpoint is of step 3"):
+    with pytest.raises(FormatError, match=r"metrics.jsonl lacks step 2, but its checkpoint is after step 3"):
         run.resume(trained(0)[1])
 
 
@@ -212,14 +212,14 @@ def test_fingerprints_tell_arrays_apart():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"r": 4}, r"parameter.h.0.attn.c_attn.lora_A has shape \(2, 16\), where \(4, 16\) is right"),
-    ({"full": True}, r"parameter.wte.weight has shape None, where \(31, 16\) is right"),
+    ({"r": 4}, r"parameter.h.0.attn.c_attn.lora_A has shape \(2, 16\), expected \(4, 16\)"),
+    ({"full": True}, r"parameter.wte.weight has shape None, expected \(31, 16\)"),
 ])
 def test_the_state_of_another_run_is_refused(tmp_path, change, message):
     run = saved(tmp_path, *trained(1))
     other, opt = trained(0, **change)
     before = {name: tensor.data.copy() for name, tensor in other.parameters().items()}
-    with pytest.raises(FormatError, match=f"state.safetensors is not of this run: {message}"):
+    with pytest.raises(FormatError, match=f"state.safetensors does not belong to this run: {message}"):
         run.resume(opt)
     assert opt.steps == 0
     for name, tensor in other.parameters().items():
@@ -233,10 +233,10 @@ def test_a_state_with_something_missing_added_or_of_another_step_is_refused(tmp_
     whole = dict(safetensors.read(path))
     for changed in ({k: v for k, v in whole.items() if k != "steps"}, {**whole, "more": np.zeros(3)}):
         safetensors.write(path, changed)
-        with pytest.raises(FormatError, match=r"state.safetensors is not of this run: (steps|more) has shape"):
+        with pytest.raises(FormatError, match=r"state.safetensors does not belong to this run: (steps|more) has shape"):
             run.resume(opt)
     safetensors.write(path, {**whole, "steps": np.array(7)})
-    with pytest.raises(FormatError, match=r"state.safetensors: steps is 7, where 1 is right"):
+    with pytest.raises(FormatError, match=r"state.safetensors: steps is 7, expected 1"):
         run.resume(opt)
 
 
