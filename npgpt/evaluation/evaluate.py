@@ -90,14 +90,14 @@ def window_losses(model, windows, batch_tokens=BATCH_TOKENS):
     only the rounding.
     """
     check_not_mixed(model)
-    for group in grouped([len(window.ids) for window in windows], batch_tokens):
+    for group in group_by_tokens([len(window.ids) for window in windows], batch_tokens):
         ids, targets = (np.concatenate(arrays) for arrays in zip(*(windows[i] for i in group), strict=True))
         nll, greedy = token_losses(model, Batch(ids, targets, np.array([len(windows[i].ids) for i in group])))
         ends = np.cumsum([np.count_nonzero(windows[i].targets != NO_TARGET) for i in group])[:-1]
         yield from zip(group, np.split(nll, ends), np.split(greedy, ends), strict=True)
 
 
-def grouped(lengths, batch_tokens):
+def group_by_tokens(lengths, batch_tokens):
     """Yield groups of indices. A group is complete when its lengths add up to `batch_tokens` or more.
 
     The longest come first, so that the lengths in a group are nearly equal.
@@ -149,7 +149,7 @@ def perplexity(model, ids, context=1024, stride=None):
     spans = stream_spans(len(ids), min(context, model.config.n_positions), stride)
     rows = np.zeros((len(spans), 2))
     for i, nll, _ in window_losses(model, [window(ids, start, end) for start, end, _ in spans]):
-        rows[i] = counted(nll, spans[i])
+        rows[i] = sum_of_counted(nll, spans[i])
     return mean_of_rows(rows)
 
 
@@ -161,7 +161,7 @@ def mean_nll(model, sequences, loss_masks=None, batch_tokens=BATCH_TOKENS):
     check_not_mixed(model)
     masks = loss_masks or [np.ones(len(sequence)) for sequence in sequences]
     rows = []
-    for group in grouped([len(sequence) for sequence in sequences], batch_tokens):
+    for group in group_by_tokens([len(sequence) for sequence in sequences], batch_tokens):
         batch = Batch.from_sequences([sequences[i] for i in group], [masks[i] for i in group])
         if batch.n_targets:
             nll, _ = token_losses(model, batch)
@@ -205,7 +205,7 @@ def window(ids, start, end):
     return Window(ids[start:end - 1], ids[start + 1:end])
 
 
-def counted(nll, span):
+def sum_of_counted(nll, span):
     """Return the sum and the number of the losses that count; nll has the losses of all targets of a window."""
     start, _, first = span
     nll = nll[first - start - 1:]

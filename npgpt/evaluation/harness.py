@@ -62,7 +62,7 @@ class NpgptLM(LM):
                 owners.append(i)
         totals = np.zeros(len(requests))
         for i, span, (nll, _) in zip(owners, spans, self._losses(windows), strict=True):
-            totals[i] -= evaluate.counted(nll, span)[0]
+            totals[i] -= evaluate.sum_of_counted(nll, span)[0]
         for request, total in zip(requests, totals.tolist(), strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals.tolist()

@@ -59,7 +59,7 @@ class LikelihoodTask(Task):
         """Return the groups, the items with the most tokens first."""
         windows = (self.windows(i, model.config.n_positions) for i in range(len(self.items)))
         sizes = [sum(len(window.ids) for window in several) for several in windows]
-        return list(evaluate.grouped(sizes, evaluate.BATCH_TOKENS))
+        return list(evaluate.group_by_tokens(sizes, evaluate.BATCH_TOKENS))
 
     def records(self, model, group):
         windows = [self.windows(i, model.config.n_positions) for i in group]
@@ -156,7 +156,7 @@ class Perplexity(LikelihoodTask):
     def record(self, i, losses):
         _, start, end = self.items[i]
         [(nll, _)] = losses
-        sums = {protocol: evaluate.counted(nll, (start, end, first))
+        sums = {protocol: evaluate.sum_of_counted(nll, (start, end, first))
                 for protocol, first in self._firsts[self.items[i]].items()}
         return {protocol: [float(total), targets] for protocol, (total, targets) in sums.items()}
 

@@ -39,15 +39,12 @@ def beam_search(model, ids, num_beams=5, max_new_tokens=50, length_penalty=1.0, 
     beams, finished = [(0.0, prompt)], []
     for n in range(1, max_new_tokens + 1):
         logits = decoder.step([text[-1] for _, text in beams]) if n > 1 else decoder.read([prompt])
-        continued = np.concatenate([
+        scores = np.stack([
             score + sampling.scores(np.log(warpers.softmax(row.astype(np.float64))), text, len(prompt), eos_id)
             for (score, text), row in zip(beams, logits, strict=True)])
         going = []
-        for rank, place in enumerate(np.argsort(-continued, kind="stable")[:2 * num_beams].tolist()):
-            row, token = divmod(place, logits.shape[1])
-            score, text = float(continued[place]), [*beams[row][1], token]
-            if score == -np.inf:
-                break
+        for rank, (score, row, token) in enumerate(_candidates(scores, 2 * num_beams)):
+            text = [*beams[row][1], token]
             if token != eos_id and n < max_new_tokens:
                 going.append((score, text, row))
             elif rank < num_beams:
@@ -60,3 +57,10 @@ def beam_search(model, ids, num_beams=5, max_new_tokens=50, length_penalty=1.0, 
         beams = [(score, text) for score, text, _ in going]
         decoder.keep([row for _, _, row in going])
     return [(score, np.array(text, np.int64)) for score, text in finished or [(0.0, prompt)]]
+
+
+def _candidates(scores, most):
+    """Return the highest of `scores` (beams, V), at most `most`, as (score, beam, token). -inf is no candidate."""
+    places = np.argsort(-scores, axis=None, kind="stable")[:most].tolist()
+    found = [(float(scores.flat[place]), *divmod(place, scores.shape[1])) for place in places]
+    return [candidate for candidate in found if candidate[0] > -np.inf]

@@ -73,7 +73,7 @@ def pieces(made, tokenizer, stop_strings=()):
         if token != tokenizer.end_id:
             new.append(token)
         text, stopped = before_stop(tokenizer.decode(new), stop_strings)
-        end = len(text) if stopped else settled(text, stop_strings)
+        end = len(text) if stopped else final_length(text, stop_strings)
         if end > shown:
             yield text[shown:end]
             shown = end
@@ -88,7 +88,7 @@ def before_stop(text, stop_strings):
     return (text[:min(found)], True) if found else (text, False)
 
 
-def settled(text, stop_strings):
+def final_length(text, stop_strings):
     """Return how many characters of `text` are final, whatever tokens follow.
 
     A last character U+FFFD is not final: it stands for the first bytes of a character. (Unicode recommends one U+FFFD
@@ -113,10 +113,10 @@ def tokens(model, prompts, max_new_tokens, sampling, seed=None, eos_id=None, sto
     if stop_strings and (tokenizer is None or isinstance(stop_strings, str) or not all(stop_strings)):
         raise ConfigError(f"stop_strings = {stop_strings!r}: expected a list of strings that are not empty, together "
                           "with tokenizer=")
-    return _drawn(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer)
+    return _draw_tokens(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer)
 
 
-def _drawn(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer):
+def _draw_tokens(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer):
     """Yield the tokens for `tokens`."""
     if max_new_tokens == 0 or not texts:
         return

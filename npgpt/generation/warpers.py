@@ -17,7 +17,7 @@ def softmax(z):
     return p
 
 
-def _only(z, kept):
+def _keep(z, kept):
     return np.where(kept, z, -np.inf)
 
 
@@ -29,17 +29,17 @@ def temperature(z, t):
 
 def top_k(z, k):
     """Keep the k highest scores, and scores equal to the k-th. Fan et al. 2018."""
-    return z if k >= len(z) else _only(z, z >= np.partition(z, -k)[-k])
+    return z if k >= len(z) else _keep(z, z >= np.partition(z, -k)[-k])
 
 
 def top_p(z, p):
     """Keep the fewest likeliest tokens whose probabilities sum to p or more ("nucleus"). Holtzman et al. 2020."""
-    return _only_first(z, -z, softmax(z), p)
+    return _keep_first(z, -z, softmax(z), p)
 
 
 def min_p(z, p):
     """Keep tokens that are at least p times as likely as the likeliest. Nguyen et al. 2024."""
-    return _only(z, z >= z.max() + math.log(p))
+    return _keep(z, z >= z.max() + math.log(p))
 
 
 def typical_p(z, p):
@@ -52,17 +52,17 @@ def typical_p(z, p):
     possible = probabilities > 0
     log_p = np.log(probabilities, where=possible, out=np.full(len(z), -np.inf))
     entropy = -np.sum(probabilities[possible] * log_p[possible])
-    return _only_first(z, np.abs(-log_p - entropy), probabilities, p)
+    return _keep_first(z, np.abs(-log_p - entropy), probabilities, p)
 
 
-def _only_first(z, key, probabilities, p):
+def _keep_first(z, key, probabilities, p):
     """Keep tokens in ascending order of `key` until their probabilities sum to p. Equal keys: the lower id first."""
     possible = np.flatnonzero(probabilities)
     order = possible[np.argsort(key[possible], kind="stable")]
     before = np.cumsum(probabilities[order]) - probabilities[order]
     kept = np.zeros(len(z), bool)
     kept[order[before < p]] = True
-    return _only(z, kept)
+    return _keep(z, kept)
 
 
 def repetition_penalty(z, ids, penalty):

@@ -98,12 +98,12 @@ def dissect(folder, model=None):
             others[key] = array.shape
 
     parts = {module: _part(f"{path}: {module}", fields, module, tensors)
-             for module, tensors in sorted(factors.items(), key=_place)}
+             for module, tensors in sorted(factors.items(), key=_order_in_the_model)}
     refused = list(refusals(fields))
     if model is not None and not refused:
         refused = _against_base(place, model, parts)
-    hazards = [*_of_configuration(fields, factors), *_of_tensors(arrays, factors, parts),
-               *_of_files(arrays, others, path)]
+    hazards = [*_hazards_of_configuration(fields, factors), *_hazards_of_tensors(arrays, factors, parts),
+               *_hazards_of_files(arrays, others, path)]
     numbers, dtypes = sum(array.size for array in arrays.values()), sorted({str(a.dtype) for a in arrays.values()})
     return Anatomy(fields, parts, others, path, path.stat().st_size, numbers, dtypes, refused, hazards)
 
@@ -124,7 +124,7 @@ def _check(path, fields):
             raise FormatError(f"{path}: {field}: {key!r} is not a regular expression: {error}") from error
 
 
-def _place(item):
+def _order_in_the_model(item):
     """Return a sort key for (module name, ...): the place of the module in the model."""
     layer = re.match(r"h\.(\d+)\.", item[0])
     return (int(layer[1]), item[0]) if layer else (-1 if item[0].startswith("w") else math.inf, item[0])
@@ -174,7 +174,7 @@ def _matching(pattern, module):
     return [key for key in pattern or () if matches({key: True}, whole_name(module))]
 
 
-def _of_configuration(fields, factors):
+def _hazards_of_configuration(fields, factors):
     """Yield the hazards in the configuration."""
     if not fields["base_model_name_or_path"]:
         yield "it does not name its base model, so no program can notice that it is used with another one"
@@ -198,7 +198,7 @@ def _of_configuration(fields, factors):
                 break
 
 
-def _of_tensors(arrays, factors, parts):
+def _hazards_of_tensors(arrays, factors, parts):
     """Yield the hazards in the tensors."""
     wrong = [key for key, array in arrays.items() if not np.isfinite(array).all()]
     if wrong:
@@ -215,7 +215,7 @@ def _of_tensors(arrays, factors, parts):
                "split it in two (merge.py does; PEFT's merge_and_unload adds the update to both uses)")
 
 
-def _of_files(arrays, others, path):
+def _hazards_of_files(arrays, others, path):
     """Yield the hazards of the file: its keys, its size and its format."""
     tables = [key for key in others if re.search(r"\b(wte|lm_head)\b.*\bweight$", key)]
     if tables:

@@ -160,13 +160,9 @@ def _changes(base, adapted, name):
 
 
 def _attention(base, adapted, name):
-    layers, heads, T, _ = base.attention.shape
-    query, key = np.tril_indices(T)
-    models = []
-    for label, seen in (("without adapter", base), ("with adapter", adapted)):
-        if seen:
-            roots = np.rint(255 * np.sqrt(seen.attention[:, :, query, key])).astype(np.uint8)
-            models.append({"name": label, "roots": base64.b64encode(roots.tobytes()).decode()})
+    layers, heads, _, _ = base.attention.shape
+    models = [{"name": label, "roots": _roots(seen.attention)}
+              for label, seen in (("without adapter", base), ("with adapter", adapted)) if seen]
     names = [name(i) for i in base.ids]
 
     def select(which, options):
@@ -192,6 +188,16 @@ def _attention(base, adapted, name):
             class_="wide"),
         tag("noscript", tag("p", "JavaScript draws the pictures. It is switched off in this browser.")),
         html.data("attention-data", {"tokens": names, "layers": layers, "heads": heads, "models": models}))
+
+
+def _roots(attention):
+    """Return round(255 sqrt(P)) of the lower triangles (layers, H, T, T), row after row: bytes in base64.
+
+    The square root keeps some digits of small probabilities.
+    """
+    query, key = np.tril_indices(attention.shape[-1])
+    roots = np.rint(255 * np.sqrt(attention[:, :, query, key])).astype(np.uint8)
+    return base64.b64encode(roots.tobytes()).decode()
 
 
 def _norms(seen):

@@ -88,12 +88,12 @@ def saved_bytes(model, length):
         record = records.pop()
         if id(record) not in seen:
             seen.add(id(record))
-            _collect(record.rule, found, seen)
+            _collect_arrays(record.rule, found, seen)
             records += [parent for parent, _ in record.parents if isinstance(parent, Record)]
     return sum(array.nbytes for key, array in found.items() if key not in known)
 
 
-def _collect(value, found, seen):
+def _collect_arrays(value, found, seen):
     """Put every array that `value` refers to into `found`, a dict id -> array that owns the memory.
 
     gc.get_referents would also follow modules and classes, and with them everything in the process.
@@ -114,7 +114,7 @@ def _collect(value, found, seen):
     else:
         inside = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
     for each in inside:
-        _collect(each, found, seen)
+        _collect_arrays(each, found, seen)
 
 
 def _owner(array):

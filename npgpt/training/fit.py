@@ -49,7 +49,7 @@ def fit(run, model, sequences, opt, config, keeping, measure=None):
     total = config.total_steps(order)
     every = keeping.eval_every or order.steps_per_epoch
     evaluations = run.evaluations()
-    if exhausted(evaluations, keeping.patience):
+    if out_of_patience(evaluations, keeping.patience):
         return
     for step in train(model, sequences, opt, config):
         measured, best = {}, best_step(evaluations)
@@ -61,7 +61,7 @@ def fit(run, model, sequences, opt, config, keeping, measure=None):
         if new_low or (keeping.save_every and step.step % keeping.save_every == 0):
             save(run, model, opt, keeping)
         yield step, measured.get("val_loss")
-        if exhausted(evaluations, keeping.patience):
+        if out_of_patience(evaluations, keeping.patience):
             return
 
 
@@ -76,7 +76,7 @@ def best_step(evaluations):
     return min(evaluations, key=lambda evaluation: (math.isnan(evaluation[1]), evaluation[1]), default=(None,))[0]
 
 
-def exhausted(evaluations, patience):
+def out_of_patience(evaluations, patience):
     """Return whether the last `patience` measurements had no new low."""
     if patience is None or not evaluations:
         return False

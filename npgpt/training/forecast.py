@@ -18,7 +18,7 @@ import numpy as np
 
 from npgpt.autograd import Tensor
 from npgpt.batch import NO_TARGET, Batch
-from npgpt.evaluation.evaluate import BATCH_TOKENS, grouped, token_losses
+from npgpt.evaluation.evaluate import BATCH_TOKENS, group_by_tokens, token_losses
 from npgpt.generation.generate import generate
 from npgpt.optim import AdamW, clip_grad_norm
 from npgpt.runtime.seeding import generator
@@ -62,21 +62,21 @@ def left(sequences, config, keeping, done=0, measured=0, sampled=0, before=True)
     order = config.order(sequences.lengths)
     total = config.total_steps(order)
     every = keeping.eval_every or order.steps_per_epoch
-    evaluations = _multiples(every, done, total) if measured else 0
-    checkpoints = _multiples(keeping.save_every or total, done, total)
+    evaluations = _count_multiples(every, done, total) if measured else 0
+    checkpoints = _count_multiples(keeping.save_every or total, done, total)
     if keeping.keep_best:
         checkpoints += evaluations  # each may be a new low
-    batch, each = _typical(sequences, order, config, done, total)
+    batch, each = _typical_micro_batch(sequences, order, config, done, total)
     return Work(each * (total - done), total - done, measured * (evaluations + before), sampled * (1 + before),
                 checkpoints), batch
 
 
-def _multiples(every, done, total):
+def _count_multiples(every, done, total):
     """Return how many of the steps done + 1 .. total are multiples of `every` or the last step."""
     return total // every - done // every + (total % every > 0 and total > done)
 
 
-def _typical(sequences, order, config, done, total, most=200):
+def _typical_micro_batch(sequences, order, config, done, total, most=200):
     """Return a micro-batch of about the mean size, and how many of this size a step has on average.
 
     This looks at the next `most` steps.
@@ -102,14 +102,15 @@ def tried(model, batch, amounts, config, held_out=None, folder=None, clock=time.
     clock     function that returns the time in seconds
     """
     with np.errstate(all="ignore"):  # if the numbers are bad, the training itself will say so
-        micro_batch = _micro_batch(model, batch, amounts.micro_batches, config.threads, clock)
-        update = _update(model, len(batch.ids), config, clock) if amounts.updates else 0.0
-        measured = _measured(model, held_out, micro_batch / len(batch.ids), clock) if amounts.measured else 0.0
-        sampled = _sampled(model, clock) if amounts.sampled else 0.0
-    return Work(micro_batch, update, measured, sampled, _checkpoint(model, folder, clock) if folder else 0.0)
+        micro_batch = _time_micro_batch(model, batch, amounts.micro_batches, config.threads, clock)
+        token = micro_batch / len(batch.ids)
+        update = _time_update(model, len(batch.ids), config, clock) if amounts.updates else 0.0
+        measured = _time_held_out_token(model, held_out, token, clock) if amounts.measured else 0.0
+        sampled = _time_generated_token(model, clock) if amounts.sampled else 0.0
+    return Work(micro_batch, update, measured, sampled, _time_checkpoint(model, folder, clock) if folder else 0.0)
 
 
-def _timed(work, clock, moment=0.0):
+def _median_time(work, clock, moment=0.0):
     """Repeat `work` until `moment` seconds are over, at least once and at most 20 times. Return the median time.
 
     The first time does not count if there are others, because the caches are still cold.
@@ -133,7 +134,7 @@ def _piece(batch, tokens):
     return Batch(ids, targets, lengths[lengths > 0])
 
 
-def _on_the_line(time_of, small, large, whole):
+def _extrapolate(time_of, small, large, whole):
     """Return the time for `whole` tokens, by a straight line through the times for `small` and `large` tokens."""
     low, high = time_of(small), time_of(large)
     slope = (high - low) / (large - small)
@@ -141,7 +142,7 @@ def _on_the_line(time_of, small, large, whole):
     return high + slope * (whole - large)
 
 
-def _micro_batch(model, batch, count, threads, clock):
+def _time_micro_batch(model, batch, count, threads, clock):
     """Return the seconds for a micro-batch; the run has `count` of them."""
     whole = len(batch.ids)
 
@@ -150,16 +151,16 @@ def _micro_batch(model, batch, count, threads, clock):
             loss_and_gradients(model, piece, generator(0, "forecast"))
 
     least = min(LEAST, whole)
-    first = _timed(lambda: work(_piece(batch, least)), clock)
+    first = _median_time(lambda: work(_piece(batch, least)), clock)
     moment = max(MOMENT, PART * count * first * whole / least)
     large = int(least * moment / first) if first > 0 else whole  # as many tokens as fit into the moment
     if large >= whole:
-        return _timed(lambda: work(batch), clock, MOMENT)
+        return _median_time(lambda: work(batch), clock, MOMENT)
     large = max(large, 2 * least)
-    return _on_the_line(lambda tokens: _timed(lambda: work(_piece(batch, tokens)), clock), least, large, whole)
+    return _extrapolate(lambda tokens: _median_time(lambda: work(_piece(batch, tokens)), clock), least, large, whole)
 
 
-def _update(model, tokens, config, clock):
+def _time_update(model, tokens, config, clock):
     """Return the seconds for clipping and AdamW, timed on copies of some of the parameters."""
     params, left, every = {}, SOME, 0
     for name, tensor in model.trainable_parameters().items():
@@ -176,29 +177,32 @@ def _update(model, tokens, config, clock):
         opt.step(grads)
 
     with workers(that_pay(model, tokens, config.threads)):
-        taken = _timed(work, clock, MOMENT / 10)
+        taken = _median_time(work, clock, MOMENT / 10)
     return taken * every / sum(tensor.data.size for tensor in params.values())
 
 
-def _measured(model, sequences, at_most, clock):
+def _time_held_out_token(model, sequences, at_most, clock):
     """Return the seconds for the loss of a held-out token, which should be no more than `at_most`."""
-    groups = list(grouped(sequences.lengths, BATCH_TOKENS))
+    groups = list(group_by_tokens(sequences.lengths, BATCH_TOKENS))
     batch = sequences.batch(groups[len(groups) // 2])
     whole = len(batch.ids)
+
+    def time_of(piece):
+        return _median_time(lambda: token_losses(model, piece), clock)
+
     large = max(min(whole, 2 * LEAST), int(MOMENT / at_most)) if at_most > 0 else whole
     if large >= whole:
-        return _timed(lambda: token_losses(model, batch), clock) / whole
-    return _on_the_line(lambda tokens: _timed(lambda: token_losses(model, _piece(batch, tokens)), clock), large // 2,
-                        large, whole) / whole
+        return time_of(batch) / whole
+    return _extrapolate(lambda tokens: time_of(_piece(batch, tokens)), large // 2, large, whole) / whole
 
 
-def _sampled(model, clock):
+def _time_generated_token(model, clock):
     """Return the seconds for a generated token."""
     tokens = min(4, model.config.n_positions - 1)
-    return _timed(lambda: generate(model, [0], tokens, seed=0), clock, MOMENT / 6) / max(1, tokens)
+    return _median_time(lambda: generate(model, [0], tokens, seed=0), clock, MOMENT / 6) / max(1, tokens)
 
 
-def _checkpoint(model, folder, clock):
+def _time_checkpoint(model, folder, clock):
     """Return the seconds for writing a checkpoint: the trained parameters, two moments of each, and the adapter.
 
     If the folder cannot be written, this returns 0: the run itself will say so.
@@ -214,6 +218,6 @@ def _checkpoint(model, folder, clock):
                 os.fsync(file.fileno())
 
     try:
-        return _timed(work, clock) * size / max(some, 1)
+        return _median_time(work, clock) * size / max(some, 1)
     except OSError:
         return 0.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.generation.generate import before_stop, settled, tokens, window
+from npgpt.generation.generate import before_stop, final_length, tokens, window
 from npgpt.generation.sampling import Sampling
 from npgpt.lora import updates
 from npgpt.runtime.errors import ConfigError, NpgptError
@@ -225,12 +225,12 @@ def test_pieces_join_to_the_text_and_break_no_character(model, seed, stop):
 
 
 def test_pieces_come_as_soon_as_they_are_known():
-    assert settled("abc", ()) == 3
-    assert settled("ab\ufffd", ()) == 2  # may be the beginning of a character
-    assert settled("ab\ufffdc", ()) == 4
-    assert settled("abc", ("cd",)) == 2
-    assert settled("abc", ("bcd", "cd")) == 1
-    assert settled("abc", ("abx",)) == 3
+    assert final_length("abc", ()) == 3
+    assert final_length("ab\ufffd", ()) == 2  # may be the beginning of a character
+    assert final_length("ab\ufffdc", ()) == 4
+    assert final_length("abc", ("cd",)) == 2
+    assert final_length("abc", ("bcd", "cd")) == 1
+    assert final_length("abc", ("abx",)) == 3
 
 
 def test_each_character_is_whole():
@@ -240,7 +240,7 @@ def test_each_character_is_whole():
     for byte in "\u20ac\U0001f600".encode():
         new.append(tokenizer.TABLE.index(byte))
         text = tokenizer.decode(new)
-        shown.append(text[:settled(text, ())])
+        shown.append(text[:final_length(text, ())])
     assert shown == ["", "", "\u20ac", "\u20ac", "\u20ac", "\u20ac", "\u20ac\U0001f600"]
 
 

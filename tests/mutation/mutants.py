@@ -870,7 +870,7 @@ TABLE = {
         ("top_p drops the token that reaches p", "np.cumsum(probabilities[order]) - probabilities[order]",
          "np.cumsum(probabilities[order])"),
         ("top_p keeps one more where p is reached exactly", "before < p]", "before <= p]"),
-        ("top_p from the unlikeliest", "_only_first(z, -z,", "_only_first(z, z,"),
+        ("top_p from the unlikeliest", "_keep_first(z, -z,", "_keep_first(z, z,"),
         ("top_p cuts tokens by their rank", "kept[order[before < p]]", "kept[before < p]"),
         ("min_p as a probability by itself", "z.max() + math.log(p)", "math.log(p)"),
         ("typical: the likeliest first", "np.abs(-log_p - entropy)", "-log_p - entropy"),

@@ -7,7 +7,7 @@ import npgpt
 from npgpt.data import Sequences
 from npgpt.runtime.errors import ConfigError
 from npgpt.runtime.seeding import generator
-from npgpt.training.fit import FitConfig, best_step, exhausted, fit, smoothed
+from npgpt.training.fit import FitConfig, best_step, fit, out_of_patience, smoothed
 from npgpt.training.run import Run
 from npgpt.training.train import TrainConfig
 
@@ -99,10 +99,10 @@ def test_the_best_step():
     assert best_step([]) is None
     assert best_step([(2, 3.0), (4, 2.0), (6, 2.0), (8, 2.5)]) == 4
     assert best_step([(2, float("nan")), (4, 2.0)]) == 4
-    assert not exhausted([], 1)
-    assert not exhausted([(1, 1.0)], 1)
-    assert exhausted([(1, 1.0), (2, 1.0)], 1)
-    assert not exhausted([(1, 1.0), (2, 1.5), (3, 0.5), (4, 0.7)], 2)
+    assert not out_of_patience([], 1)
+    assert not out_of_patience([(1, 1.0)], 1)
+    assert out_of_patience([(1, 1.0), (2, 1.0)], 1)
+    assert not out_of_patience([(1, 1.0), (2, 1.5), (3, 0.5), (4, 0.7)], 2)
 
 
 def test_smoothing_is_a_mean_that_forgets():

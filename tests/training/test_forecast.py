@@ -170,15 +170,15 @@ def test_long_held_out_texts_are_tried_in_pieces_too(monkeypatch):
 def test_noise_does_not_turn_the_line(monkeypatch):
     """A first piece that took longer than the second, or no time at all."""
     for low, least, most in ((9.0, 0.5, 1.0), (0.0, 0.999, 1.001)):
-        time = forecast._on_the_line({10: low, 20: 2.0}.get, 10, 20, 100)
+        time = forecast._extrapolate({10: low, 20: 2.0}.get, 10, 20, 100)
         assert least * 10 <= time <= most * 10
 
 
 def test_the_first_time_does_not_count_where_there_are_others():
     ticks = iter([0, 5, 5, 6, 6, 8, 8, 9])
-    assert forecast._timed(lambda: None, lambda: next(ticks), moment=9) == 1
+    assert forecast._median_time(lambda: None, lambda: next(ticks), moment=9) == 1
     ticks = iter([0, 5])
-    assert forecast._timed(lambda: None, lambda: next(ticks), moment=1) == 5
+    assert forecast._median_time(lambda: None, lambda: next(ticks), moment=1) == 5
 
 
 def test_a_clock_that_stands_still():
