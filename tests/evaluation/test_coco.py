@@ -25,7 +25,7 @@ def test_words_of_the_java_tokenizer():
     assert [" ".join(coco.words_ptb(text)) for text in OUTPUTS] == EXAMPLES["words_ptb"]
 
 
-@pytest.mark.parametrize("text, words", [  # what the Java of coco-caption makes of them, less punctuation
+@pytest.mark.parametrize("text, words", [  # the words of coco-caption's Java program, without punctuation
     ("I can't, won't, gonna, cannot; they'll we've I'd I'm you're",
      "i ca n't wo n't gon na can not they 'll we 've i 'd i 'm you 're"),
     ("Price: $30.99, €20, 5/5 and/or 3-out-of-5! A.M. Mr. Smith's U.S. x*y a@b.com http://a.com/b 50% #1 1,000",
@@ -38,7 +38,7 @@ def test_words_ptb(text, words):
 
 
 def test_rouge_by_hand():
-    """Lin 2004, section 3.1: against "police killed the gunman"; here P = R."""
+    """Lin 2004, section 3.1: the reference is "police killed the gunman", and P = R."""
     outputs = ["police kill the gunman", "the gunman kill police", "the gunman police killed"]
     rows = coco.rouge_l_rows(outputs, [["police killed the gunman"]] * 3)
     np.testing.assert_allclose(rows, [[75, 1], [50, 1], [50, 1]])
@@ -60,12 +60,12 @@ def test_the_longest_common_subsequence_is_that_of_the_table(a, b):
 
 
 def test_cider_by_hand():
-    """Two items, no word in common: each n-gram weighs ln 2, and an output equal to its reference has similarity 1."""
+    """Two items without a common word: each n-gram has weight ln 2. An output that equals its reference scores 10."""
     same = ["a b c d", "e f g h"]
     assert coco.cider(same, [[text] for text in same], str.split) == pytest.approx(10)
     rows = coco.cider_rows(["a b", "e f g h"], [["a b c d"], ["e f g h"]], str.split)
     similar = (2 / math.sqrt(2 * 4) + 1 / math.sqrt(1 * 3) + 0 + 0) * math.exp(-(2**2) / 72)
     np.testing.assert_allclose(rows, [[10 * similar / 4, 1], [10, 1]])
-    rows = coco.cider_rows(["a a", "x"], [["a a a"], ["x"]], str.split)  # not more than the reference has
+    rows = coco.cider_rows(["a a", "x"], [["a a a"], ["x"]], str.split)  # a count is clipped to the reference's
     assert rows[0, 0] == pytest.approx(10 * (2 * 3 / (2 * 3) + 1 * 2 / (1 * 2)) * math.exp(-1 / 72) / 4)
     assert coco.cider(["a b"], [["a b"]]) == 0

@@ -1,4 +1,7 @@
-"""All metrics on the examples that the E2E challenge's programs scored; and exact match. tests/parity has packages."""
+"""All metrics on examples that the E2E challenge's programs have scored; exact match.
+
+tests/parity/test_metrics.py compares with sacrebleu, nltk and rouge-score.
+"""
 
 import json
 from pathlib import Path
@@ -13,7 +16,7 @@ OUTPUTS, REFERENCES, SCORES = EXAMPLES["outputs"], EXAMPLES["references"], EXAMP
 
 
 def test_as_the_e2e_challenge_scores_them():
-    """mteval prints four digits; coco-caption's Python gives all."""
+    """mteval prints four digits; coco-caption's Python returns all digits."""
     assert mteval.bleu(OUTPUTS, REFERENCES) == pytest.approx(100 * SCORES["BLEU"], abs=0.005)
     assert mteval.nist(OUTPUTS, REFERENCES) == pytest.approx(SCORES["NIST"], abs=0.00005)
     assert coco.rouge_l(OUTPUTS, REFERENCES) == pytest.approx(100 * SCORES["ROUGE-L"], rel=1e-12)

@@ -20,7 +20,7 @@ def test_words_13a(text, words):
 
 
 def test_bleu_by_hand():
-    """Papineni et al. 2002, example 2: "the" counts twice at most."""
+    """Papineni et al. 2002, example 2: "the" counts at most twice."""
     references = ["The cat is on the mat.", "There is a cat on the mat."]
     rows = mteval.bleu_rows(["the the the the the the the"], [references])
     np.testing.assert_array_equal(rows, [[2, 0, 0, 0, 7, 6, 5, 4, 7, 7]])
@@ -29,7 +29,7 @@ def test_bleu_by_hand():
 
 
 def test_bleus_brevity():
-    """Ten words too short by two; of two references as near, the shorter counts."""
+    """The output has two words fewer than ten. Of two equally near references the shorter one counts."""
     reference = "a b c d e f g h i j"
     assert mteval.bleu(["a b c d e f g h"], [[reference]]) == pytest.approx(100 * math.exp(1 - 10 / 8))
     rows = mteval.bleu_rows(["a b c d e f g h"], [[reference, "a b c d e f"]])
@@ -43,7 +43,7 @@ def test_bleu_of_nothing_is_zero(output, reference):
 
 
 def test_nist_by_hand():
-    """Two items; "a" is 3 of 6 words of the references, and so one bit; "b" after it is as certain."""
+    """Two items. 3 of the 6 reference words are "a", so "a" has one bit. "b" follows one "a" of three: log2(3) bits."""
     outputs, references = ["a b", "a"], [["a b", "a c"], ["a d"]]
     rows = mteval.nist_rows(outputs, references)
     third = math.log2(3)
@@ -54,4 +54,4 @@ def test_nist_by_hand():
     expected = ((2 + math.log2(6)) / 3 + third / 1) * math.exp(-beta * math.log(3 / 4) ** 2)  # 6 words / 3 x 2 items
     assert mteval.nist(outputs, references) == pytest.approx(expected)
     half = mteval.nist_score(np.array([6.0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 3, 1, 1]))
-    assert half == pytest.approx(6 / 2 / 2)  # two thirds of the words: the factor is a half
+    assert half == pytest.approx(6 / 2 / 2)  # with two thirds of the words the factor is 1/2

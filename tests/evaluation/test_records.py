@@ -1,4 +1,4 @@
-"""The file of an evaluation that goes on where it stopped."""
+"""The file of records, with which an interrupted evaluation goes on."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from npgpt.runtime.errors import FileError, FormatError
 
 
 class Echo:
-    """Answers with the item itself, and counts how often it was asked."""
+    """A task that answers with the item itself and records which items were asked."""
 
     items = ("x", "y", "z", "y")
 
@@ -43,10 +43,10 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, torn):
     path = tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
         complete(Records(path), "base", Echo(stop_after=2), None)
-    path.write_bytes(path.read_bytes() + torn)  # killed while it wrote
+    path.write_bytes(path.read_bytes() + torn)  # as if killed during a write
     task = Echo()
     assert complete(Records(path), "base", task, None) == [{"answer": item} for item in Echo.items]
-    assert task.asked == [0]  # z and y were done, and y is asked for twice
+    assert task.asked == [0]  # z and y were done already, and y occurs twice
     whole = path.read_bytes()
     assert whole.count(b"\n") == 3
     task = Echo()
@@ -58,7 +58,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, torn):
 
 
 class Neighbours(Task):
-    """Answers with all that is asked together with an item, and counts the groups that were run."""
+    """A task that answers with the whole group of an item and records which groups ran."""
 
     items = tuple("abcdefg")
 
@@ -85,7 +85,7 @@ def test_what_is_left_is_asked_in_the_groups_of_all(tmp_path, done):
     task = Neighbours()
     assert complete(Records(path), "base", task, None) == whole
     assert path.read_bytes() == b"".join(lines)
-    assert task.run == task.groups(None)[[0, 0, 0, 1, 1, 2, 3][done]:]  # those of which nothing is missing are not run
+    assert task.run == task.groups(None)[[0, 0, 0, 1, 1, 2, 3][done]:]  # a complete group does not run
 
 
 @pytest.mark.parametrize("line", [b"x", b"[1]", b'{"system": "a"}', b'"\xff"', b'{"system": [], "item": "b"}'])

@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing, a batch is its prompts one by one, and what cannot be done is refused."""
+"""Generation: the cache changes no text, a batch equals its prompts one by one, and bad requests are refused."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def model():
 
 
 def with_adapter(model):
-    """Put an adapter on the model, with a B that is not zero, so that it shows."""
+    """Put an adapter on the model. Its B is not zero, so that it has an effect."""
     npgpt.add_lora(model, npgpt.LoraConfig(r=2, lora_dropout=0.5, target_modules=["c_attn", "mlp.c_proj"]))
     for name, update in updates(model).items():
         update.lora_B.data[...] = generator(0, name).normal(0, 0.3, update.lora_B.shape)
@@ -53,7 +53,7 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(kind, prompt):
         seen.append(logits)
     out = [*prompt, *new]
     assert len(out) == 24  # up to the last position
-    assert len(set(new)) > 8  # a varied text: a position or a key that is mixed up shows
+    assert len(set(new)) > 8  # a varied text, so that a wrong position or key changes it
     np.testing.assert_allclose(seen, model.logits(out)[len(prompt) - 1:-1], rtol=0, atol=1e-12)
 
 
@@ -72,7 +72,7 @@ def test_greedy_takes_the_likeliest_token_each_time(dtype):
     for _ in range(19):
         logits = model.logits(expected)[-1]
         second, first = np.sort(logits)[-2:]
-        assert first - second > 1e-4 * np.abs(logits).max()  # so far apart, rounding does not decide
+        assert first - second > 1e-4 * np.abs(logits).max()  # far apart, so that rounding does not decide
         expected.append(int(logits.argmax()))
     assert len(set(expected[5:])) > 2
     for options in ({"temperature": 0}, {"temperature": 0, "top_k": 3, "top_p": 0.5, "seed": 8}, {"top_k": 1},
@@ -96,10 +96,10 @@ def test_a_seed_decides_the_text(model):
 
     assert text(seed=3) == text(seed=3)
     assert text(seed=0) == text(seed=0)
-    assert text(seed=3)[:10] == npgpt.generate(model, PROMPT, 5, seed=3).tolist()  # a longer text begins the same
+    assert text(seed=3)[:10] == npgpt.generate(model, PROMPT, 5, seed=3).tolist()  # a longer text has the same start
     assert len({tuple(text(seed=seed)) for seed in range(5)}) == 5
-    assert text(seed=3, top_k=61, top_p=1.0) == text(seed=3)  # which keep everything
-    assert text() != text()  # 61^19 texts to choose from
+    assert text(seed=3, top_k=61, top_p=1.0) == text(seed=3)  # these keep every token
+    assert text() != text()  # there are 61^19 texts
 
 
 def test_it_stops_after_the_end_of_text(model):
@@ -133,7 +133,7 @@ def test_generation_records_nothing_and_changes_nothing(monkeypatch):
         assert np.array_equal(tensor.data, before[name])
 
 
-# Many at once
+# Many prompts
 
 RAGGED = [[3], PROMPT, [9, 9, 9], [60, 1, 2, 3, 4, 5, 6], PROMPT, [1, 2, 3]]
 
@@ -145,7 +145,7 @@ RAGGED = [[3], PROMPT, [9, 9, 9], [60, 1, 2, 3, 4, 5, 6], PROMPT, [1, 2, 3]]
 ], ids=["greedy", "sampled", "top_k and top_p", "penalties"])
 @pytest.mark.parametrize("kind", ["plain", "adapter", "untied head"])
 def test_a_batch_is_its_prompts_one_by_one(kind, options):
-    """In float64: in float32, rounding, which differs, decides too often which token is drawn."""
+    """In float64, because in float32 different rounding too often changes the drawn token."""
     model = npgpt.GPT2(dataclasses.replace(CONFIG, **MODELS[kind]), seed=5, dtype=np.float64)
     if kind == "adapter":
         with_adapter(model)
@@ -155,12 +155,12 @@ def test_a_batch_is_its_prompts_one_by_one(kind, options):
         seed = {"seed": options["seed"] + i} if "seed" in options else {}
         assert ids.tolist() == npgpt.generate(model, prompt, 17, eos_id=eos_id, **{**options, **seed}).tolist()
         ends.add(len(ids) - len(prompt))
-    assert "seed" not in options or len(ends) > 2  # they left the batch at different times
+    assert "seed" not in options or len(ends) > 2  # the texts left the batch at different times
 
 
 @pytest.mark.parametrize("dtype, bound", [(np.float64, 1e-12), (np.float32, 1e-5)])
 def test_logits_of_a_ragged_batch_are_those_of_each_sequence(dtype, bound, assert_close):
-    """Up to rounding, of which a pass through the model leaves some ten eps."""
+    """Equal up to rounding: about ten eps for a pass through the model."""
     model = npgpt.GPT2(CONFIG, seed=5, dtype=dtype)
     made = {i: [] for i in range(len(RAGGED))}
     for i, token, logits in tokens(model, RAGGED, 17, Sampling(), seed=0, eos_id=7):
@@ -178,7 +178,7 @@ def test_no_prompts(model):
 
 
 def test_the_context_slides_by_halves(model):
-    """The rule, written out: 24 positions, so tokens 25 to 36 see all but the first 12, 37 to 48 all but 24, ..."""
+    """The rule for 24 positions: tokens 25 to 36 do not see the first 12, tokens 37 to 48 not the first 24, ..."""
     made = list(tokens(model, [PROMPT], 60, Sampling(), seed=0, context="slide"))
     ids = [*PROMPT, *(token for _, token, _ in made)]
     for t in range(5, 65):
@@ -226,7 +226,7 @@ def test_pieces_join_to_the_text_and_break_no_character(model, seed, stop):
 
 def test_pieces_come_as_soon_as_they_are_known():
     assert final_length("abc", ()) == 3
-    assert final_length("ab\ufffd", ()) == 2  # may be the beginning of a character
+    assert final_length("ab\ufffd", ()) == 2  # this may be the beginning of a character
     assert final_length("ab\ufffdc", ()) == 4
     assert final_length("abc", ("cd",)) == 2
     assert final_length("abc", ("bcd", "cd")) == 1

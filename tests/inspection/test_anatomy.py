@@ -1,4 +1,4 @@
-"""What is read off an adapter, against the adapter that was written."""
+"""The anatomy of an adapter, against the adapter that was written."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def write(folder, seed=2, targets=TARGETS, r=3, lora_alpha=12):
-    """An adapter with B other than zero."""
+    """An adapter whose B is not zero."""
     model = add_lora(base(), LoraConfig(r, lora_alpha, 0.0, targets), seed=seed)
     draw = np.random.default_rng(seed)
     for name, tensor in model.parameters().items():
@@ -61,7 +61,7 @@ def test_the_files_alone(folder):
 
 
 def test_an_adapter_of_a_compiled_model(folder):
-    """Wrappers' names, in keys and in the configuration, change nothing of what is read off."""
+    """The names of wrappers, in keys and in the configuration, change nothing."""
     expected = dissect(folder, base())
     edit_weights(folder, lambda tensors: {name.replace(".h.1.", ".h.1._orig_mod."): tensors[name] for name in tensors})
     edit_config(folder, lora_alpha=1, alpha_pattern={"_orig_mod.mlp.c_fc": 12, "h.0.mlp.c_fc": 12, "attn.c_attn": 12},
@@ -73,7 +73,7 @@ def test_an_adapter_of_a_compiled_model(folder):
 
 
 def test_with_the_base(folder):
-    """The updates in relation to what they change; and the base is left as it was."""
+    """The updates are compared with the weights that they change, and the base stays unchanged."""
     model = base()
     before = {name: tensor.data.copy() for name, tensor in model.parameters().items()}
     found = dissect(folder, model)
@@ -102,7 +102,7 @@ def test_scales_of_patterns_and_rslora(folder):
 
 
 def spoil(name, value=None):
-    """Set every element of the tensors whose key ends so to `value`, or take them away."""
+    """Set every element of the tensors whose key ends in `name` to `value`; None: remove the tensors."""
     def edit(tensors):
         for each in [each for each in tensors if each.endswith(name)]:
             if value is None:
@@ -146,7 +146,7 @@ def test_hazards_of_the_configuration(folder, fields, hazard):
 
 
 def test_tables_and_other_tensors(folder):
-    """LoRA on the token table, a head beside it, and a bias: as PEFT's files have them."""
+    """LoRA on the token table, a separate head, and a bias, as in PEFT's files."""
     draw = np.random.default_rng(0)
 
     def edit(tensors):
@@ -170,7 +170,7 @@ def test_tables_and_other_tensors(folder):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_with_the_base_on_tables_and_under_dora(tmp_path, tied):
-    """What a module's weight becomes, whichever way its matrix lies and whatever else is done to it."""
+    """The relative change is right for each orientation of the matrix and with DoRA."""
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     model = add_lora(GPT2(config, seed=1), LoraConfig(2, 8, 0.0, ["wte", "lm_head", "c_fc"], use_dora=True))
     draw = np.random.default_rng(0)
@@ -238,7 +238,7 @@ def test_nothing_there(tmp_path):
 
 def test_an_adapter_is_like_itself(folder, tmp_path):
     found = dissect(folder)
-    other = write(tmp_path / "other", lora_alpha=24)  # twice the update
+    other = write(tmp_path / "other", lora_alpha=24)  # the update is twice as large
     for each in compare(found, dissect(other)).values():
         assert (each.reads, each.writes, each.cosine) == pytest.approx((1, 1, 1))
     edit_weights(other, lambda tensors: {name: -each if "lora_B" in name else each for name, each in tensors.items()})
@@ -247,7 +247,7 @@ def test_an_adapter_is_like_itself(folder, tmp_path):
 
 
 def test_two_adapters(folder, tmp_path):
-    """Ranks and targets may differ: what both change is compared, against the whole updates here."""
+    """Ranks and targets may differ. The modules that both change are compared; here against the whole updates."""
     other = write(tmp_path / "other", seed=9, targets=["mlp.c_fc", "mlp.c_proj"], r=2)
     alike = compare(dissect(folder), dissect(other))
     assert list(alike) == ["h.0.mlp.c_fc", "h.1.mlp.c_fc"]

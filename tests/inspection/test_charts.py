@@ -13,7 +13,7 @@ from npgpt.inspection import charts
 
 
 def svg_of(markup):
-    """The picture, and its lines as lists of pens' ways: [[[(x, y), ...], ...], ...]."""
+    """Return the picture and its lines; a line is a list of strokes, a stroke a list of points (x, y)."""
     svg = ET.fromstring(markup).find("svg")
     lines = []
     for path in svg.iter("path"):
@@ -23,14 +23,14 @@ def svg_of(markup):
 
 
 def texts_of(svg, anchor):
-    """The numbers along an axis with their places."""
+    """Return the numbers along an axis with their places."""
     axis = "x" if anchor == "middle" else "y"
     return [(text.text, float(text.get(axis))) for text in svg.iter("text")
             if text.get("text-anchor") == anchor and re.fullmatch(r"-?[\d.,e-]+", text.text or "")]
 
 
 def value_at(ticks, place, warp=float):
-    """What the axis says of a pixel: the inverse of drawing, from two of its numbers."""
+    """Return the value at a pixel, from two numbers of the axis: the inverse of drawing."""
     (a, at_a), (b, at_b) = [(warp(float(text.replace(",", ""))), at) for text, at in (ticks[0], ticks[-1])]
     return a + (b - a) * (place - at_a) / (at_b - at_a)
 
@@ -115,7 +115,7 @@ finite = st.floats(-1e300, 1e300)
 
 
 @given(finite, finite, st.integers(2, 12), st.booleans())
-@example(0.0, 5e-324, 3, False)  # between them there is no float
+@example(0.0, 5e-324, 3, False)  # there is no float between them
 @example(0.0, 5e-324, 2, False)
 def test_ticks_are_round_and_cover(a, b, count, whole):
     low, high = charts._widened(min(a, b), max(a, b))
@@ -126,7 +126,7 @@ def test_ticks_are_round_and_cover(a, b, count, whole):
     assert ticks[0] <= low + slack
     assert ticks[-1] >= high - slack
     assert 2 <= len(ticks) <= count + 2
-    rounding = 2 * np.finfo(float).eps * max(map(abs, ticks))  # of the difference of two multiples of the step
+    rounding = 2 * np.finfo(float).eps * max(map(abs, ticks))  # rounding of the difference of two multiples of the step
     assert np.allclose(steps, steps[0], rtol=0, atol=rounding)
     power = math.floor(math.log10(steps[0]) + 1e-6)
     assert any(abs(steps[0] - float(f"{m}e{power}")) <= max(rounding, 1e-9 * steps[0]) for m in (1, 2, 5))

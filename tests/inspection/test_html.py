@@ -1,4 +1,4 @@
-"""Pages: what is text stays text, every tag is closed, nothing is fetched, and charts show their numbers."""
+"""Pages: text stays text, every tag is closed, and nothing is fetched."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_markup_goes_in_as_it_is():
     assert bold == "<b>1 &lt; 2</b>"
     assert page.tag("p", bold, " & ", 3) == "<p><b>1 &lt; 2</b> &amp; 3</p>"
     assert page.escape(bold) is bold
-    assert page.tag("p", bold + "<") == "<p>&lt;b&gt;1 &amp;lt; 2&lt;/b&gt;&lt;</p>"  # a sum of the two is text
+    assert page.tag("p", bold + "<") == "<p>&lt;b&gt;1 &amp;lt; 2&lt;/b&gt;&lt;</p>"  # Html + str is a str
 
 
 def test_attributes():

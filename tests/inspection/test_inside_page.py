@@ -41,12 +41,12 @@ def ids(tokenizer):
 
 
 def section(page, heading):
-    """The part of the page under a heading."""
+    """Return the part of the page under a heading."""
     return re.search(rf"<section><h2>{heading}</h2>(.*?)</section>", page, re.S)[1]
 
 
 def rows(part):
-    """The cells of the table in a part of the page, without their tags, row by row."""
+    """Return the cells of the table in a part of the page, row by row, without tags."""
     body = re.search(r"<tbody>(.*?)</tbody>", part, re.S)[1]
     return [[html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall(r"<td.*?</td>", row, re.S)]
             for row in re.findall(r"<tr>.*?</tr>", body, re.S)]
@@ -61,7 +61,7 @@ def test_every_tag_is_closed_and_none_is_the_prompts(read_html, tokenizer, model
     assert "b" not in tags
     assert ("What the adapter changed" in page.text) == with_adapter
     assert page.text.count("A <title>") == 2
-    assert "\\u200b" not in page.text  # its bytes are tokens of their own here
+    assert "\\u200b" not in page.text  # here each of its bytes is a token
     for text in ("\\xf0", "⏎", "⇥", "list", "</"):
         assert text in page.text
     assert not any({"src", "href"} & attributes.keys() for _, attributes in page.tags)
@@ -89,7 +89,7 @@ def test_losses_and_ranks(tokenizer, model, ids):
 
 @pytest.mark.parametrize("with_adapter", [False, True])
 def test_attention(tokenizer, model, adapted_model, ids, with_adapter):
-    """Each probability is there to the half of a 255th of its root, the lower triangle row by row."""
+    """The page holds the root of each probability to half of 1/255, the lower triangle row by row."""
     base, adapted = inside.look(model, ids), inside.look(adapted_model, ids) if with_adapter else None
     page = inside_page.build("", tokenizer, model, base, adapted)
     data = json.loads(re.search(r'<script type="application/json" id="attention-data">(.*?)</script>', page)[1])
@@ -163,7 +163,7 @@ def test_one_token(read_html, tokenizer, model, adapted_model, ids):
 
 
 def test_names(tokenizer):
-    """What cannot be seen has a sign; an id that no text uses has its number."""
+    """An invisible character has a sign. An id without a token shows its number."""
     name = inside_page._names(tokenizer)
     assert [name(i) for i in tokenizer.encode(" the\n\t")] == ["·the", "⏎", "⇥"]
     assert name(tokenizer.encode(" the")[0], space=" ") == " the"

@@ -1,4 +1,4 @@
-"""The folder of a run: made once, written as it goes, and enough to go on from."""
+"""The folder of a run: it is made once, written during the run, and enough to resume from."""
 
 import builtins
 import concurrent.futures
@@ -26,7 +26,7 @@ class Figures(NamedTuple):
 
 
 def trained(steps, r=2, full=False):
-    """A model after a few steps, and its optimiser."""
+    """Return a model after a few steps, and its optimiser."""
     model = npgpt.GPT2(CONFIG, seed=1)
     if not full:
         npgpt.add_lora(model, npgpt.LoraConfig(r=r, lora_dropout=0.0), seed=steps)
@@ -39,7 +39,7 @@ def trained(steps, r=2, full=False):
 def test_a_run_is_made_once(tmp_path):
     run = Run.create(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "metrics.jsonl").read_text() == ""
-    Run.create(tmp_path / "a" / "b")  # nothing has been asked for yet
+    Run.create(tmp_path / "a" / "b")  # allowed, because the folder has no settings yet
     run.write_config({"epochs": 3})
     assert run.read_config() == {"epochs": 3}
     run.log(Figures(1, 0.5))
@@ -53,7 +53,7 @@ def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path):
         runs = list(pool.map(lambda _: Run.create_anew(tmp_path / "runs", "now"), range(8)))
     assert {run.folder.name for run in runs} == {"now", *(f"now-{number}" for number in range(2, 9))}
     assert all((run.folder / "metrics.jsonl").read_text() == "" for run in runs)
-    (tmp_path / "runs" / "then").write_text("")  # anything that is there, and be it a file
+    (tmp_path / "runs" / "then").write_text("")  # a file can also take the name
     assert Run.create_anew(tmp_path / "runs", "then").folder == tmp_path / "runs" / "then-2"
     with pytest.raises(FileError, match=r"cannot write into .*then: File exists"):
         Run.create_anew(tmp_path / "runs" / "then", "now")
@@ -102,7 +102,7 @@ def test_opening_wants_a_run(tmp_path):
 
 
 def saved(folder, model, opt, **more):
-    """A run with a checkpoint of where `opt` stands, and a line for every step."""
+    """Return a run with a checkpoint after step `opt.steps` and a line for every step."""
     run = Run(folder) if (folder / "config.json").exists() else Run.create(folder)
     if not (folder / "config.json").exists():
         run.write_config({"settings": {"lr": 0.1}})
@@ -127,7 +127,7 @@ def test_a_checkpoint_is_all_of_the_optimiser(tmp_path, full):
         assert np.array_equal(fresh.m[name], opt.m[name])
         assert np.array_equal(fresh.v[name], opt.v[name])
     for before, after in ((model, opt), (other, fresh)):
-        npgpt.train_step(before, BATCH, after)  # the arrays are its own, not views of the file
+        npgpt.train_step(before, BATCH, after)  # the arrays must not be views of the file
     for name, tensor in model.parameters().items():
         assert np.array_equal(other.parameters()[name].data, tensor.data), name
 
@@ -241,7 +241,7 @@ def test_a_state_with_something_missing_added_or_of_another_step_is_refused(tmp_
 
 
 def full(after):
-    """Make a disk that is full after `after` further operations: each later one fails with ENOSPC."""
+    """Simulate a disk that is full after `after` operations: each later one fails with ENOSPC."""
     left = [after]
 
     def failing(real):
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, aft
 
 
 def test_a_run_goes_on_from_the_newest_of_its_checkpoints(tmp_path):
-    """From an older one it would come to the same end, later."""
+    """It resumes from the newest checkpoint. From an older one the result would be the same, but later."""
     run = Run.create(tmp_path)
     run.write_config({})
     for steps in range(1, 4):
