@@ -143,7 +143,7 @@ def _mean(values):
     return np.stack([np.asarray(values, np.float64), np.ones(len(values))], axis=1)
 
 
-# Answered in the model's own words
+# Free answers
 
 
 class Prompt(NamedTuple):
@@ -196,7 +196,7 @@ def answers(model, tokenizer, prompts, max_new_tokens, stops=(), **sampling):
     room = model.config.n_positions - max_new_tokens
     if room < 1:
         raise ConfigError(f"max_new_tokens = {max_new_tokens} leaves no room for a prompt in this model's context of "
-                          f"{model.config.n_positions}")
+                          f"{model.config.n_positions}; ask for fewer tokens")
     prompts = [prompt[-room:] for prompt in prompts]
     out = generate_batch(model, prompts, max_new_tokens, eos_id=tokenizer.eos_id, stop_strings=list(stops),
                          tokenizer=tokenizer, **sampling)

@@ -67,7 +67,7 @@ def _summary(base, adapted):
     losses = [inside.losses(seen) for seen in (base, adapted) if seen]
     if not losses[0].size:
         return tag("p", "The text has one token, so there is nothing to predict.")
-    means = [f"{loss.mean():.3f} nats per token, perplexity {math.exp(loss.mean()):.1f}" for loss in losses]
+    means = [f"{loss.mean():.3f} nats per token (perplexity {math.exp(loss.mean()):.1f})" for loss in losses]
     return tag("p", f"{len(base.ids)} tokens; the model predicts all except the first. Mean loss: ",
                f"{means[0]} without the adapter; {means[1]} with the adapter." if adapted else f"{means[0]}.")
 

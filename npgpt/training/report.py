@@ -44,10 +44,10 @@ def write_report(run, model):
 def _summary(config, metrics, results):
     settings, seconds = config["settings"], sum(line["seconds"] for line in metrics)
     tokens = sum(line["tokens"] for line in metrics)
-    what = "all weights" if settings["full"] else f"an adapter of rank {settings['rank']}"
+    what = "all weights of" if settings["full"] else f"an adapter of rank {settings['rank']} for"
     sentences = [
-        f"This run trained {what} of {settings['model']} for {len(metrics):,} steps on {tokens:,} tokens in "
-        f"{datetime.timedelta(seconds=round(seconds))} ({tokens / max(seconds, 1e-9):,.0f} tokens per second)."]
+        f"This run trained {what} {settings['model']} in {len(metrics):,} steps on {tokens:,} tokens. It took "
+        f"{datetime.timedelta(seconds=round(seconds))} hours ({tokens / max(seconds, 1e-9):,.0f} tokens per second)."]
     before, after = results["before"]["val_loss"], results["after"]["val_loss"]
     if after is not None:
         sentences.append(f"The held-out loss was {before:.3f} before training (perplexity {_ppl(before)}) and "
