@@ -13,9 +13,9 @@ from npgpt.runtime.errors import ConfigError, NpgptError
 class Sampling:
     """The settings of the draw. Names and defaults are Hugging Face's, except top_k (50 there).
 
-    None switches a rule off; so does 0, or 1 for repetition_penalty. The rules from logit_bias to min_new_tokens apply
-    first, in the order below. Then come temperature, top_k, top_p, min_p and typical_p. Each rule sees the scores that
-    the rule before it returned. Each is a function of `warpers`, with its formula and source.
+    With its default value a rule does nothing. The rules from logit_bias to min_new_tokens apply first, in the order
+    below. Then come temperature, top_k, top_p, min_p and typical_p. Each rule sees the scores that the rule before it
+    returned. Each is a function of `warpers`, with its formula and source.
     """
 
     temperature: float = 1.0                # divides the scores; 0 takes the likeliest token each time ("greedy")
