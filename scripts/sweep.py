@@ -20,7 +20,7 @@ import watch
 from settings import parse_arguments as parse_finetune_arguments
 
 from npgpt.files.atomic import read_json, replacing, write_json
-from npgpt.inspection import html
+from npgpt.inspection import charts, html
 from npgpt.runtime.errors import NpgptError
 from npgpt.training.fit import best_step
 from npgpt.training.run import Run
@@ -111,7 +111,7 @@ def picture(axes, head, rows):
         name = ", ".join(f"{axis} {value}" for axis, value in zip(axes, row[:len(axes)], strict=True))
         curves[name] = tuple(zip(*row[-1].evaluations(), strict=True))
     return html.page(f"Sweep over {' and '.join(axes)}",
-                     html.section("Held-out loss", html.line_chart(curves, x="step", y="nats a token")),
+                     html.section("Held-out loss", charts.line_chart(curves, x="step", y="nats per token")),
                      html.section("The runs, the best first", html.table(head, [row[:-1] for row in rows])))
 
 

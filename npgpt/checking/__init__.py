@@ -1,9 +1,9 @@
-"""Proof that the derivatives are right: finite differences.
+"""Proof that the derivatives are right, by finite differences.
 
-Read in this order; within the folder, a file imports only from files above it:
+Read the files in this order. A file imports only from files above it:
 
-    gradcheck.py  a gradient against finite differences: npgpt's own, or any function's
-    gradcases.py  the cases: every operation over awkward shapes, and whole small models
+    gradcheck.py  compares a gradient with finite differences, for npgpt's operations or any function
+    gradcases.py  the cases: every operation with unusual shapes, and whole small models
 
-May import from the path, `adapters` and `runtime`.
+This room may import from the path, `adapters` and `runtime`.
 """

@@ -1,18 +1,20 @@
-"""Gradients held against finite differences: npgpt's own, and those of any function you write.
+"""Check gradients by finite differences: npgpt's own gradients, and the gradients of any function you write.
 
-A derivation is right when the slope it claims along a direction v is the slope that is there. For an output y with a
-gradient c arriving at it, the slope of L = sum(c * y) along v is
+A derivation is right if its slope along a direction v equals the measured slope. Let y be the output and c the gradient
+that arrives at it. The slope of L = sum(c * y) along v is
 
-    <g, v>                                          by the derivation, g the gradient that `backward` returns
-    sum(c * (y(x + h v) - y(x - h v))) / 2h         by measuring, h = 1e-5, in float64: right to about h^2 = 1e-10
+    <g, v>                                          by the derivation; g is the gradient that `backward` returns
+    sum(c * (y(x + h v) - y(x - h v))) / 2h         by measurement; h = 1e-5, float64, error about h^2 = 1e-10
 
-and the two must agree within 1e-7 |g|. What the check would miss, and how it is made not to:
-- c is random. With c all ones a wrong softmax passes: the sum of a row is 1 whatever the scores are.
-- v is first g / |g|, where the slope is |g| itself and a wrong factor shows at full size, then three random unit
-  vectors, where a wrong direction shows. A single element taken at random would mostly look past either.
-- The error is relative to |g|, so that small gradients are held to the same standard as large ones.
-- A gradient that vanishes agrees with anything nearby. It fails: change the inputs until there is something to check.
-- The measured values come from the path that records nothing, so that path is checked against the recorded one too.
+The two must agree within 1e-7 |g|. The check is made so that it does not miss mistakes:
+- c is random. If c were all ones, a wrong softmax would pass: the sum of a row is 1 for any scores.
+- v is first g / |g|: its slope is |g|, and a wrong factor shows at full size. Then v is each of three random unit
+  vectors: they show a wrong direction. A single random element would miss most mistakes of both kinds.
+- The error is relative to |g|, so that small gradients meet the same standard as large ones.
+- A gradient that vanishes fails, because it would agree with any small slope. Change the inputs in that case.
+- The measured values come from runs that record nothing, so these runs are compared with the recorded run.
+
+Why not scipy.optimize.check_grad: scipy is a download of some 35 MB, and its differences are one-sided (error about h).
 """
 
 import dataclasses
@@ -32,14 +34,14 @@ HEADING = f"{'argument':<26} {'analytic':>15} {'numeric':>15} {'relative error':
 
 
 class Row(NamedTuple):
-    """What was found for one argument, along the direction where the two slopes differ most."""
+    """The result for one argument, along the direction with the largest error."""
 
     argument: str
     direction: str
     analytic: float
     numeric: float
-    error: float        # |numeric - analytic| / |g|, or infinite where nothing could be compared
-    verdict: str        # "passed", or what is wrong
+    error: float        # |numeric - analytic| / |g|, or infinity if there was nothing to compare
+    verdict: str        # "passed", or the problem
 
     @property
     def passed(self):
@@ -51,7 +53,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A row for each argument. print(report) shows them as a table."""
+    """The results: a Row for each argument. print(report) shows a table."""
 
     rows: list[Row]
 
@@ -71,16 +73,16 @@ class Report:
 def gradcheck(f, inputs, seed=0):
     """Check the gradients of `f` at `inputs`.
 
-    f       function of as many Tensors as there are inputs, returning a Tensor of any shape, built from `npgpt.ops` or
-            with a rule of its own. Equal inputs must give equal outputs: a random generator is made inside f.
-    inputs  list of arrays or Tensors, each turned into a trainable leaf in float64. Ids, targets and other things that
-            have no gradient are not inputs; f gets them from where it is defined.
-    seed    of the cotangent and of the directions
+    f       function that takes one Tensor for each input and returns a Tensor of any shape. It uses `npgpt.ops` or its
+            own rule. Equal inputs must give equal outputs, so make a random generator inside f.
+    inputs  list of arrays or Tensors; each becomes a trainable leaf in float64. Ids, targets and other values without a
+            gradient are not inputs: f takes them from its surroundings.
+    seed    of the cotangent c and of the directions v
 
-    Returns a Report: .passed, .worst, .rows, and as a string the table. The verdict of a row that fails names the
-    direction and the ratio analytic / numeric, which often names the bug: 2 or 1/2, a missing 1/N, -1.
+    Returns a Report: .passed, .worst, .rows; str(report) is the table. The verdict of a row that failed names the
+    direction and the ratio analytic / numeric. The ratio often shows the bug: 2 or 1/2, a missing 1/N, -1.
 
-    An operation of one's own, with a mistake in its rule:
+    Example: your own operation, with a mistake in its rule:
 
         >>> import numpy as np, npgpt
         >>> from npgpt.autograd import record
@@ -101,11 +103,12 @@ def gradcheck(f, inputs, seed=0):
 
 
 def check_parameters(f, tensors, seed=0):
-    """Check the gradients of f(), a function of no argument, at each of `tensors`: a whole model by parameter name.
+    """Check the gradients of f(), a function without arguments, with respect to each of `tensors`.
 
-    f        function returning a Tensor, such as lambda: model.loss(batch)
-    tensors  dict name -> trainable Tensor in float64 that f reads, such as model.trainable_parameters(). Their data is
-             replaced during the check and put back at its end.
+    f        function that returns a Tensor, such as lambda: model.loss(batch)
+    tensors  dict name -> trainable Tensor in float64 that f reads, such as model.trainable_parameters(). The check
+             replaces their data for a while and restores it at the end.
+    seed     as for `gradcheck`
 
     Returns a Report, as `gradcheck` does.
     """
@@ -113,10 +116,10 @@ def check_parameters(f, tensors, seed=0):
     if not isinstance(output, Tensor) or output.dtype != np.float64:
         raise ConfigError(f"the function returned {output!r}: gradcheck needs a Tensor in float64")
     if not tensors:
-        raise ConfigError("there is nothing to check: no input was given")
+        raise ConfigError("there is nothing to check: give gradcheck at least one input")
     if not np.allclose(_values(f), output.data, rtol=1e-12, atol=1e-12, equal_nan=True):
-        raise ConfigError("the function returned two different results for the same inputs, the second time with "
-                          "nothing recorded: if it draws random numbers, make the generator inside it")
+        raise ConfigError("the function returned two different results for the same inputs, first with recording and "
+                          "then without; if it draws random numbers, make the generator inside it")
     cotangent = generator(seed, "gradcheck cotangent").standard_normal(output.shape)
     rounding = np.finfo(np.float64).eps / STEP * np.linalg.norm(cotangent * output.data)
     gradients = backward(output, cotangent) if output.record else {}
@@ -142,10 +145,10 @@ def _values(f):
 
 
 def _row(name, tensor, gradient, slope, rounding, rng):
-    """Compare one argument's gradient with the slopes. rounding: a gradient below it can't be told from rounding."""
+    """Compare the gradient of one argument with the slopes. A gradient below `rounding` may be only rounding."""
     size = None if gradient is None else float(np.linalg.norm(gradient))
     problem = ("no gradient came back" if size is None else "the gradient is not finite" if not math.isfinite(size)
-               else "the gradient vanishes, so that nothing was checked" if size <= rounding else None)
+               else "the gradient vanishes, so nothing was checked" if size <= rounding else None)
     if problem:
         return Row(name, "none", math.nan, math.nan, math.inf, f"FAILED: {problem}")
     draws = rng.standard_normal((3, *tensor.shape))

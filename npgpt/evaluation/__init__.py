@@ -1,15 +1,18 @@
-"""How good a model is: perplexity, questions, generated text, and how sure one can be of the numbers.
+"""How good a model is: perplexity, questions, generated text, and how certain these numbers are.
 
-Read in this order; within the folder, a file imports only from files above it:
+Read the files in this order. A file imports only from files above it:
 
     evaluate.py   the loss of each token, and perplexity by named protocols
     wikitext.py   WikiText: its pages, and its text without tokenisation marks
-    metrics.py    BLEU, NIST, ROUGE-L, CIDEr and exact match
+    items.py      what the metrics of generated text share: words, n-grams, scores from sums
+    mteval.py     BLEU and NIST
+    coco.py       ROUGE-L and CIDEr
+    metrics.py    exact match, and the table of the metrics above
     bootstrap.py  intervals and a paired test, by resampling the items
-    tasks.py      tasks: what a model is asked, and the measures made of its answers
-    records.py    the file of answers, with which an evaluation goes on where it stopped
-    questions.py  LAMBADA, multiple choice, labels, and answers in the model's own words
+    tasks.py      a task: the items that a model is asked, and the measures of its answers
+    records.py    the file of answers, from which an interrupted evaluation goes on
+    questions.py  LAMBADA, multiple choice, labels, and free answers
     harness.py    npgpt as a model in EleutherAI's lm-evaluation-harness
 
-May import from the path, `files`, `data`, `generation` and `runtime`.
+This room may import from the path, `files`, `data`, `generation` and `runtime`.
 """

@@ -1,9 +1,9 @@
-"""npgpt in EleutherAI's lm-evaluation-harness, where importing this module makes it the model `npgpt`.
+"""npgpt as a model in EleutherAI's lm-evaluation-harness. Importing this module registers it under the name `npgpt`.
 
     pip install '.[lm-eval]'
     python scripts/harness.py run --model npgpt --model_args model=gpt2,adapter=runs/mine/adapter --tasks lambada_openai
 
-Needs the package lm_eval, and nothing else in npgpt does.
+Only this module needs the package lm_eval.
 """
 
 import numpy as np
@@ -18,13 +18,14 @@ from npgpt.evaluation.questions import answers, encode_pair
 
 @register_model("npgpt")
 class NpgptLM(LM):
-    """GPT-2 by NumPy, with or without an adapter; each method does what its name promises in `lm_eval.api.model.LM`.
+    """GPT-2 in NumPy, with or without an adapter. `lm_eval.api.model.LM` defines what each method must do.
 
     model         hub id, folder or "tiny"
     adapter       folder of a LoRA adapter, or None
-    batch_tokens  how many tokens are worked through at a time
-    batch_size, max_batch_size and device, which the harness passes to every model, have no meaning here: there is no
-    padding to save and one kind of device.
+    batch_tokens  tokens in a batch, about
+
+    The harness also passes batch_size, max_batch_size and device to every model. They have no effect here: there is no
+    padding to save, and only one kind of device.
     """
 
     def __init__(self, model="gpt2", adapter=None, revision=None, batch_tokens=evaluate.BATCH_TOKENS, batch_size=None,
@@ -36,12 +37,12 @@ class NpgptLM(LM):
         self.batch_tokens = int(batch_tokens)
 
     def _losses(self, windows):
-        """(nll, greedy) of each window, in their order."""
+        """Return (nll, greedy) of each window, in their order."""
         found = {i: (nll, greedy) for i, nll, greedy in evaluate.window_losses(self.model, windows, self.batch_tokens)}
         return [found[i] for i in range(len(windows))]
 
     def loglikelihood(self, requests, disable_tqdm=False):
-        """(context, continuation) -> [(log p of the continuation, whether it is what greedy decoding says), ...]"""
+        """(context, continuation) -> [(log p of the continuation, whether greedy decoding would write it), ...]"""
         context = self.model.config.n_positions
         pairs = [encode_pair(self.tokenizer, *request.args, split_special_tokens=False) for request in requests]
         windows = [evaluate.continuation(*pair, context) for pair in pairs]
@@ -51,8 +52,7 @@ class NpgptLM(LM):
         return results
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
-        """(text,) -> [log p of the text after an end of text, ...]: protocol `document` of
-        `npgpt.evaluation.evaluate`."""
+        """(text,) -> [log p of the text after an end of text, ...], by the protocol `document` of `evaluate`."""
         windows, spans, owners = [], [], []
         for i, request in enumerate(requests):
             ids = np.append(self.tokenizer.eos_id, self.tokenizer.encode(request.args[0]))
@@ -62,7 +62,7 @@ class NpgptLM(LM):
                 owners.append(i)
         totals = np.zeros(len(requests))
         for i, span, (nll, _) in zip(owners, spans, self._losses(windows), strict=True):
-            totals[i] -= evaluate.counted(nll, span)[0]
+            totals[i] -= evaluate.sum_of_counted(nll, span)[0]
         for request, total in zip(requests, totals.tolist(), strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals.tolist()
@@ -70,7 +70,7 @@ class NpgptLM(LM):
     def generate_until(self, requests, disable_tqdm=False):
         """(context, {"until": [...], "max_gen_toks": 256, "do_sample": False, "temperature": 0, ...}) -> [text, ...]
 
-        Of a context that leaves no room for so many tokens, the end is read. Sampled texts are of the seed 0.
+        If a context leaves no room for so many tokens, only its end is read. Sampled texts use seed 0.
         """
         context, texts = self.model.config.n_positions, []
         for request in requests:

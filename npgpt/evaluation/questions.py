@@ -1,4 +1,4 @@
-"""Questions with known answers: LAMBADA, multiple choice, label words, and answers in the model's own words."""
+"""Questions with known answers: LAMBADA, multiple choice, label words, and free answers."""
 
 import hashlib
 import json
@@ -10,23 +10,24 @@ import numpy as np
 
 from npgpt.data import Text, encode_prompt
 from npgpt.evaluation import evaluate
-from npgpt.evaluation.metrics import mean_score
+from npgpt.evaluation.items import mean_score
 from npgpt.evaluation.tasks import LikelihoodTask, Measure, Task
 from npgpt.generation.generate import before_stop, generate_batch
 from npgpt.runtime.errors import ConfigError, FormatError
 
-TOGETHER = 32  # prompts answered at a time
+TOGETHER = 32  # prompts in a batch
 
 
 # Answered by likelihood
 
 
 def encode_pair(tokenizer, context, continuation, split_special_tokens=True):
-    """Return (ids of the context, ids of the continuation), each at least one.
+    """Return (ids of the context, ids of the continuation), at least one id in each.
 
-    The two are encoded together and cut where the context alone ends; white space that ends the context belongs to the
-    continuation, as GPT-2's tokens begin with it. An empty context is an end-of-text id. Special tokens spelled out are
-    plain text, but for those in the context's literals (`npgpt.data.Text`), unless split_special_tokens is False.
+    Context and continuation are encoded together. The cut is at the length of the context encoded alone. White space
+    at the end of the context goes to the continuation, because GPT-2's tokens begin with their space. An empty context
+    becomes an end-of-text id. A special token that is spelled out is plain text, except in the literals of the context
+    (`npgpt.data.Text`); with split_special_tokens=False it is always that token.
     Source    lm-evaluation-harness.
     """
     n = len(context.rstrip())
@@ -37,12 +38,13 @@ def encode_pair(tokenizer, context, continuation, split_special_tokens=True):
 
 
 class LastWord(LikelihoodTask):
-    """LAMBADA: is the last word of a passage what the model would say? items: (passage without it, the word).
+    """LAMBADA: does the model predict the last word of a passage? items: (passage without the word, the word).
 
-    accuracy     percent of passages whose last word's tokens are each the likeliest
-    perplexity   of the last word, e^(mean -log p), all its tokens together
-    As in lm-evaluation-harness's lambada_openai, of which gpt2 has 32.56 % and 40.06 (issue 2159 there). The GPT-2
-    paper has 45.99 % and 35.13, with stop words kept from being last words.
+    accuracy     percentage of passages in which every token of the last word is the likeliest
+    perplexity   e^(mean over passages of -log p of the last word, the sum over its tokens)
+
+    Both are the same as in lm-evaluation-harness's lambada_openai, which gives 32.56 % and 40.06 for gpt2 (its issue
+    2159). The GPT-2 paper has 45.99 % and 35.13, with a filter that forbids stop words as last words.
     Source    Paperno et al. 2016.
     """
 
@@ -64,7 +66,7 @@ class LastWord(LikelihoodTask):
 
 
 class Question(NamedTuple):
-    """context and each of the choices are str that follow each other as they are; label: which choice is right."""
+    """context: str; choices: list of str, each of which continues the context; label: index of the right choice."""
 
     context: str
     choices: list
@@ -74,10 +76,12 @@ class Question(NamedTuple):
 class MultipleChoice(LikelihoodTask):
     """Which of several continuations is the likeliest? items: Questions.
 
-    accuracy                      by -log p of the whole continuation
-    accuracy, by characters       by -log p / characters: lm-evaluation-harness's acc_norm
-    accuracy, by tokens           by -log p / tokens, as llm.c scores HellaSwag
-    For HellaSwag gpt2 has 28.92 and 31.14 % in lm-evaluation-harness, whose text `read_questions` makes.
+    The model chooses the continuation with the smallest value of:
+    accuracy                      -log p of the whole continuation
+    accuracy, by characters       -log p / characters: lm-evaluation-harness's acc_norm
+    accuracy, by tokens           -log p / tokens, as llm.c scores HellaSwag
+
+    On HellaSwag, lm-evaluation-harness gives gpt2 28.92 and 31.14 %, with the same text as `read_questions` makes.
     """
 
     def __init__(self, tokenizer, items, split_special_tokens=True):
@@ -108,11 +112,11 @@ class MultipleChoice(LikelihoodTask):
 
 
 class Classification(MultipleChoice):
-    """Which of a fixed set of label words follows? items: Questions with the same choices.
+    """Which of a fixed set of label words comes next? items: Questions with the same choices.
 
-    accuracy    percent right
-    macro-F1    the mean over labels of 2 right / (times given + times true), in percent; labels that are neither given
-                nor true are left out
+    accuracy    percentage of right answers
+    macro-F1    mean over labels of 2 right / (times answered + times true), in percent, without the labels that are
+                neither answered nor true
     """
 
     def __init__(self, tokenizer, items, split_special_tokens=True):
@@ -120,7 +124,7 @@ class Classification(MultipleChoice):
         self.measures = {"accuracy": self.measures["accuracy"], "macro-F1": Measure(self._confusion, _macro_f1)}
 
     def _confusion(self, records):
-        """(n, L^2): a 1 where row = label, column = choice."""
+        """Return (n, L^2): for each item a flat (L, L) with a 1 at row = label, column = choice."""
         L = len(self.items[0].choices)
         cells = [question.label * L + int(np.argmin(record["nll"]))
                  for question, record in zip(self.items, records, strict=True)]
@@ -135,26 +139,26 @@ def _macro_f1(sums):
 
 
 def _mean(values):
-    """Values as rows whose score is `mean_score`."""
+    """Return values (n,) as rows (n, 2) for `mean_score`."""
     return np.stack([np.asarray(values, np.float64), np.ones(len(values))], axis=1)
 
 
-# Answered in the model's own words
+# Free answers
 
 
 class Prompt(NamedTuple):
-    """text: list of str, Text and END, what the model is given; references: list of str, the right answers."""
+    """text: list of str, Text and END, the model's input; references: list of str, the right answers."""
 
     text: list
     references: list
 
 
 class Answers(Task):
-    """What does the model write after a prompt, taking the likeliest token each time? items: Prompts.
+    """What does the model write after a prompt, by greedy decoding? items: Prompts.
 
-    measures         dict of name -> (rows(outputs, references), score), as `metrics.METRICS`
-    max_new_tokens   an answer ends after so many, or with an end of text
-    stop             or before this text, where there is one
+    measures         dict name -> (rows(outputs, references), score), such as `metrics.METRICS`
+    max_new_tokens   an answer ends after this many tokens, or earlier at an end of text
+    stop             an answer also ends before this text; None: no such text
     """
 
     def __init__(self, tokenizer, items, measures, max_new_tokens=64, stop=None, split_special_tokens=True):
@@ -172,7 +176,7 @@ class Answers(Task):
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
     def groups(self, _model):
-        """The shortest prompts first."""
+        """Return the groups, the shortest prompts first."""
         order = sorted(range(len(self.items)), key=lambda i: len(self._prompts[i]))
         return [order[start:start + TOGETHER] for start in range(0, len(order), TOGETHER)]
 
@@ -184,12 +188,15 @@ class Answers(Task):
 
 
 def answers(model, tokenizer, prompts, max_new_tokens, stops=(), **sampling):
-    """Return what the model writes after each of `prompts`, lists of ids: str, up to an end of text and to the first of
-    the texts `stops`. Of a prompt that leaves no room for so many tokens, the end is read."""
+    """Return what the model writes after each prompt: list of str.
+
+    prompts  list of arrays of ids; if a prompt leaves no room for max_new_tokens, only its end is read
+    stops    an answer ends before the first of these texts, or at an end of text
+    """
     room = model.config.n_positions - max_new_tokens
     if room < 1:
         raise ConfigError(f"max_new_tokens = {max_new_tokens} leaves no room for a prompt in this model's context of "
-                          f"{model.config.n_positions}")
+                          f"{model.config.n_positions}; ask for fewer tokens")
     prompts = [prompt[-room:] for prompt in prompts]
     out = generate_batch(model, prompts, max_new_tokens, eos_id=tokenizer.eos_id, stop_strings=list(stops),
                          tokenizer=tokenizer, **sampling)
@@ -201,13 +208,13 @@ def answers(model, tokenizer, prompts, max_new_tokens, stops=(), **sampling):
 
 
 def read_passages(records):
-    """LAMBADA's records -> items of `LastWord`: the last word is what follows the last space of "text"."""
+    """LAMBADA's records -> items of `LastWord`. The last word begins after the last space of "text"."""
     items = []
     for where, fields in records:
         context, space, word = _text(where, fields, "text").rpartition(" ")
         if not context or not word:
-            raise FormatError(f'{where}: its "text" does not end in a space and a word; expected a passage, of which '
-                              "the last word is asked")
+            raise FormatError(f'{where}: its "text" does not end in a space and a word; expected a passage of several '
+                              "words")
         items.append((context, space + word))
     return items
 
@@ -215,9 +222,9 @@ def read_passages(records):
 def read_questions(records):
     """HellaSwag's records, or {"context": "...", "choices": ["...", ...], "label": 0} -> Questions.
 
-    Of HellaSwag, the question is "activity_label: ctx_a ctx_b" with ctx_b's first letter a capital, and WikiHow's marks
-    ("[title]" and others in brackets) are taken out, as in lm-evaluation-harness. Elsewhere texts are taken as they
-    are. A space stands between context and choice.
+    For HellaSwag, the context is "activity_label: ctx_a ctx_b", where ctx_b begins with a capital letter, and WikiHow's
+    marks ("[title]" and others in brackets) are removed, as in lm-evaluation-harness. Other records keep their text as
+    it is. A space separates context and choice.
     """
     items = []
     for where, fields in records:
@@ -232,29 +239,28 @@ def read_questions(records):
                               '["...", "..."], "label": 0}')
         label = str(fields.get("label"))
         if not label.isdecimal() or int(label) >= len(choices):
-            raise FormatError(f'{where}: its "label" is {label}; expected the number of the right one of '
-                              f"{len(choices)} choices, counted from 0")
+            raise FormatError(f'{where}: its "label" is {label}; expected the number of the right choice, from 0 to '
+                              f"{len(choices) - 1}")
         choices = [_cleaned(choice) for choice in choices] if name == "endings" else choices
         items.append(Question(context, [f" {choice}" for choice in choices], int(label)))
     return items
 
 
 def _cleaned(text):
-    """Source: the task hellaswag of lm-evaluation-harness."""
+    """Return the text without WikiHow's marks. Source: the task hellaswag of lm-evaluation-harness."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def read_labelled(records, template="{text}\nLabel:", labels=None):
-    """Records with a "text" and a "label" -> Questions: the template with the text, then a space and a label word.
+    """Records with a "text" and a "label" -> Questions: the filled template, then a space and a label word.
 
-    labels    the words; None: those that occur, in the order of the alphabet
-
-    Special tokens that the template spells out are those tokens.
+    template  str with the field {text}; a special token that is spelled out in it is read as that token
+    labels    the label words; None: the labels of the records, sorted
     """
     found = [(where, _text(where, fields, "text"), _text(where, fields, "label")) for where, fields in records]
     labels = sorted({label for _, _, label in found}) if labels is None else list(labels)
     if len(labels) < 2:
-        raise ConfigError(f"labels are {', '.join(labels)}: expected at least two to choose from")
+        raise ConfigError(f"the labels are {', '.join(labels)}: expected at least two")
     for where, _, label in found:
         if label not in labels:
             raise FormatError(f"{where}: its label is {label!r}; expected one of {', '.join(labels)}")
@@ -267,8 +273,11 @@ def read_labelled(records, template="{text}\nLabel:", labels=None):
 
 
 def read_prompts(documents):
-    """Documents -> Prompts: the last part that is learned is an answer, and what stands before it its prompt. Answers
-    to the same prompt are references of one item. See `npgpt.data.Documents`."""
+    """Documents (see `npgpt.data.Documents`) -> Prompts.
+
+    The last part with loss is the answer; the parts before it are its prompt. Answers to the same prompt become the
+    references of one item.
+    """
     prompts = {}
     for where, segments, _ in documents:
         if not segments:  # a blank record
@@ -276,7 +285,7 @@ def read_prompts(documents):
         learned = [i for i, (text, learn) in enumerate(segments) if learn and isinstance(text, str)]
         if not learned or not segments[:learned[-1]]:
             raise FormatError(f'{where}: no prompt before an answer; expected {{"prompt": "...", "completion": '
-                              '"..."}, or a separator between the two')
+                              '"..."}, or a text with a separator between prompt and answer')
         asked = tuple(text for text, _ in segments[:learned[-1]])
         prompts.setdefault(asked, []).append(segments[learned[-1]][0].strip())
     return [Prompt(list(asked), references) for asked, references in prompts.items()]
@@ -284,5 +293,5 @@ def read_prompts(documents):
 
 def _text(where, fields, name):
     if not isinstance(fields.get(name), str):
-        raise FormatError(f'{where}: no "{name}" that is a text')
+        raise FormatError(f'{where}: "{name}" is missing or not a text; expected "{name}": "..."')
     return fields[name]

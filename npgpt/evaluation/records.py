@@ -1,4 +1,7 @@
-"""What was evaluated already: a file of records, by the system that made them and the item they are of."""
+"""The file of records: the answers that an evaluation has already, by system and item.
+
+Why JSON lines and not a database: a user can read the file, and an interrupted write spoils only the last line.
+"""
 
 import json
 import zlib
@@ -10,11 +13,11 @@ from npgpt.runtime.errors import FileError, FormatError
 
 
 class Records:
-    """A JSON-lines file to which each record is added as it is made, so that an interrupted evaluation can go on.
+    """A JSON-lines file that takes each record at once, so that an interrupted evaluation can go on.
 
-    A line is {"system": ..., "item": ..., and the record's own fields}; a last line that was cut off while it was
-    written is dropped. Without a path the records are in memory alone.
-    Raises FileError (unreadable, cannot be written) and FormatError (not such a file).
+    A line is {"system": ..., "item": ..., and the fields of the record}. An incomplete last line, from an interrupted
+    write, is dropped. Without a path, the records are only in memory.
+    Raises FileError if the file cannot be read or written, FormatError if it holds something else.
     """
 
     def __init__(self, path=None):
@@ -23,7 +26,7 @@ class Records:
             return
         self._path = path = Path(path)
         if path.exists() and not path.is_file():
-            raise FileError(f"cannot write {path}: the answers go into a file, and this is none")
+            raise FileError(f"cannot write {path}: this is not a file; name a file for the answers")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a+b") as file:
@@ -41,15 +44,15 @@ class Records:
             record = json.loads(line)
             self._found[record.pop("system"), record.pop("item")] = record
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise FormatError(f"{path}:{number}: not a record of an evaluation; choose another file for the answers, "
-                              "or remove this one") from error
+            raise FormatError(f"{path}:{number}: this line is not a record of an evaluation; choose another file for "
+                              "the answers, or remove this one") from error
 
     def get(self, system, item):
         """Return the record, or None."""
         return self._found.get((system, item))
 
     def add(self, system, item, record):
-        """Keep a record, in the file before this returns."""
+        """Keep a record. When this returns, the record is in the file."""
         self._found[system, item] = record
         if self._path is not None:
             line = json.dumps({"system": system, "item": item, **record}) + "\n"
@@ -65,7 +68,7 @@ def _unwritable(path, error):
 
 
 def fingerprint(model, adapter=None):
-    """Names a model, with the adapter in the folder `adapter`, by its weights: hexadecimal digits."""
+    """Return a name of a model with the adapter in the folder `adapter`, made from all weights: hexadecimal digits."""
     crc = zlib.crc32(repr(model.config).encode())
     for name, tensor in sorted(model.parameters().items()):
         crc = zlib.crc32(np.ascontiguousarray(tensor.data), zlib.crc32(name.encode(), crc))
@@ -75,9 +78,9 @@ def fingerprint(model, adapter=None):
 
 
 def complete(records, system, task, model, progress=None):
-    """Return the records of all items of `task`, in their order; `model` makes those that `records` lacks of `system`.
+    """Return the records of all items of `task`, in their order. `model` makes the missing records of `system`.
 
-    progress    called after each item that is done, with how many have been
+    progress    is called after each item, with the number of items done so far
     """
     keys = [task.key(i) for i in range(len(task.items))]
     missing = [i for i, key in enumerate(keys) if records.get(system, key) is None]

@@ -1,10 +1,10 @@
-"""Evaluation tasks: what a model is asked, item by item, and the measures that come of its answers.
+"""Evaluation tasks: the items that a model is asked, and the measures of its answers.
 
-A task has `items`, `measures`, and `results(model, indices)`, which yields (i, record) for each item as it is done. A
-record is a small dict that JSON holds; `key(i)` names item i by its content, so that a record once made is found again
-in a later run. Items are run in groups that are chosen over all of them, so a record's last digits do not depend on
-which records were there already. A measure turns records into rows of numbers and their sums into a score, as in
-`metrics`, so that each has its interval and its test (`npgpt.evaluation.bootstrap`).
+A task has `items`, `measures`, and `results(model, indices)`, which yields (i, record) when item i is done. A record
+is a small dict that JSON can hold. `key(i)` names item i by its content, so that a later run finds its record again.
+The items run in groups. The groups depend on all items, so that the last digits of a record do not depend on which
+records exist already. A measure turns records into rows of numbers, and their sums into a score, as in `items`. So
+each measure has its interval and its test (`bootstrap`).
 """
 
 import hashlib
@@ -14,26 +14,29 @@ from typing import NamedTuple
 import numpy as np
 
 from npgpt.evaluation import evaluate, wikitext
-from npgpt.evaluation.metrics import mean_score
+from npgpt.evaluation.items import mean_score
 from npgpt.runtime.errors import ConfigError
 
 UNBOUNDED = 1 << 40  # tokens
 
 
 class Measure(NamedTuple):
-    """rows(records) -> (n, k), of the records of all items in their order; score(sums (k,)) -> number."""
+    """rows(records of all items, in their order) -> (n, k); score(sums of the rows (k,)) -> number."""
 
     rows: callable
     score: callable
 
 
 class Task:
-    """What tasks share. A subclass says which items are run together, `groups(model)`, lists of indices, and makes the
-    records of such a group, `records(model, group)`."""
+    """What all tasks share. A subclass has two methods: `groups(model)` returns lists of indices of items that run
+    together, and `records(model, group)` returns the records of such a group."""
 
     def results(self, model, indices):
-        """Yield (i, record) of each of `indices`. A group is run whole where one of its items is asked for: the same
-        products in the same order give each record the same bits, whichever others are asked for."""
+        """Yield (i, record) for each of `indices`.
+
+        If one item of a group is asked for, the whole group runs. So the same products run in the same order, and a
+        record has the same bits whichever other items are asked for.
+        """
         asked = set(indices)
         for group in self.groups(model):
             if not asked.isdisjoint(group):
@@ -42,21 +45,21 @@ class Task:
 
 
 class LikelihoodTask(Task):
-    """A task that asks how likely texts are. A subclass says in which windows of at most `context` tokens,
-    `windows(i, context)`, and what becomes of their losses, `record(i, [(nll, greedy), ...])`."""
+    """A task that asks how likely texts are. A subclass has two methods: `windows(i, context)` returns the windows of
+    item i, of at most `context` tokens, and `record(i, [(nll, greedy), ...])` makes the record from their losses."""
 
     def key(self, i):
-        """Names item i by what is asked: hexadecimal digits."""
+        """Return a name of item i, made from its windows: hexadecimal digits."""
         digest = hashlib.sha256(type(self).__name__.encode())
         for window in self.windows(i, UNBOUNDED):
             digest.update(window.ids.tobytes() + b"|" + window.targets.tobytes())
         return digest.hexdigest()[:16]
 
     def groups(self, model):
-        """Those with the most tokens first."""
+        """Return the groups, the items with the most tokens first."""
         windows = (self.windows(i, model.config.n_positions) for i in range(len(self.items)))
         sizes = [sum(len(window.ids) for window in several) for several in windows]
-        return list(evaluate.grouped(sizes, evaluate.BATCH_TOKENS))
+        return list(evaluate.group_by_tokens(sizes, evaluate.BATCH_TOKENS))
 
     def records(self, model, group):
         windows = [self.windows(i, model.config.n_positions) for i in group]
@@ -70,12 +73,12 @@ class LikelihoodTask(Task):
 
 
 class Corpus(NamedTuple):
-    """Texts as two kinds of sequences of ids, and what their losses are divided by.
+    """Texts as ids, in two forms, and the numbers that divide their losses.
 
-    stream     (T,), the texts end to end
-    documents  list of arrays, each an end-of-text id and then a text
-    words      of the texts as they were before any detokeniser
-    bytes      of the same, in UTF-8
+    stream     (T,), all texts end to end
+    documents  list of arrays: an end-of-text id, then the ids of one text
+    words      number of words in the texts, before any detokeniser
+    bytes      number of bytes in the same texts, in UTF-8
     """
 
     stream: np.ndarray
@@ -85,14 +88,21 @@ class Corpus(NamedTuple):
 
     @classmethod
     def of_texts(cls, tokenizer, texts, split_special_tokens=True):
-        """In the stream, each text is closed by an end-of-text id. See `Tokenizer.encode` for the last argument."""
+        """Make a Corpus. In the stream, an end-of-text id follows each text.
+
+        split_special_tokens  see `Tokenizer.encode`
+        """
         documents = [np.append(tokenizer.eos_id, tokenizer.encode(text, split_special_tokens)) for text in texts]
         return cls(np.append(np.concatenate(documents)[1:], tokenizer.eos_id), documents,
                    sum(map(wikitext.words, texts)), sum(len(text.encode()) for text in texts))
 
     @classmethod
     def of_wikitext(cls, tokenizer, text, limit=None, split_special_tokens=True):
-        """A WikiText file: in the stream as Hugging Face joins it, its pages as documents and detokenised."""
+        """Make a Corpus of a WikiText file. The stream joins its lines as Hugging Face does; the documents are its
+        pages, detokenised.
+
+        limit  use only the first pages; None: use all
+        """
         pages = wikitext.pages(text)[:limit]
         stream = wikitext.joined(text if limit is None else "\n".join(pages))
         documents = [np.append(tokenizer.eos_id, tokenizer.encode(wikitext.detokenise(page), split_special_tokens))
@@ -102,12 +112,12 @@ class Corpus(NamedTuple):
 
 
 class Perplexity(LikelihoodTask):
-    """Perplexity of a Corpus by some of the protocols of `npgpt.evaluation.evaluate`.
+    """Perplexity of a Corpus by some of the protocols of `evaluate`.
 
-    The items are windows. One that serves two protocols, as those of `disjoint` do `strided` where the stride divides
-    the context, is run once. For each protocol, `tokens` says how many its text has, `predicted` how many of them are
-    predicted, and `windows_of` in how many windows.
-    `context` is at most the model's. Raises ConfigError where there is nothing to predict.
+    The items are windows. A window that two protocols need runs once: if the stride divides the context, `strided`
+    needs all windows of `disjoint`. Three dicts have an entry for each protocol: `tokens`, the tokens of its text;
+    `predicted`, the predicted tokens; and `windows_of`, its windows. `context` must not be longer than the model's.
+    Raises ConfigError if there is nothing to predict.
     """
 
     PROTOCOLS = ("disjoint", "strided", "document")
@@ -121,7 +131,7 @@ class Perplexity(LikelihoodTask):
                                  for span in evaluate.document_spans(len(ids), context)],
         }
         self._firsts, self.measures = {}, {}
-        self.tokens, self.predicted, self.windows_of = {}, {}, {}  # of each protocol
+        self.tokens, self.predicted, self.windows_of = {}, {}, {}  # protocol -> number
         for protocol in protocols:
             found = spans[protocol]()
             for d, start, end, first in found:
@@ -132,7 +142,7 @@ class Perplexity(LikelihoodTask):
                                      else len(corpus.stream))
             self.measures |= _measures(protocol, self.tokens[protocol], corpus)
             if not found:
-                raise ConfigError("nothing to predict: the text is a single token")
+                raise ConfigError("nothing to predict: the text has a single token; give a longer text")
         self.items = list(self._firsts)
 
     def windows(self, i, _context):
@@ -146,16 +156,16 @@ class Perplexity(LikelihoodTask):
     def record(self, i, losses):
         _, start, end = self.items[i]
         [(nll, _)] = losses
-        sums = {protocol: evaluate.counted(nll, (start, end, first))
+        sums = {protocol: evaluate.sum_of_counted(nll, (start, end, first))
                 for protocol, first in self._firsts[self.items[i]].items()}
         return {protocol: [float(total), targets] for protocol, (total, targets) in sums.items()}
 
 
 def _measures(protocol, tokens, corpus):
-    """The losses of a protocol, by token, word and byte.
+    """Return the measures of a protocol: its loss per token, word and byte.
 
-    Tokens that are not predicted are charged at the mean of those that are, so that the loss of the whole text is what
-    is divided by its words or bytes.
+    A token that is not predicted counts with the mean loss of the predicted tokens. So the words or bytes of the whole
+    text divide the loss of the whole text.
     """
     def rows(records):
         return np.array([record[protocol] for record in records if protocol in record])

@@ -1,13 +1,13 @@
 """WikiText as it is evaluated: its pages, and its text without the marks of its tokenisation.
 
-The file has words apart by spaces, numbers as "1 @,@ 000", and a page's title as " = Title = ". Use the raw variant
-(wiki.test.raw, no <unk>) for GPT-2, which has a token for everything.
+In the file, spaces separate all words and punctuation, a number is written "1 @,@ 000", and the title of a page is
+" = Title = ". For GPT-2, which has a token for everything, use the raw variant (wiki.test.raw, without <unk>).
 """
 
 import re
 
-# In this order. Source: wikitext_detokenizer of Megatron-LM and lm-evaluation-harness, by which published numbers were
-# made. The second is as published, though it can hardly have been meant.
+# They apply in this order. Source: wikitext_detokenizer of Megatron-LM and lm-evaluation-harness, which the published
+# numbers come from; a copy, because neither package can be a dependency. The second rule looks wrong, but is published.
 _RULES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"s '", "s'"), (r"/' [0-9]/", "/'[0-9]/"),
     (r" @-@ ", "-"), (r" @,@ ", ","), (r" @\.@ ", "."),
@@ -20,16 +20,16 @@ _RULES = [(re.compile(pattern), replacement) for pattern, replacement in (
 
 
 def detokenise(page):
-    """Return the page as it was before WikiText was tokenised, as nearly as published numbers have it."""
+    """Undo WikiText's tokenisation of a page, in the same approximate way as the published numbers."""
     for pattern, replacement in _RULES:
         page = pattern.sub(replacement, page)
     return page
 
 
 def pages(text):
-    """Cut the text of a WikiText file at its titles, " = Title = ": a list of str, each with its title.
+    """Cut the text of a WikiText file before each title, " = Title = ". Returns a list of str, each with its title.
 
-    Source    lm-evaluation-harness, whose data set wikitext_document_level is cut so.
+    Source    the data set wikitext_document_level of lm-evaluation-harness has the same pages.
     """
     found, page = [], []
     for line in text.split("\n"):
@@ -46,13 +46,17 @@ def _is_title(line):
 
 
 def joined(text):
-    """Return the text as Hugging Face's documentation joins the lines of the data set wikitext: each line keeps its
-    end, a blank one is empty, and "\\n\\n" stands between two."""
+    """Join the lines as Hugging Face's documentation joins the data set wikitext.
+
+    A line keeps its newline, a blank line becomes empty, and "\\n\\n" stands between two lines.
+    """
     lines = text.split("\n")
     return "\n\n".join(line + "\n" if line.strip() else "" for line in lines[:-1] + lines[-1:] * bool(lines[-1]))
 
 
 def words(text):
-    """How many words a text has, as lm-evaluation-harness counts: pieces between runs of white space, with those,
-    empty, before the first run and after the last."""
+    """Count the words of a text as lm-evaluation-harness does.
+
+    It counts the pieces between runs of white space. White space at the start or the end adds an empty piece.
+    """
     return len(re.split(r"\s+", text))

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest whole continuation that a search of bounded width finds."""
+"""Beam search: look for the continuation that is likeliest as a whole, with a limited number of candidates."""
 
 import numpy as np
 
@@ -11,21 +11,23 @@ from npgpt.runtime.errors import ConfigError
 
 def beam_search(model, ids, num_beams=5, max_new_tokens=50, length_penalty=1.0, early_stopping=False, eos_id=None,
                 **rules):
-    """Continue a prompt with high probability. Returns the finished continuations, the best first: a list of at most
-    num_beams pairs (score, prompt and new ids int64 (T + new,)).
+    """Search for likely continuations of a prompt.
 
-    In each step every beam is continued by every token, and of all these the 2 num_beams likeliest are looked at. Those
-    of the first num_beams that end are finished; of those that do not end, the first num_beams are the next beams. A
-    finished text of n new tokens, the end of text included, has the score
+    Returns a list of at most num_beams pairs (score, prompt and new ids int64 (T + new,)), the best first.
+
+    A beam is an unfinished text. Each step continues every beam by every token and takes the 2 num_beams likeliest
+    candidates. Candidates among the first num_beams that end are finished. The first num_beams candidates that do not
+    end are the next beams. A finished text of n new tokens, counting the end of text, has the score
 
         (sum of their log-probabilities) / n^length_penalty
 
-    so that with log-probabilities below 0 a larger penalty is kinder to long texts: the name is misleading, and the
-    field's. The search ends when num_beams are finished and the best beam, scored at its length, is no better than the
-    worst of them; with early_stopping as soon as num_beams are finished.
+    Log-probabilities are negative, so a larger penalty favours longer texts; the field uses this misleading name. The
+    search ends when num_beams texts are finished and the best beam, scored at its present length, is no better than
+    the worst of them. With early_stopping it ends as soon as num_beams texts are finished.
 
-    rules     settings of `sampling.Sampling` but the temperature and what follows it; they act on log-probabilities
-    Source    the choices are those of Hugging Face's generate(num_beams=...).
+    rules     settings of `sampling.Sampling` without temperature, top_k, top_p, min_p and typical_p; they act on
+              log-probabilities
+    Source    Hugging Face's generate(num_beams=...) makes the same choices.
 
     Raises ConfigError as `generate` does.
     """
@@ -37,15 +39,12 @@ def beam_search(model, ids, num_beams=5, max_new_tokens=50, length_penalty=1.0, 
     beams, finished = [(0.0, prompt)], []
     for n in range(1, max_new_tokens + 1):
         logits = decoder.step([text[-1] for _, text in beams]) if n > 1 else decoder.read([prompt])
-        continued = np.concatenate([
+        scores = np.stack([
             score + sampling.scores(np.log(warpers.softmax(row.astype(np.float64))), text, len(prompt), eos_id)
             for (score, text), row in zip(beams, logits, strict=True)])
         going = []
-        for rank, place in enumerate(np.argsort(-continued, kind="stable")[:2 * num_beams].tolist()):
-            row, token = divmod(place, logits.shape[1])
-            score, text = float(continued[place]), [*beams[row][1], token]
-            if score == -np.inf:
-                break
+        for rank, (score, row, token) in enumerate(_candidates(scores, 2 * num_beams)):
+            text = [*beams[row][1], token]
             if token != eos_id and n < max_new_tokens:
                 going.append((score, text, row))
             elif rank < num_beams:
@@ -58,3 +57,10 @@ def beam_search(model, ids, num_beams=5, max_new_tokens=50, length_penalty=1.0, 
         beams = [(score, text) for score, text, _ in going]
         decoder.keep([row for _, _, row in going])
     return [(score, np.array(text, np.int64)) for score, text in finished or [(0.0, prompt)]]
+
+
+def _candidates(scores, most):
+    """Return the highest of `scores` (beams, V), at most `most`, as (score, beam, token). -inf is no candidate."""
+    places = np.argsort(-scores, axis=None, kind="stable")[:most].tolist()
+    found = [(float(scores.flat[place]), *divmod(place, scores.shape[1])) for place in places]
+    return [candidate for candidate in found if candidate[0] > -np.inf]

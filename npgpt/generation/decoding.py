@@ -1,4 +1,4 @@
-"""The next token's logits of several growing sequences, at the cost of one row of work a sequence and token."""
+"""The logits of the next token for several growing sequences. A new token costs one row of work for each sequence."""
 
 import functools
 import itertools
@@ -11,22 +11,22 @@ from npgpt.autograd import Tensor, no_grad
 from npgpt.runtime.shares import even_parts, product
 from npgpt.runtime.threads import blas_threads, crew, spread, that_pay, workers
 
-SMALL = 1_000_000  # multiplications: OpenBLAS (for AVX-512) makes a product of no more without copying its arguments
+SMALL = 1_000_000  # multiplications: up to here OpenBLAS (for AVX-512) multiplies without copying its arguments
 
 
 class Decoder:
-    """B sequences, and the keys and values of the tokens the model has read of each.
+    """B sequences, with the keys and values of the tokens that the model has read.
 
-    Attention of the token at position t needs the keys and values of positions 0..t and nothing else of the past. They
-    do not change once computed (attention is causal), so they are kept: k and v are (layers, B, H, capacity, D), of
-    which row b is filled up to lengths[b]. A new token costs one row of work in every layer, and the rows of all
-    sequences go through the layers together, so that the weights, which is what decoding waits for, are read once for
-    all of them. Sequences of different lengths are not padded: attention takes each run of neighbours of equal length
-    by itself, and elsewhere a row is a row.
+    From the past, attention at position t needs only the keys and values of positions 0..t. Attention is causal, so
+    they never change, and we keep them: k and v are (layers, B, H, capacity, D), and row b is filled up to lengths[b].
+    A new token costs one row of work in every layer. The rows of all sequences go through the layers together, so that
+    each weight is read from memory once for all of them; this reading takes most of the time. Sequences of different
+    lengths are not padded: attention works on each run of neighbours of equal length, and all other layers work row
+    by row.
 
     model     GPT2
     batch     B
-    capacity  the most tokens a sequence will have; memory is taken as it is filled
+    capacity  the most tokens a sequence will have; the memory is used only as it fills
     """
 
     def __init__(self, model, batch, capacity):
@@ -38,9 +38,9 @@ class Decoder:
         self.lengths = np.zeros(batch, np.int64)
 
     def read(self, sequences):
-        """Begin anew with rows 0, 1, ...: return the logits (len(sequences), V) of what follows each sequence.
+        """Start again with these sequences in rows 0, 1, ...: return the logits (len(sequences), V) of the next tokens.
 
-        sequences  list of integer arrays (T,), T >= 1; equal ones are worked through once
+        sequences  list of integer arrays (T,), T >= 1; equal sequences are computed once
         """
         members = {}  # equal sequences -> their rows
         for row, sequence in enumerate(sequences):
@@ -64,18 +64,18 @@ class Decoder:
         return logits[[which[row] for row in range(len(sequences))]]
 
     def step(self, tokens):
-        """Add one token to every sequence, tokens (B,): return the logits (B, V) of what follows."""
+        """Add one token to every sequence, tokens (B,): return the logits (B, V) of the next tokens."""
         before = self.lengths
         self.lengths = before + 1
         edges = [0, *(np.flatnonzero(np.diff(before)) + 1).tolist(), len(before)]
         runs = [(slice(*edge), int(self.lengths[edge[0]])) for edge in itertools.pairwise(edges)]
         attend = functools.partial(self._attend, runs)
-        # For one row, BLAS's own threads: they are awake between products, which then are short.
+        # For one row we use BLAS's own threads: the products are short, and these threads stay awake between them.
         with (workers if len(before) > 1 else blas_threads)(that_pay(self.model, len(before))):
             return self._logits(np.asarray(tokens), before, attend, slice(None))
 
     def keep(self, rows):
-        """Go on with these rows alone, in this order; a row named twice goes on twice."""
+        """Go on with these rows only, in this order. A row that is named twice is copied."""
         rows = np.asarray(rows)
         moved = rows != np.arange(len(rows))
         longest = self.lengths.max()
@@ -84,9 +84,9 @@ class Decoder:
         self.lengths = self.lengths[rows]
 
     def _attend(self, runs, layer, qkv, scale):
-        """Keep one new key and value a sequence, and let the query gather: qkv (B, 3C) -> (B, C).
+        """Store one new key and value for each sequence, then attend with the new query: qkv (B, 3C) -> (B, C).
 
-        runs  (rows, T) for each run of neighbours of equal length T, the new token included
+        runs  (rows, T) for each run of neighbours of equal length T, with the new token
         """
         H, D = self.k.shape[2], self.k.shape[4]
         q, k, v = qkv.data.reshape(-1, 3, H, 1, D).swapaxes(0, 1)           # (B, 3C) -> 3 x (B, H, 1, D)
@@ -101,21 +101,21 @@ class Decoder:
         return Tensor(y.reshape(-1, H * D))                                 # (B, H, 1, D) -> (B, C)
 
     def _logits(self, ids, positions, attend, last):
-        """Run rows through the model; return the logits (M, V) at the rows `last`."""
+        """Run the rows through the model and return the logits (M, V) at the rows `last`."""
         with no_grad():
             hidden = self.model.hidden(ids, positions, attend).data[last]
             return head_logits(hidden, self.model.head().data)
 
 
 def head_logits(hidden, weight):
-    """hidden weightᵀ: hidden (M, C), weight (V, C) -> (M, V).
+    """Return hidden weightᵀ: hidden (M, C), weight (V, C) -> (M, V).
 
-    One row is a matrix-vector product, which runs at the speed of memory. For two to a dozen, a product of matrices
-    takes three times as long, since BLAS copies the whole table into another order first. Products of a few rows of the
-    table at a time, small enough to be made without, take half of that.
+    For one row this is a matrix-vector product, which runs at the speed of memory. For two to twelve rows one matrix
+    product takes three times as long, because BLAS first copies the whole table into another order. We multiply by a
+    few rows of the table at a time instead: BLAS does not copy such small blocks, and the time is half of that.
     """
     (M, C), V = hidden.shape, len(weight)
-    size = SMALL // (M * C)  # of a block of the table
+    size = SMALL // (M * C)  # rows of the table in a block
     if M == 1 or size < 16:
         return product(hidden, weight.T)
     logits, columns = np.empty((M, V), hidden.dtype), np.ascontiguousarray(hidden.T)

@@ -1,4 +1,4 @@
-"""Text from a model: one token after another, for one prompt or many, whole or piece by piece."""
+"""Generate text, one token after another: for one prompt or many, all at once or piece by piece."""
 
 import numpy as np
 
@@ -13,20 +13,20 @@ def generate(model, ids, max_new_tokens=50, temperature=1.0, top_k=None, top_p=N
     """Continue a prompt. Returns the prompt and the new ids, int64 (T + new,).
 
     ids              the prompt, integers (T,), T >= 1
-    max_new_tokens   how many tokens to add at most
-    temperature      logits are divided by it; 0 takes the likeliest token each time ("greedy")
+    max_new_tokens   the most tokens to add
+    temperature      divides the logits; 0 takes the likeliest token each time ("greedy")
     top_k            keep only the k likeliest tokens
-    top_p            keep only the likeliest tokens whose probabilities reach p together; applied after top_k
+    top_p            keep only the likeliest tokens whose probabilities sum to p; applied after top_k
     seed             int: the same seed gives the same text; None: another text each time
     eos_id           stop after this token; None: no early stop
     stop_strings     stop after the token that completes one of these strings in the new text; needs `tokenizer`
-    context          "whole": prompt and new tokens must fit into n_positions. "slide": any number; of t tokens, more
-                     than n = n_positions, the model sees all but the first h ceil((t - n) / h), h = n // 2: when the
-                     context is full its older half is let go, and the rest is read again from position 0
+    context          "whole": prompt and new tokens must fit into n = n_positions. "slide": any number of tokens. When
+                     the context is full, its older half is dropped, and the rest is read again from position 0. So of
+                     t > n tokens the model sees all but the first h ceil((t - n) / h), h = n // 2
     rules            the other settings of `sampling.Sampling`: min_p, typical_p, logit_bias, repetition_penalty,
                      frequency_penalty, presence_penalty, no_repeat_ngram_size, bad_words_ids, min_new_tokens
 
-    Raises ConfigError for unusable arguments, and where prompt and new tokens do not fit into n_positions.
+    Raises ConfigError for unusable arguments and for a prompt and new tokens that do not fit into n_positions.
     """
     return generate_batch(model, [ids], max_new_tokens, temperature, top_k, top_p, seed, eos_id, stop_strings,
                           tokenizer, context, **rules)[0]
@@ -34,14 +34,14 @@ def generate(model, ids, max_new_tokens=50, temperature=1.0, top_k=None, top_p=N
 
 def generate_batch(model, prompts, max_new_tokens=50, temperature=1.0, top_k=None, top_p=None, seed=None, eos_id=None,
                    stop_strings=(), tokenizer=None, context="whole", **rules):
-    """Continue many prompts, of any lengths, at once. Returns a list of what `generate` returns for each.
+    """Continue many prompts of any lengths together. Returns a list: for each prompt, what `generate` returns.
 
-    prompts  list of integer arrays (T,); one that occurs several times, for several samples, is read once
-    seed     int or None: prompt i gets the text that `generate` makes of it with seed + i
+    prompts  list of integer arrays (T,); repeat a prompt for several samples: it is read once
+    seed     int or None: prompt i gets the text that `generate` writes with seed + i
 
-    The other arguments and the errors are those of `generate`. Sequences that have ended leave the batch. What a batch
-    changes is rounding: a text differs from the same text made alone only where two tokens are equally likely to the
-    last digits of float32.
+    The other arguments and the errors are the same as for `generate`. A sequence that has ended leaves the batch. A
+    batch changes only the rounding: a text can differ from the text made alone only if two tokens are equally likely
+    to the last digits of float32.
     """
     sampling = Sampling(temperature, top_k, top_p, **rules)
     out = [np.asarray(prompt).tolist() for prompt in prompts]
@@ -52,13 +52,14 @@ def generate_batch(model, prompts, max_new_tokens=50, temperature=1.0, top_k=Non
 
 def stream(model, tokenizer, prompt, max_new_tokens=50, temperature=1.0, top_k=None, top_p=None, seed=None,
            stop_strings=(), context="whole", **rules):
-    """Continue a text, and yield the new text piece by piece, as it is made.
+    """Continue a text and yield the new text piece by piece.
 
-    prompt        str; a special token spelled out in it, as <|endoftext|>, is that token
+    prompt        str; a special token that is spelled out, such as <|endoftext|>, is read as that token
     stop_strings  the text ends before the first of these
 
-    The other arguments and the errors are those of `generate`. The text also ends at the tokenizer's end of text. A
-    token may hold a part of a character: no piece does. What may become a stop string is held back until it is known.
+    The other arguments and the errors are the same as for `generate`. The text also ends at the tokenizer's end of
+    text. A token may hold part of a character, but a piece holds only whole characters. The beginning of a stop string
+    is held back until the next tokens decide whether the string is complete.
     """
     made = tokens(model, [tokenizer.encode(prompt)], max_new_tokens, Sampling(temperature, top_k, top_p, **rules), seed,
                   tokenizer.end_id, stop_strings, tokenizer, context)
@@ -66,13 +67,13 @@ def stream(model, tokenizer, prompt, max_new_tokens=50, temperature=1.0, top_k=N
 
 
 def pieces(made, tokenizer, stop_strings=()):
-    """Turn new tokens, as they are made, into pieces of text: what `stream` yields."""
+    """Turn an iterable of new tokens into pieces of text, which `stream` yields."""
     new, shown = [], 0
     for token in made:
         if token != tokenizer.end_id:
             new.append(token)
         text, stopped = before_stop(tokenizer.decode(new), stop_strings)
-        end = len(text) if stopped else settled(text, stop_strings)
+        end = len(text) if stopped else final_length(text, stop_strings)
         if end > shown:
             yield text[shown:end]
             shown = end
@@ -82,16 +83,16 @@ def pieces(made, tokenizer, stop_strings=()):
 
 
 def before_stop(text, stop_strings):
-    """(the text before the first stop string in it, True), or (text, False)."""
+    """Return (the text before its first stop string, True), or (text, False) if it has none."""
     found = [at for at in map(text.find, stop_strings) if at >= 0]
     return (text[:min(found)], True) if found else (text, False)
 
 
-def settled(text, stop_strings):
-    """How many characters of `text` stay as they are whatever tokens follow.
+def final_length(text, stop_strings):
+    """Return how many characters of `text` are final, whatever tokens follow.
 
-    Not the last where it is U+FFFD, which stands for the first bytes of a character (no more than one in the end, as
-    Unicode recommends to write them); and not the end that begins a stop string.
+    A last character U+FFFD is not final: it stands for the first bytes of a character. (Unicode recommends one U+FFFD
+    for such bytes, so at most one stands at the end.) An end that begins a stop string is not final either.
     """
     end = len(text) - text.endswith("\ufffd")
     begun = [n for stop in stop_strings for n in range(1, len(stop)) if text[:end].endswith(stop[:n])]
@@ -100,27 +101,28 @@ def settled(text, stop_strings):
 
 def tokens(model, prompts, max_new_tokens, sampling, seed=None, eos_id=None, stop_strings=(), tokenizer=None,
            context="whole"):
-    """Return an iterator over (i, token, logits (V,)), each new token of prompt i, all prompts in step: what `generate`
-    is made of. Unusable arguments are refused now, before the first token is asked for.
+    """Return an iterator over (i, token, logits (V,)): the next token of each prompt i, then the token after it, ...
 
-    sampling  Sampling; the other arguments and the errors are those of `generate_batch`
+    All functions above use this one. It checks the arguments now, before the first token is made.
+
+    sampling  Sampling; the other arguments and the errors are the same as for `generate_batch`
     """
     texts = check_prompts(model, prompts, max_new_tokens, sampling, context)
     if seed is not None and seed < 0:
         raise ConfigError(f"seed = {seed}: it must be at least 0")
     if stop_strings and (tokenizer is None or isinstance(stop_strings, str) or not all(stop_strings)):
-        raise ConfigError(f"stop_strings = {stop_strings!r}: they must be a list of strings, none of them empty, and "
-                          "come with the tokenizer")
-    return _drawn(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer)
+        raise ConfigError(f"stop_strings = {stop_strings!r}: expected a list of strings that are not empty, together "
+                          "with tokenizer=")
+    return _draw_tokens(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer)
 
 
-def _drawn(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer):
-    """Yield what `tokens` returns an iterator over."""
+def _draw_tokens(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, tokenizer):
+    """Yield the tokens for `tokens`."""
     if max_new_tokens == 0 or not texts:
         return
     rngs = [np.random.default_rng() if seed is None else generator(seed + i, "sample") for i in range(len(texts))]
     lengths = [len(text) for text in texts]
-    going = sorted(range(len(texts)), key=lambda i: lengths[i])  # equal lengths side by side: see Decoder
+    going = sorted(range(len(texts)), key=lambda i: lengths[i])  # puts equal lengths side by side: see Decoder
     limit = model.config.n_positions
     decoder = Decoder(model, len(texts), min(limit, max(lengths) + max_new_tokens))
     logits = decoder.read([window(texts[i], limit) for i in going])
@@ -145,14 +147,14 @@ def _drawn(model, texts, max_new_tokens, sampling, seed, eos_id, stop_strings, t
 
 
 def window(ids, limit):
-    """What a model with `limit` positions sees of `ids`: see `generate`, context."""
+    """Return the part of `ids` that a model with `limit` positions sees: see `context` of `generate`."""
     hop = max(limit // 2, 1)
     beyond = max(len(ids) - limit, 0)
     return ids[-(-beyond // hop) * hop:]
 
 
 def check_prompts(model, prompts, max_new_tokens, sampling, context="whole"):
-    """Return the prompts as lists. Raise ConfigError where they, or the number of new tokens, cannot be worked on."""
+    """Return the prompts as lists. Raise ConfigError if one of the arguments is unusable."""
     if max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens = {max_new_tokens}: it must be at least 0")
     if context not in ("whole", "slide"):
@@ -162,12 +164,12 @@ def check_prompts(model, prompts, max_new_tokens, sampling, context="whole"):
     for prompt in prompts:
         ids = np.asarray(prompt)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise ConfigError(f"the prompt has shape {ids.shape}, {ids.dtype}: generate takes integers (T,), T >= 1")
+            raise ConfigError(f"the prompt has shape {ids.shape} and dtype {ids.dtype}: expected integers (T,), T >= 1")
         total = len(ids) + max_new_tokens
         if total > limit and context == "whole":
             raise ConfigError(f"a prompt of {len(ids)} tokens and {max_new_tokens} new ones make {total}, more than "
-                              f"this model's context of {limit}; shorten the prompt, ask for fewer tokens, or let the "
-                              "context slide")
+                              f"this model's context of {limit}; shorten the prompt, ask for fewer tokens, or use "
+                              "--context slide")
         model.check_ids(ids, min(len(ids), limit))
         texts.append(ids.tolist())
     return texts

@@ -1,6 +1,6 @@
-"""What an adapter is, read off its files: how large each update is, in which directions, and what can go wrong with it.
+"""What an adapter contains, read from its files: the size of each update, its directions, and possible problems.
 
-The files suffice. With the base at hand each update is set against the weight it changes.
+The files are enough. With the base model, each update is also compared with the weight that it changes.
 """
 
 import math
@@ -21,12 +21,12 @@ from npgpt.inspection.spectrum import Spectrum, amplification, overlap, spectrum
 from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import FormatError, NpgptError
 
-# h.0.attn.c_attn.lora_A.weight, with or without the adapter's name
+# h.0.attn.c_attn.lora_A.weight; the adapter's name may stand before the last part
 KEY = re.compile(
     r"(?P<module>.+?)\.lora_(?:embedding_)?(?P<part>A|B|magnitude_vector)"
     r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?:weight|(?P<bias>bias)))?"
 )
-TABLES = ("wte", "lm_head")  # one matrix, where they are tied
+TABLES = ("wte", "lm_head")  # one matrix if they are tied
 
 
 class Part(NamedTuple):
@@ -34,9 +34,9 @@ class Part(NamedTuple):
 
     rank, alpha, scale  of this module, after rank_pattern and alpha_pattern
     norm_A, norm_B      Frobenius norms
-    update              the Spectrum of scale * B A; None where A or B holds NaN or infinity
-    with_dora           whether the weight is renormalised by a magnitude vector
-    relative            |W' - W| / |W|, Frobenius norms, W' the weight under the adapter; None without the base
+    update              Spectrum of scale * B A; None if A or B holds NaN or infinity
+    with_dora           whether DoRA's magnitude vector scales the weight
+    relative            |W' - W| / |W|, Frobenius norms, where W' is the weight with the adapter; None without the base
     amplification       see `spectrum.amplification`; None without the base
     """
 
@@ -52,14 +52,17 @@ class Part(NamedTuple):
 
 
 class Anatomy(NamedTuple):
-    """An adapter, taken apart.
+    """The contents of an adapter.
 
-    fields   dict: its configuration, with PEFT's defaults for what is absent
+    fields   dict: its configuration, with PEFT's defaults for missing fields
     parts    dict module name -> Part
-    others   dict key -> shape of the tensors that belong to no low-rank update: biases, modules saved whole
-    weights  Path of the file of tensors; size: its bytes; numbers: how many numbers are in it; dtypes: of them
-    refused  list of str: what npgpt cannot honour, so that `load_adapter` refuses the adapter
-    hazards  list of str: what else its user should know
+    others   dict key -> shape, for the tensors outside low-rank updates: biases, modules that were saved whole
+    weights  Path of the file of tensors
+    size     bytes of that file
+    numbers  how many numbers its tensors have
+    dtypes   the dtypes of its tensors
+    refused  list of str: why `load_adapter` refuses the adapter; empty if it accepts the adapter
+    hazards  list of str: other things that a user should know
     """
 
     fields: dict
@@ -76,14 +79,14 @@ class Anatomy(NamedTuple):
 def dissect(folder, model=None):
     """Return the Anatomy of the adapter in `folder`.
 
-    model  the base, a GPT2 without adapters, which is left as it is; None: only the files are read
+    model  the base, a GPT2 without adapters, unchanged at the end; None: read only the files
 
-    Raises FileError where a file cannot be read, FormatError where it holds no LoRA adapter.
+    Raises FileError if a file cannot be read, FormatError if it holds no LoRA adapter.
     """
     place = Path(folder)
     fields = read_json(place / CONFIG_FILE)
     if fields.get("peft_type") != "LORA":
-        raise FormatError(f"{place / CONFIG_FILE}: peft_type = {fields.get('peft_type')!r}, where 'LORA' is expected")
+        raise FormatError(f"{place / CONFIG_FILE}: peft_type = {fields.get('peft_type')!r}: expected 'LORA'")
     fields = without_wrappers(PEFT_DEFAULTS | fields)
     _check(place / CONFIG_FILE, fields)
     path, arrays = read_weights(place)
@@ -96,18 +99,18 @@ def dissect(folder, model=None):
             others[key] = array.shape
 
     parts = {module: _part(f"{path}: {module}", fields, module, tensors)
-             for module, tensors in sorted(factors.items(), key=_place)}
+             for module, tensors in sorted(factors.items(), key=_order_in_the_model)}
     refused = list(refusals(fields))
     if model is not None and not refused:
         refused = _against_base(place, model, parts)
-    hazards = [*_of_configuration(fields, factors), *_of_tensors(arrays, factors, parts),
-               *_of_files(arrays, others, path)]
+    hazards = [*_hazards_of_configuration(fields, factors), *_hazards_of_tensors(arrays, factors, parts),
+               *_hazards_of_files(arrays, others, path)]
     numbers, dtypes = sum(array.size for array in arrays.values()), sorted({str(a.dtype) for a in arrays.values()})
     return Anatomy(fields, parts, others, path, path.stat().st_size, numbers, dtypes, refused, hazards)
 
 
 def _check(path, fields):
-    """Raise FormatError where a field that is computed with cannot be."""
+    """Raise FormatError if a field that `dissect` computes with has an unusable value."""
     alpha = fields["lora_alpha"]
     if type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise FormatError(f"{path}: lora_alpha = {alpha!r}: it must be a number")
@@ -122,18 +125,18 @@ def _check(path, fields):
             raise FormatError(f"{path}: {field}: {key!r} is not a regular expression: {error}") from error
 
 
-def _place(item):
-    """Where in the model the module of an item (module name, ..) is."""
+def _order_in_the_model(item):
+    """Return a sort key for (module name, ...): the place of the module in the model."""
     layer = re.match(r"h\.(\d+)\.", item[0])
     return (int(layer[1]), item[0]) if layer else (-1 if item[0].startswith("w") else math.inf, item[0])
 
 
 def _part(where, fields, module, tensors):
-    """Return the Part of one module. Raises FormatError unless its A and B belong together."""
+    """Return the Part of one module. Raises FormatError if A and B do not fit each other."""
     A, B = tensors.get("A"), tensors.get("B")
     if A is None or B is None or A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1] or not A.size or not B.size:
         shapes = " and ".join("none" if each is None else str(each.shape) for each in (A, B))
-        raise FormatError(f"{where} must have matrices A (R, in) and B (out, R); it has {shapes}")
+        raise FormatError(f"{where}: A and B have the shapes {shapes}; expected matrices (R, in) and (out, R)")
     rank = len(A)
     alpha = next((fields["alpha_pattern"][key] for key in _matching(fields["alpha_pattern"], module)),
                  fields["lora_alpha"])
@@ -145,39 +148,39 @@ def _part(where, fields, module, tensors):
 
 
 def _against_base(place, model, parts):
-    """Complete `parts` with what the base tells; return what is refused, as a list of one sentence or none."""
+    """Add to `parts` what only the base can tell. Returns a list: the reason for refusing the adapter, or nothing."""
     name, count = "dissected", model.config.vocab_size
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is among the hazards
+            warnings.simplefilter("ignore")  # the hazards say the same
             make_room(model, place)
             load_adapter(model, place, name, trainable=False)
     except NpgptError as error:
         return [str(error)]
     for module, layer in adapted_layers(model).items():
         part, W = parts.get(module), layer.base_layer.weight.data
-        if part is None or part.update is None:  # a module saved whole; NaN
+        if part is None or part.update is None:  # a module that was saved whole; NaN
             continue
         size = float(np.linalg.norm(W.astype(np.float64)))
         moved = np.linalg.norm(layer.merged().weight.data - W) if part.with_dora else part.update.norm
-        W = W.T if module == "lm_head" else W  # which is (out, in), as a table of tokens is
+        W = W.T if module == "lm_head" else W  # the head is (out, in), as a table of tokens is
         parts[module] = part._replace(relative=float(moved) / size, amplification=amplification(part.update, W))
     delete_adapter(model, name)
-    model.resize_token_embeddings(count)  # as it was before there was room for the adapter's tokens
+    model.resize_token_embeddings(count)  # make_room may have added tokens
     return []
 
 
 def _matching(pattern, module):
-    """Return the keys of a rank_pattern or alpha_pattern that match the module, in PEFT's way: the first holds."""
+    """Return the keys of a rank_pattern or alpha_pattern that match the module by PEFT's rule. The first one counts."""
     return [key for key in pattern or () if matches({key: True}, whole_name(module))]
 
 
-def _of_configuration(fields, factors):
-    """Yield hazards that the configuration holds."""
+def _hazards_of_configuration(fields, factors):
+    """Yield the hazards in the configuration."""
     if not fields["base_model_name_or_path"]:
-        yield "it does not name its base, so that no program can tell whether it is put on another"
+        yield "it does not name its base model, so no program can notice that it is used with another one"
     if fields["use_rslora"]:
-        yield "rsLoRA: its scale is alpha / sqrt(r); a program that does not know use_rslora takes alpha / r instead"
+        yield "rsLoRA: its scale is alpha / sqrt(r); a program that does not know use_rslora uses alpha / r"
     targets = fields["target_modules"]
     for target in targets if isinstance(targets, list) else ():
         if not named([whole_name(module) for module in factors], target):
@@ -191,51 +194,52 @@ def _of_configuration(fields, factors):
             keys = _matching(pattern, module)
             if len({pattern[key] for key in keys}) > 1:
                 several = " and ".join(f"{key!r} ({pattern[key]:g})" for key in keys)
-                yield (f"{field}: {several} match {module}; PEFT takes the first of the file, whose order is "
-                       "the alphabet's, whichever came first in training")
+                yield (f"{field}: {several} match {module}; PEFT takes the first in the file, which is sorted by the "
+                       "alphabet; in training another one may have been the first")
                 break
 
 
-def _of_tensors(arrays, factors, parts):
-    """Yield hazards that the tensors hold."""
+def _hazards_of_tensors(arrays, factors, parts):
+    """Yield the hazards in the tensors."""
     wrong = [key for key, array in arrays.items() if not np.isfinite(array).all()]
     if wrong:
         yield f"NaN or infinity in {few(wrong)}"
     still = [module for module, part in parts.items() if part.norm_B == 0 or part.norm_A == 0]
     if still:
-        yield f"A or B is all zero, so that nothing changes, in {few(still)}"
+        yield f"A or B is all zero, so the update changes nothing, in {few(still)}"
     large = [module for module, part in parts.items() if part.relative is not None and part.relative > 1]
     if large:
         yield f"the update is larger than the weight itself in {few(large)}"
     tables = [module for module in TABLES if module in factors]
     if tables:
-        yield (f"it changes {' and '.join(tables)}: GPT-2's token table and head are one matrix, of which merging must "
-               "make two (merge.py does; PEFT's merge_and_unload adds the update to both uses)")
+        yield (f"it changes {' and '.join(tables)}: in GPT-2 the token table and the head are one matrix; a merge must "
+               "split it in two (merge.py does; PEFT's merge_and_unload adds the update to both uses)")
 
 
-def _of_files(arrays, others, path):
-    """Yield hazards of what is in the file and what the file is."""
+def _hazards_of_files(arrays, others, path):
+    """Yield the hazards of the file: its keys, its size and its format."""
     tables = [key for key in others if re.search(r"\b(wte|lm_head)\b.*\bweight$", key)]
     if tables:
         megabytes = sum(arrays[key].nbytes for key in tables) / 1e6
-        yield f"{megabytes:,.1f} MB of it are whole matrices of the token table or the head: {few(tables)}"
+        yield f"{megabytes:,.1f} MB of its file are whole matrices of the token table or the head: {few(tables)}"
     if not any("transformer." in key for key in arrays):
-        yield ("its keys have no 'transformer.', as of an adapter for GPT-2 without its head: PEFT puts none of it on "
-               "GPT2LMHeadModel, and only warns")
+        yield ("its keys have no 'transformer.', so it was made for GPT-2 without a head: PEFT loads none of it into "
+               "GPT2LMHeadModel and only prints a warning")
     if path.suffix == ".bin":
-        yield f"{path.name} is a pickle: a program that unpickles it runs what is in it (npgpt does not unpickle)"
+        yield f"{path.name} is a pickle: a program that unpickles it runs the code in it (npgpt does not unpickle)"
 
 
 def few(names):
+    """Return the first three names as text, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class Likeness(NamedTuple):
-    """How alike two adapters' updates of one module are.
+    """How similar two adapters' updates of one module are.
 
-    reads, writes    `spectrum.overlap` of the directions they read from (in) and write to (out)
-    reads_by_chance  what two random subspaces of these ranks have; writes_by_chance likewise
-    cosine           of the two updates as vectors: 1 the same but for size, 0 unrelated, -1 opposite
+    reads, writes    `spectrum.overlap` of the directions that they read from (in) and write to (out)
+    reads_by_chance  overlap of two random subspaces of these ranks; writes_by_chance likewise
+    cosine           of the two updates as vectors: 1 same direction, 0 unrelated, -1 opposite
     """
 
     reads: float
@@ -246,7 +250,10 @@ class Likeness(NamedTuple):
 
 
 def compare(one, two):
-    """Return dict module name -> Likeness of two Anatomies, for the modules that both change."""
+    """Return a dict module name -> Likeness of two Anatomies, for the modules that both change.
+
+    Raises FormatError if the adapters are for models of different sizes.
+    """
     found = {}
     for module in one.parts.keys() & two.parts.keys():
         a, b = (each.parts[module].update for each in (one, two))

@@ -1,11 +1,11 @@
-// The attention of one head, chosen from a board of all heads and read token by token.
+// Shows the attention of one head, token by token. The reader chooses the head from a board of all heads.
 const { tokens, layers, heads, models } = JSON.parse(document.getElementById("attention-data").textContent);
 const find = (id) => document.getElementById(id);
-const T = tokens.length, perHead = T * (T + 1) / 2;  // rows of the lower triangle, one after another
+const T = tokens.length, perHead = T * (T + 1) / 2;  // numbers in the lower triangle, stored row after row
 const roots = models.map((model) => Uint8Array.from(atob(model.roots), (letter) => letter.charCodeAt(0)));
 const chosen = { model: models.length - 1, layer: layers - 1, head: 0, query: T - 1, key: null };
 
-// A byte holds 255 sqrt(p), so that small probabilities keep their digits and stay visible.
+// A byte holds 255 sqrt(p), so that small probabilities keep some digits and stay visible.
 const root = (layer, head, query, key) =>
   roots[chosen.model][(layer * heads + head) * perHead + query * (query + 1) / 2 + key];
 const probability = (key) => (root(chosen.layer, chosen.head, chosen.query, key) / 255) ** 2;
@@ -18,7 +18,7 @@ function paint(canvas, layer, head, marked) {
   const [tint, soft] = ["--tint", "--soft"].map((name) =>
     style.getPropertyValue(name).match(/[0-9a-f]{2}/gi).map((hex) => parseInt(hex, 16)));
   for (let query = 0; query < T; query++)
-    for (let key = 0; key < (query === marked ? T : query + 1); key++)  // the marked row goes on beyond its end, faintly
+    for (let key = 0; key < (query === marked ? T : query + 1); key++)  // a faint line extends the marked row
       image.data.set(key <= query ? [...tint, root(layer, head, query, key)] : [...soft, 60], 4 * (query * T + key));
   context.putImageData(image, 0, 0);
 }
@@ -36,15 +36,15 @@ function show() {
   find("strip").querySelectorAll("button").forEach((button, key) => {
     const seen = key <= chosen.query;
     button.style.setProperty("--share", seen ? 60 * Math.sqrt(probability(key)) + "%" : "0%");
-    button.title = seen ? percent(probability(key)) : "comes later";
+    button.title = seen ? percent(probability(key)) : "a later token";
     button.classList.toggle("later", !seen);
     button.ariaPressed = key === chosen.query;
   });
   const name = (token) => `“${tokens[token]}” (${token})`;
   const keys = chosen.key !== null && chosen.key <= chosen.query ? [chosen.key]
     : [...Array(chosen.query + 1).keys()].sort((a, b) => probability(b) - probability(a)).slice(0, 5);
-  find("readout").textContent = `Layer ${chosen.layer}, head ${chosen.head}: ${name(chosen.query)} takes `
-    + keys.map((key) => `${percent(probability(key))} from ${name(key)}`).join(", ") + ".";
+  find("readout").textContent = `Layer ${chosen.layer}, head ${chosen.head}: ${name(chosen.query)} attends to `
+    + keys.map((key) => `${name(key)} with ${percent(probability(key))}`).join(", ") + ".";
 }
 
 function choose(changes) {

@@ -1,4 +1,4 @@
-"""One page about one text: what `inside` computes, to be read in a browser."""
+"""The page about one text: it shows the numbers of `inside` in a browser."""
 
 import base64
 import math
@@ -6,11 +6,11 @@ from importlib import resources
 
 import numpy as np
 
-from npgpt.inspection import html, inside
+from npgpt.inspection import charts, html, inside
 from npgpt.inspection.html import tag, tinted
 
-ALTERNATIVES = 5  # likeliest tokens shown beside a true one
-CHANGED = 8  # places shown where an adapter changed most
+ALTERNATIVES = 5  # number of likeliest tokens beside each true one
+CHANGED = 8  # number of places in the table of an adapter's largest changes
 
 STYLE = """
 .text { white-space: pre-wrap; font-size: 1.05em; line-height: 1.9; max-width: 52rem; }
@@ -40,9 +40,9 @@ canvas { image-rendering: pixelated; background: var(--page); box-shadow: 0 0 0 
 def build(title, tokenizer, model, base, adapted=None):
     """Return the page, Html.
 
-    model    what the text was run through, with the adapter where there is one
-    base     Inside, of the model without adapter
-    adapted  Inside, of the same text with the adapter; None: there is none
+    model    GPT2 that the text was run through, with the adapter if there is one
+    base     Inside of the model without the adapter
+    adapted  Inside of the same text with the adapter; None: there is no adapter
     """
     seen, name = adapted or base, _names(tokenizer)
     return html.page(
@@ -52,9 +52,9 @@ def build(title, tokenizer, model, base, adapted=None):
 
 
 def _names(tokenizer):
-    """Return name(id, space="·") -> a token for the eye: white space and what cannot be printed has a sign."""
+    """Return a function name(id, space="·") -> the token as text, with signs for white space and control characters."""
     def name(i, space="·"):
-        if i >= tokenizer.vocab_size:  # a row of the head that no text uses
+        if i >= tokenizer.vocab_size:  # the head may have more rows than the tokenizer has tokens
             return f"[{i}]"
         signs = {" ": space, "\n": "⏎", "\t": "⇥"}
         letters = (signs.get(letter, letter) for letter in tokenizer.token(int(i)))
@@ -66,20 +66,20 @@ def _names(tokenizer):
 def _summary(base, adapted):
     losses = [inside.losses(seen) for seen in (base, adapted) if seen]
     if not losses[0].size:
-        return tag("p", "One token: there is nothing to predict in it.")
-    means = [f"{loss.mean():.3f} nats a token, perplexity {math.exp(loss.mean()):.1f}" for loss in losses]
-    return tag("p", f"{len(base.ids)} tokens, of which all but the first are predicted: ",
-               f"{means[0]} without the adapter, {means[1]} with it." if adapted else f"{means[0]}.")
+        return tag("p", "The text has one token, so there is nothing to predict.")
+    means = [f"{loss.mean():.3f} nats per token (perplexity {math.exp(loss.mean()):.1f})" for loss in losses]
+    return tag("p", f"{len(base.ids)} tokens; the model predicts all except the first. Mean loss: ",
+               f"{means[0]} without the adapter; {means[1]} with the adapter." if adapted else f"{means[0]}.")
 
 
 def _strip(seen, name, values, colour, titles):
-    """The text, each token but the first tinted by its value, from 0 to 1."""
+    """Return the text, with a colour for the value, from 0 to 1, of each token after the first."""
     def piece(t, value, title, shade):
         token = name(seen.ids[t], space=" ")
         return html.join([tinted(token, value, "span", shade, title=f"token {t}, id {seen.ids[t]}{title}"),
                           "\n" if token.endswith("⏎") else ""])
 
-    pieces = [piece(0, 0, ": nothing comes before it", None)]
+    pieces = [piece(0, 0, ": the first token is not predicted", None)]
     pieces += [piece(t, values[t - 1], f": {titles[t - 1]}", colour(t - 1)) for t in range(1, len(seen.ids))]
     return tag("div", *pieces, class_="text")
 
@@ -88,14 +88,15 @@ def _text(seen, name):
     losses, ranks = inside.losses(seen), inside.ranks(seen)
     blind = math.log(seen.logits.shape[1])
     return html.section(
-        "The text", tag("p", f"The stronger the colour, the larger the loss; full where it is that of a blind guess, "
-                             f"{blind:.1f} nats, or more. Point at a token for its numbers.", class_="note"),
+        "The text", tag("p", f"The stronger the colour, the larger the loss. The colour is full at {blind:.1f} nats "
+                             "(the loss of a blind guess) and above. Point at a token to see its numbers.",
+                        class_="note"),
         _strip(seen, name, losses / blind, lambda _: None,
                [f"loss {loss:.2f}, rank {rank:,}" for loss, rank in zip(losses, ranks, strict=True)]))
 
 
 def _chips(ids, shares, name):
-    """Tokens with a percentage each."""
+    """Return tokens with their percentages."""
     return html.join(html.join([tinted(name(i), share, "span"), tag("small", text), "  "])
                      for i, (share, text) in zip(ids, shares, strict=True))
 
@@ -117,14 +118,16 @@ def _tokens(base, adapted, name):
     for t in range(1, len(seen.ids) + 1):
         expected = _chips(ids[t - 1], [(share, _percent(share)) for share in p[t - 1]], name)
         if t == len(seen.ids):
-            rows.append([_right(t), tag("small", "what comes next"), *[""] * (4 if adapted else 2), expected])
+            rows.append([_right(t), tag("small", "(next token)"), *[""] * (4 if adapted else 2), expected])
             continue
         loss = losses[t - 1]
         change = [_right(f"{before[t - 1]:.2f}"), _right(f"{loss - before[t - 1]:+.2f}")] if adapted else []
         rows.append([_right(t), tag("span", name(seen.ids[t]), class_="mono"), _right(f"{loss:.2f}"), *change,
                      _right(f"{ranks[t - 1]:,}"), expected])
-    head = ["", "token", "loss", *(["without adapter", "change"] if adapted else []), "rank", "what was expected there"]
-    return html.section("Token by token", html.table(head, rows))
+    head = ["", "token", "loss", *(["without adapter", "change"] if adapted else []), "rank", "the model expected"]
+    note = ("Each row is a token of the text. Rank 1: the model expected this token most. On the right are the tokens "
+            "that it expected at this place, with their probabilities.")
+    return html.section("Token by token", tag("p", note, class_="note"), html.table(head, rows))
 
 
 def _changes(base, adapted, name):
@@ -143,26 +146,23 @@ def _changes(base, adapted, name):
                      _chips(ids[t], shares, name)])
     return html.section(
         "What the adapter changed",
-        tag("p", f"The loss of each token: lower in green, higher in orange; the largest change is {most:.2f} nats.",
-            class_="note"),
+        tag("p", "Green: the adapter lowered the loss of this token. Orange: it raised the loss. The largest change is "
+                 f"{most:.2f} nats.", class_="note"),
         _strip(base, name, np.abs(difference) / most, lambda t: "up" if difference[t] > 0 else "down",
                [f"loss {change:+.2f}" for change in difference]),
-        tag("p", "Where the next-token distribution changed most, by its divergence KL(with adapter || without) in "
-                 "nats, and the tokens whose probability changed most there:", class_="note"),
+        tag("p", "The places where the prediction of the next token changed most, measured by the divergence "
+                 "KL(with adapter || without adapter) in nats. Beside each place are the tokens whose probability "
+                 "changed most there:", class_="note"),
         html.table(["", "after", "KL", "probability without → with the adapter"], rows),
-        tag("p", "How far it moved the hidden states, as a share of their length:", class_="note"),
-        html.line_chart({"mean over the tokens": (layers, moved.mean(axis=1)), "largest": (layers, moved.max(axis=1))},
-                        x="blocks passed", y="moved by"))
+        tag("p", "How far the adapter moved the hidden states, relative to their length:", class_="note"),
+        charts.line_chart({"mean over the tokens": (layers, moved.mean(axis=1)),
+                           "largest": (layers, moved.max(axis=1))}, x="blocks passed", y="moved by"))
 
 
 def _attention(base, adapted, name):
-    layers, heads, T, _ = base.attention.shape
-    query, key = np.tril_indices(T)
-    models = []
-    for label, seen in (("without adapter", base), ("with adapter", adapted)):
-        if seen:
-            roots = np.rint(255 * np.sqrt(seen.attention[:, :, query, key])).astype(np.uint8)
-            models.append({"name": label, "roots": base64.b64encode(roots.tobytes()).decode()})
+    layers, heads, _, _ = base.attention.shape
+    models = [{"name": label, "roots": _roots(seen.attention)}
+              for label, seen in (("without adapter", base), ("with adapter", adapted)) if seen]
     names = [name(i) for i in base.ids]
 
     def select(which, options):
@@ -175,18 +175,29 @@ def _attention(base, adapted, name):
                         "\n" if names[t].endswith("⏎") else ""]) for t, i in enumerate(base.ids)]
     return html.section(
         "Attention",
-        tag("p", "Each row of the picture is a token, each column a token it may take from; the colour's strength is "
-                 "the root of the probability. Point into it, or choose a token of the text.", class_="note"),
+        tag("p", "Each row of the picture is a token. Each column is a token that it can attend to. The colour shows "
+                 "the square root of the attention probability. Point into the picture, or click a token of the text.",
+            class_="note"),
         tag("p", select("model", [model["name"] for model in models]) if adapted else "",
             select("layer", range(layers)), select("head", range(heads)), class_="controls"),
         tag("div", tag("canvas", id="picture", role="img", aria_label="attention of the chosen head"),
             tag("div", tag("p", id="readout", aria_live="polite"), tag("div", *strip, id="strip", class_="text")),
             class_="attention"),
-        tag("p", "All heads, a row a layer:", class_="note"),
+        tag("p", "All heads. Each row is a layer. Click a head to see it above:", class_="note"),
         tag("div", tag("div", *board, id="board", style=f"grid-template-columns: repeat({heads}, auto)"),
             class_="wide"),
-        tag("noscript", tag("p", "The pictures are drawn by JavaScript, which is switched off here.")),
+        tag("noscript", tag("p", "JavaScript draws the pictures. It is switched off in this browser.")),
         html.data("attention-data", {"tokens": names, "layers": layers, "heads": heads, "models": models}))
+
+
+def _roots(attention):
+    """Return round(255 sqrt(P)) of the lower triangles (layers, H, T, T), row after row: bytes in base64.
+
+    The square root keeps some digits of small probabilities.
+    """
+    query, key = np.tril_indices(attention.shape[-1])
+    roots = np.rint(255 * np.sqrt(attention[:, :, query, key])).astype(np.uint8)
+    return base64.b64encode(roots.tobytes()).decode()
 
 
 def _norms(seen):
@@ -194,14 +205,15 @@ def _norms(seen):
     layers, others = range(len(norms)), norms[:, 1:]
     series = {"first token": (layers, norms[:, 0])}
     if others.size:
-        series |= {"others, mean": (layers, others.mean(axis=1)), "others, largest": (layers, others.max(axis=1))}
+        series |= {"other tokens, mean": (layers, others.mean(axis=1)),
+                   "other tokens, largest": (layers, others.max(axis=1))}
     return html.section(
-        "Length of the hidden states", html.line_chart(series, x="blocks passed", y="norm", log=True))
+        "Length of the hidden states", charts.line_chart(series, x="blocks passed", y="norm", log=True))
 
 
 def _lens(model, seen, name):
     top = [inside.likeliest(logits, 1) for logits in inside.logit_lens(model, seen)]
-    head = ["after", "embeddings", *(f"h.{layer}" for layer in range(len(top) - 1)), "what came"]
+    head = ["after", "embeddings", *(f"h.{layer}" for layer in range(len(top) - 1)), "true token"]
     rows = []
     for t, i in enumerate(seen.ids):
         true = seen.ids[t + 1] if t + 1 < len(seen.ids) else None
@@ -210,6 +222,7 @@ def _lens(model, seen, name):
         rows.append([tag("td", name(i)), *cells, tag("small", "" if true is None else name(true))])
     return html.section(
         "Logit lens",
-        tag("p", "What the model would say after each token if it ended at this block: its likeliest token, the colour "
-                 "as strong as its probability, in bold where it is what came.", class_="note"),
+        tag("p", "What would the model predict after each token if it ended at this block? Each cell shows the "
+                 "likeliest token. The stronger the colour, the higher its probability. Bold: this is the true next "
+                 "token.", class_="note"),
         tag("div", html.table(head, rows), class_="lens mono"))

@@ -1,16 +1,16 @@
-"""What memory training will take, before it starts, from what the operations save.
+"""How much memory training needs, estimated before it starts from the arrays that the operations save.
 
     M = process + saved + work + gradients
 
-process    what the process holds already: the weights, their copies where they are trained, AdamW's moments
-saved      what the forward pass keeps for the backward pass, in proportion to the tokens of a micro-batch. One sequence
-           is sent through, and the arrays that its records hold are counted: what an operation saves is said nowhere
-           else. With gradient checkpointing a block's input is kept, and one block at a time is computed again.
-work       what the backward pass of one block has in hand beside, two gradients as wide as the MLP and two as wide
-           as the model, or, if that is more, a block of logits and two arrays of hidden states for each worker; where
-           an adapter changes the head, the table it makes of it, and that table's gradient
-gradients  of all that is trained; the token table has two, from both its uses, and their sum; where a step has several
-           micro-batches, the sum of the earlier ones' beside them
+process    what the process holds already: the weights, AdamW's moments, and copies of the weights that are trained
+saved      what the forward pass saves for the backward pass, in proportion to the tokens of a micro-batch. We run one
+           sequence and count the arrays in its records, because only the operations know what they save. With gradient
+           checkpointing, a block saves only its input, and one block at a time is computed again.
+work       temporary arrays of the backward pass: in a block, two gradients as wide as the MLP and two as wide as the
+           model; or, if that is more, a block of logits and two arrays of hidden states for each worker. If an adapter
+           changes the head, also the changed table and its gradient.
+gradients  of everything that is trained. The token table has two, one for each of its uses, and their sum. With several
+           micro-batches in a step, also the sum of the gradients so far.
 """
 
 import functools
@@ -29,7 +29,7 @@ from npgpt.training.recompute import has_gradient_checkpointing, set_gradient_ch
 
 
 class Memory(NamedTuple):
-    """Bytes; see the module."""
+    """The four terms above, in bytes."""
 
     process: int
     saved: int
@@ -42,17 +42,16 @@ class Memory(NamedTuple):
 
 
 def memory(model, batch, threads=None, process=None, micro_batches=1):
-    """Return the Memory that training takes at its peak; to be called when the optimiser has been made.
+    """Return the Memory of training at its peak. Call this when the optimiser exists.
 
-    model          GPT2, with what is to be trained trainable, and gradient checkpointing switched on or off as for
-                   training
-    batch          Batch, the largest micro-batch there will be
+    model          GPT2, with trainable parameters and gradient checkpointing set as for training
+    batch          Batch, the largest micro-batch
     threads        as for `train_step`
-    process        bytes the process holds, where that was asked before; None: ask
-    micro_batches  in a step
+    process        bytes that the process holds, if known; None: ask the system
+    micro_batches  number of micro-batches in a step
     """
     if process is None:
-        process = resident()  # before the sequence below, which grows it, and is not there any more when training
+        process = resident()  # ask now: the sequence below needs memory that training does not hold
     config, itemsize, tokens = model.config, model.head().data.itemsize, len(batch.ids)
     count = that_pay(model, tokens, threads)
     longest = int(batch.lengths.max())
@@ -68,7 +67,7 @@ def memory(model, batch, threads=None, process=None, micro_batches=1):
     work = max(work, count * rows * (min(TOKENS, config.vocab_size) + 2 * config.n_embd) * itemsize)
     trainable = gradients = sum(tensor.data.nbytes for tensor in model.trainable_parameters().values())
     if model.head().trainable:
-        # The table's come last, when what was saved has made room for the others.
+        # The table's gradients come last. By then the saved arrays are gone and have made room for the others.
         size = model.head().data.nbytes
         gradients = 3 * size + max(0, gradients - size - saved - work)
     elif model.head().record is not None:
@@ -79,24 +78,27 @@ def memory(model, batch, threads=None, process=None, micro_batches=1):
 
 
 def saved_bytes(model, length):
-    """Return the bytes that the forward pass of one sequence of `length` tokens keeps for the backward pass."""
+    """Return the bytes that the forward pass of one sequence of `length` tokens saves for the backward pass."""
     targets = np.full(length, NO_TARGET)
     targets[0] = 0
     loss = model.loss(Batch(np.zeros(length, np.int64), targets, np.array([length])), generator(0, "estimate"))
     known = {id(_owner(tensor.data)) for tensor in model.parameters().values()}
     found, seen = {}, set()
-    records = [parent for parent, _ in loss.record.parents if isinstance(parent, Record)]  # all below the head
+    records = [parent for parent, _ in loss.record.parents if isinstance(parent, Record)]  # everything below the head
     while records:
         record = records.pop()
         if id(record) not in seen:
             seen.add(id(record))
-            _collect(record.rule, found, seen)
+            _collect_arrays(record.rule, found, seen)
             records += [parent for parent, _ in record.parents if isinstance(parent, Record)]
     return sum(array.nbytes for key, array in found.items() if key not in known)
 
 
-def _collect(value, found, seen):
-    """Put every array that can be reached from `value` into `found`: dict id -> array that owns the memory."""
+def _collect_arrays(value, found, seen):
+    """Put every array that `value` refers to into `found`, a dict id -> array that owns the memory.
+
+    gc.get_referents would also follow modules and classes, and with them everything in the process.
+    """
     if isinstance(value, np.ndarray):
         owner = _owner(value)
         found[id(owner)] = owner
@@ -113,7 +115,7 @@ def _collect(value, found, seen):
     else:
         inside = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
     for each in inside:
-        _collect(each, found, seen)
+        _collect_arrays(each, found, seen)
 
 
 def _owner(array):
@@ -123,7 +125,7 @@ def _owner(array):
 
 
 def largest_micro_batch(sequences, config, steps=200):
-    """Return the largest micro-batch of the first steps, as a Batch.
+    """Return the largest micro-batch of the first `steps` steps, as a Batch.
 
     sequences  data.Sequences
     config     TrainConfig
@@ -135,7 +137,10 @@ def largest_micro_batch(sequences, config, steps=200):
 
 
 def ways(config):
-    """Yield (batch_size, batch_tokens, accumulate, checkpointing), the fastest first, that make the same steps."""
+    """Yield (batch_size, batch_tokens, accumulate, checkpointing) for all settings that make the same steps.
+
+    The fastest come first; later ones need less memory.
+    """
     total = config.batch_size * config.accumulate
     for checkpointing in (False, True):
         if config.batch_tokens:
@@ -149,14 +154,14 @@ def ways(config):
 
 
 def spelled(count):
-    """Return bytes for the eye."""
+    """Return a number of bytes as text."""
     if count < 1e5:
         return f"{count:,} bytes"
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def duration(seconds):
-    """Return a time for the eye."""
+    """Return a time in seconds as text."""
     if seconds < 90:
         return f"{math.ceil(seconds)} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

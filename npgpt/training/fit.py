@@ -1,4 +1,4 @@
-"""A whole training run, kept in its folder as it goes: measured, logged, saved, and ended early where that is asked."""
+"""A whole training run: it measures the held-out loss, logs and saves into its folder, and can stop early."""
 
 import dataclasses
 import math
@@ -9,13 +9,14 @@ from npgpt.training.train import train
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """When a run is measured, saved and ended. Raises ConfigError, naming the field.
+    """When a run measures, saves and stops. Raises ConfigError, naming the field.
 
-    save_every  steps between checkpoints; 0: the caller saves, at the end
-    keep        checkpoints that are kept, the newest ones
-    eval_every  steps between measurements of the held-out loss, also made after the last step; None: after each epoch
-    keep_best   also save whenever the held-out loss reaches a new low, and keep that checkpoint
-    patience    end after this many measurements without a new low; None: never
+    save_every  steps between checkpoints; 0: only the caller saves, at the end
+    keep        how many of the newest checkpoints to keep
+    eval_every  steps between measurements of the held-out loss; None: measure after each epoch. The last step is always
+                measured
+    keep_best   also save after each new low of the held-out loss, and keep that checkpoint
+    patience    stop after this many measurements without a new low; None: never
     """
 
     save_every: int = 100
@@ -34,21 +35,21 @@ class FitConfig:
 
 
 def fit(run, model, sequences, opt, config, keeping, measure=None):
-    """Train from where `opt` stands, yielding (Step, val_loss or None) when a step is done, logged and saved.
+    """Train from step `opt.steps` on. Yields (Step, val_loss or None) when a step is done, logged and saved.
 
-    run      Run, whose metrics.jsonl ends where `opt` stands (see `Run.resume`)
+    run      Run, whose metrics.jsonl ends at step `opt.steps` (see `Run.resume`)
     config   TrainConfig
     keeping  FitConfig
-    measure  measure() -> the held-out loss; None: nothing is held out
+    measure  measure() -> the held-out loss; None: there are no held-out data
 
-    Whatever is decided here depends on metrics.jsonl and the step alone, so that a run that goes on decides as one that
-    was never stopped. The caller may stop at any step it is given, and saves what it then has.
+    All decisions here depend only on metrics.jsonl and the step, so that a resumed run decides like a run that was
+    never stopped. The caller may stop after any step, and saves then.
     """
     order = config.order(sequences.lengths)
     total = config.total_steps(order)
     every = keeping.eval_every or order.steps_per_epoch
     evaluations = run.evaluations()
-    if exhausted(evaluations, keeping.patience):
+    if out_of_patience(evaluations, keeping.patience):
         return
     for step in train(model, sequences, opt, config):
         measured, best = {}, best_step(evaluations)
@@ -60,23 +61,23 @@ def fit(run, model, sequences, opt, config, keeping, measure=None):
         if new_low or (keeping.save_every and step.step % keeping.save_every == 0):
             save(run, model, opt, keeping)
         yield step, measured.get("val_loss")
-        if exhausted(evaluations, keeping.patience):
+        if out_of_patience(evaluations, keeping.patience):
             return
 
 
 def save(run, model, opt, keeping):
-    """Write a checkpoint of where `opt` stands, and remove those that are not to be kept."""
+    """Write a checkpoint after step `opt.steps`, and remove the checkpoints that `keeping` does not keep."""
     best = best_step(run.evaluations()) if keeping.keep_best else None
     run.save_checkpoint(model, opt, keeping.keep, spare=(best,))
 
 
 def best_step(evaluations):
-    """Return the step of the lowest loss in [(step, val_loss), ...], the first of equals; None where there is none."""
+    """Return the step of the lowest loss in [(step, val_loss), ...], the first if several are equal; None if empty."""
     return min(evaluations, key=lambda evaluation: (math.isnan(evaluation[1]), evaluation[1]), default=(None,))[0]
 
 
-def exhausted(evaluations, patience):
-    """Tell whether the last `patience` measurements brought no new low."""
+def out_of_patience(evaluations, patience):
+    """Return whether the last `patience` measurements had no new low."""
     if patience is None or not evaluations:
         return False
     steps = [step for step, _ in evaluations]
@@ -84,7 +85,7 @@ def exhausted(evaluations, patience):
 
 
 def smoothed(values, weight=0.95):
-    """Yield the running mean of `values`, each counting `weight` times as much as the next; the first as it is."""
+    """Yield the running mean of `values`. Each value has `weight` times the weight of the next one."""
     total, count = 0.0, 0.0
     for value in values:
         total, count = weight * total + value, weight * count + 1

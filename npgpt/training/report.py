@@ -1,4 +1,4 @@
-"""report.html: what a run did, on one page that needs nothing else."""
+"""report.html: the results of a run, on one page that needs no other file."""
 
 import datetime
 import math
@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from npgpt.files.atomic import replacing
-from npgpt.inspection import html
+from npgpt.inspection import charts, html
 from npgpt.lora import adapted_layers
 from npgpt.training.fit import best_step, smoothed
 
 
 def write_report(run, model):
-    """Write the report of a run that has ended into its folder. Returns its path.
+    """Write the report of a finished run into its folder. Returns its path.
 
-    run    Run with results before and after
-    model  GPT2, the trained one; where it has an adapter, the size of each update is shown
+    run    Run with results before and after training
+    model  the trained GPT2; if it has an adapter, the report shows the size of each update
     """
     path = run.folder / "report.html"
     config, metrics, results = run.read_config(), run.metrics(), run.results()
@@ -44,19 +44,18 @@ def write_report(run, model):
 def _summary(config, metrics, results):
     settings, seconds = config["settings"], sum(line["seconds"] for line in metrics)
     tokens = sum(line["tokens"] for line in metrics)
-    what = "all weights" if settings["full"] else f"an adapter of rank {settings['rank']}"
+    what = "all weights of" if settings["full"] else f"an adapter of rank {settings['rank']} for"
     sentences = [
-        f"{what} of {settings['model']}, trained for {len(metrics):,} steps on {tokens:,} tokens in "
-        f"{datetime.timedelta(seconds=round(seconds))} ({tokens / max(seconds, 1e-9):,.0f} tokens a second)."]
+        f"This run trained {what} {settings['model']} in {len(metrics):,} steps on {tokens:,} tokens. It took "
+        f"{datetime.timedelta(seconds=round(seconds))} hours ({tokens / max(seconds, 1e-9):,.0f} tokens per second)."]
     before, after = results["before"]["val_loss"], results["after"]["val_loss"]
     if after is not None:
-        sentences.append(f"Held-out loss {before:.3f} before and {after:.3f} after: perplexity {_ppl(before)} and "
-                         f"{_ppl(after)}.")
+        sentences.append(f"The held-out loss was {before:.3f} before training (perplexity {_ppl(before)}) and "
+                         f"{after:.3f} after it (perplexity {_ppl(after)}).")
     evaluations = [(line["step"], line["val_loss"]) for line in metrics if "val_loss" in line]
     if evaluations:
-        sentences.append(f"The lowest was measured after step {best_step(evaluations):,}.")
-    text = " ".join(sentences)
-    return html.join([html.tag("p", text[0].upper() + text[1:]),
+        sentences.append(f"It was lowest after step {best_step(evaluations):,}.")
+    return html.join([html.tag("p", " ".join(sentences)),
                       html.tag("p", f"Written {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
                                class_="note")])
 
@@ -65,14 +64,14 @@ def _curves(metrics):
     steps = [line["step"] for line in metrics]
     losses = [line["loss"] for line in metrics]
     measured = [(line["step"], line["val_loss"]) for line in metrics if "val_loss" in line]
-    series = {"of each step": (steps, losses), "running mean": (steps, list(smoothed(losses)))}
+    series = {"each step": (steps, losses), "running mean": (steps, list(smoothed(losses)))}
     if measured:
         series["held out"] = tuple(zip(*measured, strict=True))
     return html.join([
-        html.section("Loss", html.line_chart(series, x="step", y="nats a token")),
-        html.section("Gradient norm", html.line_chart(
+        html.section("Loss", charts.line_chart(series, x="step", y="nats per token")),
+        html.section("Gradient norm", charts.line_chart(
             {"before clipping": (steps, [line["grad_norm"] for line in metrics])}, x="step", y="norm", log=True)),
-        html.section("Learning rate", html.line_chart(
+        html.section("Learning rate", charts.line_chart(
             {"learning rate": (steps, [line["lr"] for line in metrics])}, x="step", y="learning rate")),
     ])
 
@@ -88,34 +87,37 @@ def _samples(results):
 
 
 def _updates(model):
-    """A table of |dW| / |W|, Frobenius norms, a row a block and a column a kind of layer."""
+    """Return a section with the size of each update: a row for each block, a column for each kind of layer."""
+    sizes = _relative_sizes(model)
+    if not sizes:
+        return ""
+    largest = max(*sizes.values(), 1e-30)
+    blocks = dict.fromkeys(_block(name) for name in sizes)
+    kinds = dict.fromkeys(name.removeprefix(_block(name) + ".") for name in sizes)
+
+    def cell(block, kind):
+        size = sizes.get(f"{block}.{kind}" if block else kind)
+        return html.tinted("" if size is None else html.number(size), 0.6 * (size or 0) / largest)
+
+    note = ("The size of each update, relative to the weight that it is added to: the ratio of their Frobenius norms. "
+            "The stronger the colour, the larger the update.")
+    rows = [[block or "model", *(cell(block, kind) for kind in kinds)] for block in blocks]
+    return html.section("What the adapter changed", html.tag("p", note, class_="note"), html.table(["", *kinds], rows))
+
+
+def _relative_sizes(model):
+    """Return a dict layer name -> |dW| / |W|, Frobenius norms."""
     sizes = {}
     for name, layer in adapted_layers(model).items():
         weight = layer.base_layer.weight.data
         (update,) = layer.update.adapters.values()
         change = update.delta(layer.base_layer)["weight"]
         sizes[name] = float(np.linalg.norm(change) / max(np.linalg.norm(weight), 1e-30))
-    if not sizes:
-        return ""
-    largest = max(*sizes.values(), 1e-30)
-    blocks = list(dict.fromkeys(_block(name) for name in sizes))
-    kinds = list(dict.fromkeys(name.removeprefix(_block(name) + ".") for name in sizes))
-    rows = []
-    for block in blocks:
-        cells = [sizes.get(f"{block}.{kind}" if block else kind) for kind in kinds]
-        rows.append([block or "model", *("" if size is None else size for size in cells)])
-    body = [html.tag("tr", html.tag("td", row[0]), *(
-        html.tinted(html.number(size) if size != "" else "", 0.6 * (size or 0) / largest) for size in row[1:]))
-        for row in rows]
-    head = html.tag("tr", *(html.tag("th", name) for name in ["", *kinds]))
-    return html.section(
-        "What the adapter changed", html.tag("p", "How large each update is beside the weight it is added to: the "
-                                             "ratio of their Frobenius norms.", class_="note"),
-        html.tag("div", html.tag("table", html.tag("thead", head), html.tag("tbody", *body)), class_="wide"))
+    return sizes
 
 
 def _block(name):
-    """h.3.attn.c_attn -> h.3; a module outside the blocks -> \"\"."""
+    """Return the block of a module: h.3.attn.c_attn -> h.3; a module outside the blocks -> ""."""
     return ".".join(name.split(".")[:2]) if name.startswith("h.") else ""
 
 

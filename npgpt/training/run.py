@@ -1,15 +1,15 @@
-"""The folder of a training run: what was asked for, what happened, and what is needed to go on.
+"""The folder of a training run: its settings, its results, and the checkpoints from which it can resume.
 
-    config.json       every setting of the run, fingerprints of its data and its base model, versions, machine
-    metrics.jsonl     one line a step
-    results.json      held-out loss and samples, before and after
-    checkpoints/      step-N/, each whole: the trained parameters, AdamW's moments and the number of steps
+    config.json       all settings of the run, fingerprints of its data and its base model, versions, machine
+    metrics.jsonl     one line for each step
+    results.json      held-out loss and samples, before and after training
+    checkpoints/      step-N/ with the trained parameters, AdamW's moments and the number of steps
                       (state.safetensors), the configuration, and the adapter in PEFT's format
-    report.html       all of it on a page, when the run has ended
-    adapter/          the adapter of a run that was stopped or has ended; model/ where all weights were trained
+    report.html       all of this on one page, when the run has ended
+    adapter/          the adapter, when the run has ended or was stopped; model/ if all weights were trained
 
-A process may be killed at any moment. Every file but metrics.jsonl appears whole or not at all; metrics.jsonl is
-complete up to every checkpoint, and what is behind the checkpoint is cut off when the run goes on from it.
+A process may be killed at any moment. So every file except metrics.jsonl is written completely or not at all.
+metrics.jsonl is complete up to each checkpoint; when a run resumes, it removes the lines after its checkpoint.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from npgpt.runtime.errors import FileError, FormatError
 
 
 class Run:
-    """A run folder. `create` and `create_anew` make one, `open` finds one."""
+    """The folder of a run. `create` and `create_anew` make a new one; `open` opens one that exists."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.tokenizer = None  # goes with each adapter that is written, where tokens were added for it
+        self.tokenizer = None  # set this if the run added tokens: it is then saved with each adapter
         self.adapter = self.folder / "adapter"
         self.model = self.folder / "model"
         self._checkpoints = self.folder / "checkpoints"
@@ -43,10 +43,10 @@ class Run:
 
     @classmethod
     def create(cls, folder):
-        """Make the folder, and make sure now that it can be written. Raises FileError where it holds a run already."""
+        """Make the folder and check that it can be written. Raises FileError if not, or if it holds a run already."""
         run = cls(folder)
         if run._config.exists():
-            raise FileError(f"{folder} holds a run already: name another --out, or go on with it by --resume")
+            raise FileError(f"{folder} holds a run already: name another --out, or continue this run with --resume")
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
             run._metrics.write_text("")
@@ -56,9 +56,10 @@ class Run:
 
     @classmethod
     def create_anew(cls, parent, name):
-        """Make the folder `name` in `parent`, or where that is taken, `name`-2, -3, .. Returns the Run.
+        """Make the folder `name` in `parent`, or `name`-2, -3, ... if that name is taken. Returns the Run.
 
-        No two runs come by the same folder, though they start at the same moment. Raises FileError.
+        Two runs never get the same folder, even if they start at the same moment. Raises FileError if the folder
+        cannot be written.
         """
         try:
             Path(parent).mkdir(parents=True, exist_ok=True)
@@ -74,10 +75,10 @@ class Run:
 
     @classmethod
     def open(cls, folder):
-        """Return the run in `folder`. Raises FileError where there is none."""
+        """Return the Run in `folder`. Raises FileError if there is none."""
         run = cls(folder)
         if not run._config.is_file():
-            raise FileError(f"{folder} holds no run: it has no config.json, which every run has from its start")
+            raise FileError(f"{folder} holds no run, because it has no config.json; name the folder of a run")
         return run
 
     def write_config(self, values):
@@ -89,7 +90,7 @@ class Run:
     # What happened
 
     def log(self, step, **more):
-        """Add a line to metrics.jsonl. step: a NamedTuple of figures."""
+        """Add a line to metrics.jsonl: the fields of `step`, a NamedTuple, and `more`."""
         try:
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**step._asdict(), **more}) + "\n")
@@ -97,14 +98,14 @@ class Run:
             raise FileError(f"cannot write {self._metrics}: {error.strerror or error}") from error
 
     def metrics(self):
-        """Return the lines of metrics.jsonl, a list of dicts. A last line that was cut short is left out.
+        """Return the lines of metrics.jsonl as a list of dicts, without an incomplete last line.
 
-        Raises FileError (unreadable) or FormatError (a line that no run wrote).
+        Raises FileError if the file cannot be read, FormatError if a line does not come from a run.
         """
         return [values for _, values in self._metrics_lines()]
 
     def _metrics_lines(self):
-        """Yield (where the line ends in the file, its object)."""
+        """Yield (position of the end of the line in the file, dict of the line)."""
         try:
             lines = self._metrics.read_bytes().split(b"\n")
         except OSError as error:
@@ -118,11 +119,11 @@ class Run:
             except (ValueError, KeyError, RecursionError):
                 right = False
             if not right:
-                raise FormatError(f'{self._metrics}:{number} is no line of a run: expected {{"step": ..., ...}}')
+                raise FormatError(f'{self._metrics}:{number}: expected a line of a run, {{"step": ..., ...}}')
             yield end, values
 
     def evaluations(self):
-        """Return [(step, val_loss), ...]: the measurements made so far."""
+        """Return the measurements so far: [(step, val_loss), ...]."""
         return [(values["step"], values["val_loss"]) for values in self.metrics() if "val_loss" in values]
 
     def record(self, moment, values):
@@ -130,31 +131,32 @@ class Run:
         write_json(self._results, self.results() | {moment: values})
 
     def results(self):
-        """Return what was recorded: dict moment -> values."""
+        """Return the contents of results.json: dict moment -> values."""
         return read_json(self._results) if self._results.exists() else {}
 
     # Checkpoints
 
     def steps(self):
-        """Return the numbers of steps after which there are checkpoints, ascending."""
+        """Return the steps that have a checkpoint, in ascending order."""
         names = [path.name.removeprefix("step-") for path in self._checkpoints.glob("step-*")]
         return sorted(int(name) for name in names if name.isdecimal())
 
     def checkpoint(self, step):
-        """The folder of the checkpoint after `step` steps."""
+        """Return the folder of the checkpoint after step `step`."""
         return self._checkpoints / f"step-{step}"
 
     def save_checkpoint(self, model, opt, keep=None, spare=()):
-        """Write a checkpoint, whole or not at all, then remove all but the newest `keep` and those after `spare`.
+        """Write a checkpoint, completely or not at all. Then remove old checkpoints.
 
-        keep   int >= 1; None: all
-        spare  numbers of steps
-        Raises FileError where it cannot be written; those before it are then as they were.
+        keep   keep this many of the newest checkpoints, int >= 1; None: keep all
+        spare  also keep the checkpoints after these steps
+
+        Raises FileError if the checkpoint cannot be written; the older checkpoints then stay.
         """
         place = self.checkpoint(opt.steps)
         if not place.exists():
             with contextlib.suppress(OSError), self._metrics.open("rb") as file:
-                os.fsync(file.fileno())  # no checkpoint without the lines of its steps
+                os.fsync(file.fileno())  # the lines of its steps must be on the disk before the checkpoint
             with new_folder(place) as temporary:
                 if adapted_layers(model):
                     self._save_adapter(model, temporary / "adapter")
@@ -166,10 +168,9 @@ class Run:
                     remove_folder(self.checkpoint(step))
 
     def load_checkpoint(self, step, opt):
-        """Set the parameters, moments and steps of `opt` to those of a checkpoint.
+        """Set the parameters, moments and steps of `opt` from a checkpoint.
 
-        Raises FormatError, with everything as it was, where the checkpoint was made with another configuration or does
-        not fit.
+        Raises FormatError, and changes nothing, if the checkpoint has another configuration or does not fit.
         """
         folder = self.checkpoint(step)
         changed = difference(read_json(folder / "config.json"), self.read_config())
@@ -182,18 +183,18 @@ class Run:
             expected, found = ({name: getattr(array, what) for name, array in each.items()} for each in (places, saved))
             if found != expected:
                 name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
-                raise FormatError(f"{path} is not of this run: {name} has {what} {found.get(name)}, where "
-                                  f"{expected.get(name)} is right")
+                raise FormatError(f"{path} does not belong to this run: {name} has {what} {found.get(name)}, expected "
+                                  f"{expected.get(name)}")
         if saved["steps"] != step:
-            raise FormatError(f"{path}: steps is {saved['steps']}, where {step} is right")
+            raise FormatError(f"{path}: steps is {saved['steps']}, expected {step}")
         for name, array in saved.items():
             places[name][...] = array
         opt.steps = step
 
     def resume(self, opt):
-        """Go back to the newest checkpoint, or to the start where there is none: set `opt`, cut metrics.jsonl.
+        """Go back to the newest checkpoint, or to the start if there is none: set `opt` and cut metrics.jsonl.
 
-        Raises FormatError where the checkpoint does not fit or metrics.jsonl has not every step before it.
+        Raises FormatError if the checkpoint does not fit or if metrics.jsonl lacks a step before it.
         """
         remove_leftovers(self.folder)
         steps = self.steps()
@@ -205,15 +206,15 @@ class Run:
                 break
             end, reached = line_end, reached + 1
         if reached < opt.steps:
-            raise FormatError(f"{self._metrics} lacks step {reached + 1}, and the checkpoint is of step {opt.steps}: "
-                              "put back the file that this run wrote")
+            raise FormatError(f"{self._metrics} lacks step {reached + 1}, but its checkpoint is after step "
+                              f"{opt.steps}: restore the file that this run wrote")
         try:
             os.truncate(self._metrics, end)
         except OSError as error:
             raise FileError(f"cannot write {self._metrics}: {error.strerror or error}") from error
 
     def save(self, model):
-        """Write the adapter, or the model where it has none: what a user takes from here. Returns its folder."""
+        """Write the result for the user: the adapter, or the model if it has no adapter. Returns its folder."""
         if adapted_layers(model):
             self._save_adapter(model, self.adapter)
             return self.adapter
@@ -223,11 +224,11 @@ class Run:
     def _save_adapter(self, model, folder):
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
-        save_adapter(model, folder)  # its configuration comes last of all
+        save_adapter(model, folder)  # last, because it writes the configuration last: the folder is then complete
 
 
 def _state(opt):
-    """Return dict name -> array of all that an optimiser's steps change, but their number."""
+    """Return a dict name -> array of everything that a step changes, except the number of steps."""
     arrays = {}
     for name, tensor in opt.params.items():
         arrays[f"parameter.{name}"] = tensor.data
@@ -237,7 +238,7 @@ def _state(opt):
 
 
 def fingerprint(arrays):
-    """Return a hash of the arrays' bytes, lengths and order: 32 hexadecimal digits."""
+    """Return a hash of the arrays: their dtypes, shapes, bytes and order. 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
@@ -246,7 +247,7 @@ def fingerprint(arrays):
 
 
 def difference(before, now, name=""):
-    """Return what differs first between two objects of JSON, "lr was 0.1 and is 0.2", or None."""
+    """Return the first difference between two JSON objects, such as "lr was 0.1 and is 0.2", or None."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
             if key not in before or key not in now:

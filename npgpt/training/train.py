@@ -18,7 +18,7 @@ from npgpt.runtime.threads import checked, that_pay, workers
 
 
 class StepResult(NamedTuple):
-    """loss: nats a target, before the update; grad_norm: before clipping; tokens: in the batch."""
+    """loss: nats per target, before the update; grad_norm: before clipping; tokens: number of tokens in the batch."""
 
     loss: float
     grad_norm: float
@@ -26,18 +26,18 @@ class StepResult(NamedTuple):
 
 
 def train_step(model, batch, opt, max_grad_norm=1.0, rng=None, threads=None, micro_batches=1):
-    """Forward, backward, clip, update: what one step of `scripts/finetune.py` runs.
+    """Run one training step: forward, backward, clip, update. `scripts/finetune.py` runs this.
 
-    batch          Batch; the gradient is that of the mean loss over all its targets, however it is cut up
+    batch          Batch; the loss is the mean over all its targets, also with several micro-batches
     opt            AdamW over the model's trainable parameters
-    max_grad_norm  gradients are scaled down to this norm; None: they are left alone
+    max_grad_norm  scale the gradients down to this norm; None: no clipping
     rng            np.random.Generator for dropout; None: no dropout
-    threads        int; None: as many as pay (see `runtime.threads.that_pay`)
-    micro_batches  the batch is worked through in this many pieces, one after another, to hold less in memory
+    threads        int; None: choose the number (see `runtime.threads.that_pay`)
+    micro_batches  cut the batch into this many pieces and compute them one after another, to use less memory
 
-    Returns a StepResult. The same arguments and thread count give the same bits. Ctrl-C (KeyboardInterrupt) finds the
-    weights as they were before the step or as they are after it. Raises DivergedError, before the update, where loss or
-    gradient are no longer finite numbers, and ConfigError for an unusable number of threads.
+    Returns a StepResult. The same arguments and number of threads give the same bits. Ctrl-C (KeyboardInterrupt) leaves
+    the weights as they were before the step or as they are after it, never in between. Raises DivergedError, before the
+    update, if the loss or the gradient is not finite, and ConfigError for an unusable number of threads.
     """
     with workers(that_pay(model, len(batch.ids) // micro_batches, threads)):
         loss, grads = loss_and_gradients(model, batch, rng, micro_batches)
@@ -45,7 +45,7 @@ def train_step(model, batch, opt, max_grad_norm=1.0, rng=None, threads=None, mic
             norm = clip_grad_norm(grads, max_grad_norm or math.inf)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise DivergedError(f"step {opt.steps + 1} has loss {loss:g} and gradient norm {norm:g}: the training "
-                                    "has diverged; start again with a smaller learning rate")
+                                    "has diverged; start again with a smaller learning rate (--lr)")
             opt.step(grads)
     return StepResult(loss, norm, len(batch.ids))
 
@@ -53,12 +53,13 @@ def train_step(model, batch, opt, max_grad_norm=1.0, rng=None, threads=None, mic
 def loss_and_gradients(model, batch, rng=None, micro_batches=1):
     """Return the mean loss over the batch's targets and its gradients, dict Tensor -> array.
 
-    The mean over all targets is the mean of the parts' means weighted by their targets, m_i / M. A part's gradient is
-    therefore asked for with dy = m_i / M, and the sum over the parts, in their order, is the whole batch's gradient.
+    Part i has m_i of the M targets. The loss of the batch is the sum of the parts' mean losses, weighted by m_i / M. So
+    the backward pass of part i starts from dy = m_i / M, and the sum over the parts is the gradient of the batch.
     """
     targets = batch.n_targets
     if targets == 0:
-        raise ConfigError("the batch has no target: nothing in it can be learned; a sequence needs two tokens or more")
+        raise ConfigError("the batch has no target, so there is nothing to learn; give it a sequence of two or more "
+                          "tokens that are not masked")
     total, grads = 0.0, {}
     for part in batch.split(micro_batches):
         if not part.n_targets:
@@ -72,8 +73,8 @@ def loss_and_gradients(model, batch, rng=None, micro_batches=1):
 
 @contextlib.contextmanager
 def _uninterrupted():
-    """Hold Ctrl-C back until the block is done, so that it never leaves half an update."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is ever interrupted
+    """Delay Ctrl-C until the block is done, so that it never leaves half an update."""
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C interrupts only the main thread
         yield
         return
     held = []
@@ -88,19 +89,19 @@ def _uninterrupted():
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, in what pieces and at what rate to train. Raises ConfigError, naming the field.
+    """The length of a training, its batches and its learning rate. Raises ConfigError, naming the field.
 
     epochs        passes over the data
-    max_steps     stop after this many optimiser steps, even inside an epoch; None: after the last epoch
-    batch_size    sequences a micro-batch
-    batch_tokens  tokens a micro-batch, about, instead; None: batch_size says how many sequences
-    accumulate    micro-batches a step: their gradients are those of one batch of all their sequences
+    max_steps     stop after this many optimiser steps, even inside an epoch; None: stop after the last epoch
+    batch_size    sequences in a micro-batch
+    batch_tokens  tokens in a micro-batch, about; replaces batch_size; None: use batch_size
+    accumulate    micro-batches in a step; together they give the gradient of one large batch
     lr            highest learning rate
-    warmup        steps over which it rises from 0
-    schedule      how it goes on: constant, linear or cosine, over all steps
+    warmup        steps in which the learning rate rises from 0 to lr
+    schedule      learning rate after that: constant, linear or cosine, over all steps
     grad_clip     largest norm of the gradient; 0: no clipping
     seed          of the order of the data and of dropout
-    threads       int; None: as many as pay
+    threads       int; None: choose the number
     """
 
     epochs: int = 3
@@ -130,23 +131,23 @@ class TrainConfig:
         schedule(self.schedule, 0, 1)
 
     def order(self, lengths):
-        """Return the Order in which sequences of these lengths are seen."""
+        """Return the Order of the sequences with these lengths."""
         tokens = None if self.batch_tokens is None else self.batch_tokens * self.accumulate
         return Order(lengths, self.seed, self.batch_size * self.accumulate, tokens)
 
     def total_steps(self, order):
-        """How many steps are taken of an Order."""
+        """Return the number of steps of a run with this Order."""
         return min(self.epochs * order.steps_per_epoch, self.max_steps or math.inf)
 
     def micro_batches(self, batch):
-        """How many micro-batches a batch is worked through in."""
+        """Return the number of micro-batches in a batch."""
         if self.batch_tokens is None:
             return math.ceil(len(batch.lengths) / self.batch_size)
         return math.ceil(len(batch.ids) / self.batch_tokens)
 
 
 class Step(NamedTuple):
-    """One finished step: its number from 1, its epoch from 1, and what metrics.jsonl holds of it."""
+    """One finished step, as metrics.jsonl holds it; step and epoch count from 1."""
 
     step: int
     epoch: int
@@ -158,13 +159,13 @@ class Step(NamedTuple):
 
 
 def train(model, sequences, opt, config):
-    """Train on `sequences`, yielding a Step after each step, from where `opt` stands to the end.
+    """Train on `sequences` from step `opt.steps` to the end. Yields a Step after each step.
 
-    sequences   data.Sequences, whose masks say what carries loss, or a list of integer arrays, where all does
+    sequences   data.Sequences, with masks for the loss, or a list of integer arrays, in which all tokens have loss
 
-    Everything drawn depends on the seed and the step's number alone: which sequences the step sees (each epoch is a
-    new permutation) and what is dropped out. A run that goes on with the optimiser's state therefore takes the same
-    steps as one never stopped.
+    All random choices depend only on the seed and the number of the step: the sequences of the step (each epoch is a
+    new permutation) and dropout. So a run that resumes with the optimiser's state takes the same steps as a run that
+    was never stopped.
     """
     if not isinstance(sequences, Sequences):
         sequences = Sequences.of(sequences)
@@ -184,11 +185,11 @@ def train(model, sequences, opt, config):
 
 
 def _blame(model, sequences, indices):
-    """Say which sequences a batch has, and which of them alone, without dropout, have a loss that is not finite."""
+    """Return text that names the sequences of a batch, and those whose own loss, without dropout, is not finite."""
     def names(chosen):
         return ("sequence " if len(chosen) == 1 else "sequences ") + ", ".join(str(i + 1) for i in chosen)
 
     with no_grad():
         wrong = [i for i in indices if not math.isfinite(model.loss(sequences.batch([i])).data)]
-    alone = f", of which {names(wrong)} alone has such a loss" if 0 < len(wrong) < len(indices) else ""
+    alone = f"; the loss is not finite for {names(wrong)}" if 0 < len(wrong) < len(indices) else ""
     return f"its batch is {names(indices)} of the data{alone}"

@@ -1,4 +1,4 @@
-"""The gradient checker itself: it must pass what is right, and fail and name what is wrong."""
+"""The gradient check itself: it must pass right gradients, and fail and name wrong ones."""
 
 import doctest
 import sys
@@ -17,18 +17,18 @@ X = np.array([[0.5, -1.0, 2.0], [0.3, 1.5, -0.7]])
 
 
 def cube(x, slope):
-    """x^3 with the gradient dy * slope(x), right for slope = 3 x^2."""
+    """Return x^3 with the gradient dy * slope(x); slope = 3 x^2 is right."""
     return record("cube", x.data * x.data * x.data, (x,), lambda dy: (dy * slope(x.data),))
 
 
 def softmax(x, shift=0.0):
-    """Softmax of each row; its gradient is off by dy-weighted `shift` along the rows' probabilities."""
+    """Return the softmax of each row; `shift` adds an error along the rows' probabilities to its gradient."""
     P = np.exp(x.data) / np.exp(x.data).sum(axis=1, keepdims=True)
     return record("softmax", P, (x,), lambda dy: (P * (dy - (1 - shift) * (dy * P).sum(axis=1, keepdims=True)),))
 
 
 def test_the_example_in_the_docstring():
-    module = sys.modules["npgpt.checking.gradcheck"]  # which the function of the same name hides
+    module = sys.modules["npgpt.checking.gradcheck"]  # the function of the same name hides it
     failed, attempted = doctest.testmod(module)
     assert failed == 0
     assert attempted > 0
@@ -58,7 +58,7 @@ def test_errors_are_relative_to_the_gradient(size):
 
 
 def test_a_wrong_direction_is_found():
-    """The right length along the wrong vector: g turned within the space of its elements."""
+    """The gradient has the right length but a wrong direction."""
     report = gradcheck(lambda x: cube(x, lambda x: (3 * x * x)[:, ::-1]), [X])
     assert not report.passed
 
@@ -73,7 +73,7 @@ def test_a_gradient_with_one_wrong_element_of_many_is_found():
 
 
 def test_the_sum_of_a_row_of_a_softmax_is_not_all_that_is_looked_at():
-    """With a cotangent of ones the right gradient is 0, and the wrong one was never seen."""
+    """With a cotangent of ones the right gradient is 0, and the mistake would not show."""
     assert not gradcheck(lambda x: softmax(x, shift=1), [X]).passed
 
 
@@ -120,7 +120,7 @@ def test_inputs_are_converted_and_left_as_they_were():
 
 
 def test_the_path_that_records_nothing_must_agree_with_the_recorded_one():
-    """One is what is trained, the other what is evaluated; and a generator outside f gives each its own draws."""
+    """Training and evaluation differ, for example because a generator outside f gives each run its own draws."""
     rng = np.random.default_rng(0)
     with pytest.raises(ConfigError, match="generator inside"):
         gradcheck(lambda x: ops.dropout(x, 0.5, rng), [X])
@@ -129,7 +129,7 @@ def test_the_path_that_records_nothing_must_agree_with_the_recorded_one():
         factor = 2.0 if needs_grad(x)[0] else 3.0
         return record("two-faced", factor * x.data, (x,), lambda dy: (factor * dy,))
 
-    with pytest.raises(ConfigError, match="nothing recorded"):
+    with pytest.raises(ConfigError, match="first with recording and then without"):
         gradcheck(two_faced, [X])
 
 
@@ -138,7 +138,7 @@ def test_wrong_use_is_an_error():
         gradcheck(lambda x: Tensor(x.data.astype(np.float32)), [X])
     with pytest.raises(ConfigError, match="needs a Tensor"):
         gradcheck(lambda x: x.data, [X])
-    with pytest.raises(ConfigError, match="no input"):
+    with pytest.raises(ConfigError, match="at least one input"):
         gradcheck(lambda: Tensor(X), [])
 
 

@@ -1,4 +1,4 @@
-"""Intervals and the paired test, where what they should be is known."""
+"""Intervals and the paired test, in cases with known results."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from npgpt.evaluation import bootstrap
-from npgpt.evaluation.metrics import mean_score
+from npgpt.evaluation.items import mean_score
 
 
 def rows(values):
@@ -14,7 +14,7 @@ def rows(values):
 
 
 def test_the_interval_of_a_mean():
-    """Near that of the normal distribution."""
+    """It is close to the interval of the normal distribution."""
     values = np.random.default_rng(0).normal(3, 2, 400)
     scores = bootstrap.sample_scores(mean_score, rows(values), samples=4000)
     value, stderr, low, high = bootstrap.interval(values.mean(), scores)
@@ -33,7 +33,7 @@ def test_samples_are_of_the_seed_and_of_nothing_else():
 
 
 def test_samples_take_items_with_replacement():
-    """A constant has no spread; and each item is in as many samples as chance puts it."""
+    """A constant has no spread, and each item is drawn as often as chance predicts."""
     assert set(bootstrap.sample_scores(mean_score, rows(np.full(7, 2.0)), samples=50)) == {2.0}
     for i in (0, 19):
         present = bootstrap.sample_scores(lambda sums: float(sums[0] > 0), rows(np.eye(20)[i]), samples=4000).mean()
@@ -42,10 +42,10 @@ def test_samples_take_items_with_replacement():
 
 @pytest.mark.parametrize("shift, p", [(0.0, 1.0), (0.1, 0.0455), (0.2, 6e-5)])
 def test_p_of_a_difference(shift, p):
-    """400 pairs whose differences have standard deviation 1: the normal distribution's two-sided p of 0, 2 and 4 se."""
+    """400 differences with standard deviation 1: p is the normal distribution's two-sided p of 0, 2 and 4 se."""
     noise = np.random.default_rng(1).normal(size=400)
     noise = (noise - noise.mean()) / noise.std()
-    base = np.random.default_rng(2).normal(0, 50, 400)  # spread that both share says nothing of their difference
+    base = np.random.default_rng(2).normal(0, 50, 400)  # both systems share this spread, so it does not count
     system = base + noise + shift
     scores, base_scores = (bootstrap.sample_scores(mean_score, rows(x), samples=4000) for x in (system, base))
     found = bootstrap.difference(system.mean(), scores, base.mean(), base_scores)

@@ -1,4 +1,4 @@
-"""Perplexity: both protocols against a computation that takes one token at a time, and how batches are formed."""
+"""Perplexity: the protocols against a computation of one token at a time, and how batches are formed."""
 
 import math
 
@@ -25,13 +25,13 @@ def text(length, seed=0):
 
 
 def nll(model, ids):
-    """Of the last token, given those before it."""
+    """Return the loss of the last token, given all tokens before it."""
     logits = model.logits(ids[:-1])[-1]
     return np.log(np.exp(logits).sum()) - logits[ids[-1]]
 
 
 def one_at_a_time(model, ids, context, stride):
-    """Each token is predicted in the first window that reaches it, unless it is that window's first."""
+    """The first window that contains a token predicts it, unless it is the first token of the window."""
     losses = []
     for t in range(len(ids)):
         start = next(start for start in range(0, len(ids), stride) if t < start + context)
@@ -55,7 +55,7 @@ def test_perplexity(model, length, context, stride):
 @pytest.mark.parametrize("context, stride, tokens", [
     (16, None, 3 * 15 + 1),  # 50 = 3 windows of 16 and one of 2: the first token of each is not predicted
     (10, None, 5 * 9),
-    (16, 15, 15 + 2 * 15 + 4),  # windows overlap by one: all but the text's first
+    (16, 15, 15 + 2 * 15 + 4),  # windows overlap by one: all tokens except the first of the text
     (16, 1, 49),
 ])
 def test_how_many_tokens_are_predicted(model, context, stride, tokens):
@@ -72,7 +72,7 @@ def test_the_context_is_at_most_the_models(model):
 
 
 @pytest.mark.parametrize("ids, options, message", [
-    ([5], {}, r"ids of shape \(1,\): perplexity takes at least two integers in one row"),
+    ([5], {}, r"ids of shape \(1,\) and dtype int64: expected integers \(T,\), T >= 2"),
     ([], {}, r"ids of shape \(0,\)"),
     ([[1, 2]], {}, r"ids of shape \(1, 2\)"),
     (5, {}, r"ids of shape \(\)"),
@@ -92,7 +92,7 @@ def test_what_is_refused(model, ids, options, message):
 def test_mean_nll_is_the_mean_over_all_targets(model):
     sequences = [text(length, seed=length) for length in (3, 16, 1, 9, 2, 9)]
     masks = [generator(length, "mask").integers(0, 2, len(sequence)) for length, sequence in enumerate(sequences)]
-    masks[3][:] = 0  # nothing of this one counts
+    masks[3][:] = 0  # this sequence has no target
     for given in (None, masks):
         losses = [nll(model, sequence[:t + 1]) for i, sequence in enumerate(sequences)
                   for t in range(1, len(sequence)) if given is None or given[i][t]]
@@ -103,7 +103,7 @@ def test_mean_nll_is_the_mean_over_all_targets(model):
 
 
 def test_batches_hold_about_the_tokens_asked_for(monkeypatch, model):
-    """No batch is left out, none is much larger than asked for, and a long sequence goes with long ones."""
+    """No sequence is left out, no batch is much too large, and long sequences go together."""
     hidden_states, batches = model.hidden_states, []
 
     def spy(ids, lengths):
@@ -116,16 +116,16 @@ def test_batches_hold_about_the_tokens_asked_for(monkeypatch, model):
     mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], batch_tokens=12)
     assert batches == [[16], [9, 8], [3, 2, 2]]
     batches.clear()
-    mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], batch_tokens=16)  # one sequence is just enough
+    mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], batch_tokens=16)  # one sequence fills a batch
     assert batches == [[16], [9, 8], [3, 2, 2]]
     batches.clear()
-    npgpt.perplexity(model, text(50), context=16, stride=1)  # the last token of a window is asked for, not seen
-    assert [length for batch in batches for length in batch] == [15] * 35  # the window that reaches the end is the last
+    npgpt.perplexity(model, text(50), context=16, stride=1)  # the last token of a window is a target, not an input
+    assert [length for batch in batches for length in batch] == [15] * 35  # no window starts after the end is reached
 
 
 def test_nothing_to_predict(model):
     for sequences, masks in (([], None), ([[4], [5]], None), ([[4, 5]], [[1, 0]])):
-        with pytest.raises(ConfigError, match="nothing to predict: every sequence is a single token or masked"):
+        with pytest.raises(ConfigError, match="nothing to predict: every sequence is masked or has a single token"):
             mean_nll(model, sequences, masks)
 
 
@@ -136,7 +136,7 @@ def test_a_hopeless_model_has_an_infinite_perplexity():
 
 
 def test_the_standard_error_is_that_of_windows(model):
-    """Of a mean of means where windows are equally long; of one window there is none."""
+    """With equal windows it is the standard error of their means. A single window has none."""
     ids = text(48)
     windows = np.array([npgpt.perplexity(model, ids[start:start + 16]).nll for start in (0, 16, 32)])
     assert npgpt.perplexity(model, ids).stderr == pytest.approx(windows.std(ddof=1) / math.sqrt(3), rel=1e-12)
@@ -144,8 +144,8 @@ def test_the_standard_error_is_that_of_windows(model):
 
 
 @pytest.mark.parametrize("n, context, spans", [
-    (5, 16, [(0, 5, 1)]),  # an end of text and four tokens
-    (17, 16, [(0, 17, 1)]),  # 16 tokens, each of them predicted
+    (5, 16, [(0, 5, 1)]),  # end of text, then four tokens
+    (17, 16, [(0, 17, 1)]),  # 16 tokens, all predicted
     (18, 16, [(0, 17, 1), (1, 18, 17)]),  # the last window is moved back to be full
     (40, 16, [(0, 17, 1), (16, 33, 17), (23, 40, 33)]),
     (1, 16, []),
@@ -160,7 +160,7 @@ def test_a_continuation_is_asked_for_after_its_context(context):
     window = evaluate.continuation(*ids, 100)
     assert window.ids.tolist() == [*ids[0], 10]
     assert window.targets.tolist() == [-100] * (len(context) - 1) + [10, 11]
-    window = evaluate.continuation(*ids, 2)  # what does not fit is cut off on the left
+    window = evaluate.continuation(*ids, 2)  # ids that do not fit are cut off on the left
     assert window.ids.tolist() == [ids[0][-1], 10]
     assert window.targets.tolist() == [10, 11]
     window = evaluate.continuation(np.array([0]), np.array([10, 11, 12]), 2)
@@ -168,7 +168,7 @@ def test_a_continuation_is_asked_for_after_its_context(context):
 
 
 def test_the_loss_of_each_token(model, monkeypatch):
-    """Whatever the blocks; a target is greedy where nothing is likelier."""
+    """The block size changes nothing. A target is greedy if no token is likelier."""
     monkeypatch.setattr(evaluate, "ROWS", 5)
     sequences = [text(9), text(16, seed=1), text(2, seed=2)]
     sequences[0][-1] = model.logits(sequences[0][:-1])[-1].argmax()

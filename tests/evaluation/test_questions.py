@@ -1,4 +1,4 @@
-"""Questions: what is read of a file, what is asked, and what is made of the answers."""
+"""Questions: how they are read from files, what the model is asked, and how its answers are scored."""
 
 import json
 import math
@@ -17,7 +17,7 @@ CONFIG = npgpt.GPT2Config(vocab_size=128, n_positions=48, n_embd=16, n_layer=2, 
 
 
 class SpacedLetters(Letters):
-    """Of characters as well, but for a space, which belongs to the letter after it."""
+    """A tokenizer of characters, but a space belongs to the letter after it."""
 
     special_tokens = {"<a>": 1, "<b>": 2}  # noqa: RUF012
 
@@ -49,7 +49,7 @@ def answered(task, model):
 
 
 def nll_of(model, context, continuation):
-    """-log p of each token of the continuation, one at a time, and whether all are the likeliest."""
+    """Return -log p of each token of the continuation, one at a time, and whether all are the likeliest."""
     whole, losses, greedy = TOKENIZER.encode(context + continuation), [], True
     start = len(TOKENIZER.encode(context.rstrip()))
     whole = whole if start else np.append(0, whole)
@@ -65,13 +65,13 @@ def nll_of(model, context, continuation):
     ("", "a", [0], [97]), (" \n", " a", [0], [10 + 1, 98]),
 ])
 def test_a_pair_is_cut_where_the_context_ends(context, continuation, asked, answer):
-    """White space at the end of the context belongs to what follows; an empty context is an end of text."""
+    """White space at the end of the context goes to the continuation. An empty context becomes an end of text."""
     pair = questions.encode_pair(TOKENIZER, context, continuation)
     assert [ids.tolist() for ids in pair] == [asked, answer]
 
 
 def test_special_tokens_of_a_pair():
-    """Those in the template are tokens; a text cannot pose as one."""
+    """A special token in the template is that token; the same characters in a text are plain text."""
     context = data.Text.join([data.Text.literal("<a>"), "x<a>"])
     for split, asked, answer in ((True, [1, 120, 60, 97, 62], [60, 98, 62]), (False, [1, 120, 1], [2])):
         assert [ids.tolist() for ids in questions.encode_pair(TOKENIZER, context, "<b>", split)] == [asked, answer]
@@ -114,7 +114,7 @@ QUESTIONS = [
 
 
 def test_multiple_choice(model):
-    """By the sum, by characters without the space before a choice, and by tokens."""
+    """By the sum, by characters (without the space before a choice), and by tokens."""
     task = questions.MultipleChoice(TOKENIZER, questions.read_questions(records(*QUESTIONS)))
     found, scores = answered(task, model)
     right = {"accuracy": 0, "accuracy, by characters": 0, "accuracy, by tokens": 0}
@@ -130,7 +130,7 @@ def test_multiple_choice(model):
 
 
 def test_a_question_of_hellaswag():
-    """The text that the task hellaswag of lm-evaluation-harness makes of it."""
+    """The text is the same as in the task hellaswag of lm-evaluation-harness."""
     [question] = questions.read_questions(records({
         "activity_label": "Roof shingle removal", "ctx_a": "A man is sitting on a roof.", "ctx_b": "he",
         "endings": ["is using [substeps] wrap.", " starts [title] it  up.", "x", "y"], "label": "3"}))
@@ -155,7 +155,7 @@ def test_classification(model):
 
 
 def test_macro_f1_by_hand():
-    """Of a label that is neither given nor true nothing is said."""
+    """A label that is neither answered nor true does not count."""
     confusion = np.array([[3, 1, 0], [1, 1, 0], [0, 0, 0]], float)
     assert questions._macro_f1(confusion.ravel()) == pytest.approx(100 * (6 / 8 + 2 / 4) / 2)
 
@@ -165,7 +165,7 @@ def test_labels_can_be_named():
     assert items == [("x?", [" yes", " no"], 1)]
     with pytest.raises(FormatError, match="file:1: its label is 'no'; expected one of yes, maybe"):
         questions.read_labelled(records({"text": "x", "label": "no"}), labels=["yes", "maybe"])
-    with pytest.raises(ConfigError, match="labels are no: expected at least two"):
+    with pytest.raises(ConfigError, match="the labels are no: expected at least two"):
         questions.read_labelled(records({"text": "x", "label": "no"}))
 
 
@@ -195,7 +195,7 @@ def test_answers_are_what_greedy_decoding_says(model, tmp_path):
 
 
 def test_a_long_prompt_is_read_from_its_end(model):
-    """Prompt and answer fit into the context together."""
+    """The end of the prompt is read, so that prompt and answer fit into the context."""
     task = questions.Answers(TOKENIZER, [questions.Prompt(["x" * 100 + "abc"], ["y"])], {}, max_new_tokens=40)
     [record] = answered(task, model)[0]
     out = npgpt.generate(model, TOKENIZER.encode("xxxxxabc"), 40, temperature=0, eos_id=0)[8:]
@@ -217,14 +217,14 @@ def test_the_prompt_of_a_conversation_is_all_before_the_last_answer(tmp_path):
 @pytest.mark.parametrize("read, fields, message", [
     (questions.read_passages, {"text": "word"}, "does not end in a space and a word"),
     (questions.read_passages, {"text": "ends "}, "does not end in a space and a word"),
-    (questions.read_passages, {"txt": "a b"}, 'no "text" that is a text'),
+    (questions.read_passages, {"txt": "a b"}, '"text" is missing or not a text'),
     (questions.read_questions, {"context": "a", "choices": ["b"], "label": 0}, 'no "choices" with at least two texts'),
     (questions.read_questions, {"context": "a", "label": 0}, 'no "choices" with'),
-    (questions.read_questions, {"choices": ["a", "b"], "label": 0}, 'no "context" that is a text'),
+    (questions.read_questions, {"choices": ["a", "b"], "label": 0}, '"context" is missing or not a text'),
     (questions.read_questions, {"context": "a", "choices": ["b", "c"], "label": 2}, 'its "label" is 2; expected'),
     (questions.read_questions, {"context": "a", "choices": ["b", "c"], "label": -1}, 'its "label" is -1'),
     (questions.read_questions, {"context": "a", "choices": ["b", "c"]}, 'its "label" is None'),
-    (questions.read_labelled, {"text": "a", "label": 1}, 'no "label" that is a text'),
+    (questions.read_labelled, {"text": "a", "label": 1}, '"label" is missing or not a text'),
 ])
 def test_what_is_refused(read, fields, message):
     with pytest.raises(FormatError, match=f"file:1: .*{message}"):
@@ -233,7 +233,7 @@ def test_what_is_refused(read, fields, message):
 
 def test_plain_texts_have_no_prompt(tmp_path):
     (tmp_path / "texts.txt").write_text("a text\n")
-    with pytest.raises(FormatError, match=r"texts.txt:1: no prompt before an answer; expected .* or a separator"):
+    with pytest.raises(FormatError, match=r"texts.txt:1: no prompt before an answer; expected .* a separator"):
         questions.read_prompts(data.Documents(tmp_path / "texts.txt"))
 
 
@@ -259,7 +259,7 @@ def test_a_template_for_labels_has_the_text_and_no_other_field(template):
 
 
 def test_what_is_asked_of_a_text_is_part_of_its_key():
-    """The same ids, of which one question asks for two and the other for one."""
+    """The ids are the same, but one question asks for two of them and the other for one."""
     two, one = (questions.LastWord(TOKENIZER, [pair]) for pair in (("a", " bc"), ("ab", "c")))
     shorter = questions.LastWord(TOKENIZER, [("a", "bc")])
     assert np.array_equal(shorter.windows(0, 9)[0].ids, one.windows(0, 9)[0].ids)
@@ -273,8 +273,8 @@ def test_a_word_of_several_tokens_is_right_where_each_is_the_likeliest():
 
 
 def test_characters_and_tokens_choose_apart():
-    """A space within a choice is a character, and no token of its own: the first has 9 characters in 5 tokens."""
+    """A space inside a choice is a character but not a token: the first choice has 9 characters in 5 tokens."""
     task = questions.MultipleChoice(TOKENIZER, [questions.Question("a", [" b c d e f", " bcd"], 0)])
-    found = [{"nll": [8.0, 4.0]}]  # by character 0.89 and 1.33, by token 1.6 and 1.33
+    found = [{"nll": [8.0, 4.0]}]  # 0.89 and 1.33 per character, 1.6 and 1.33 per token
     right = {name: float(score(rows(found).sum(axis=0))) for name, (rows, score) in task.measures.items()}
     assert right == {"accuracy": 0, "accuracy, by characters": 100, "accuracy, by tokens": 0}

@@ -1,4 +1,4 @@
-"""The file of an evaluation that goes on where it stopped."""
+"""The file of records, with which an interrupted evaluation goes on."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from npgpt.runtime.errors import FileError, FormatError
 
 
 class Echo:
-    """Answers with the item itself, and counts how often it was asked."""
+    """A task that answers with the item itself and records which items were asked."""
 
     items = ("x", "y", "z", "y")
 
@@ -43,10 +43,10 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, torn):
     path = tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
         complete(Records(path), "base", Echo(stop_after=2), None)
-    path.write_bytes(path.read_bytes() + torn)  # killed while it wrote
+    path.write_bytes(path.read_bytes() + torn)  # as if killed during a write
     task = Echo()
     assert complete(Records(path), "base", task, None) == [{"answer": item} for item in Echo.items]
-    assert task.asked == [0]  # z and y were done, and y is asked for twice
+    assert task.asked == [0]  # z and y were done already, and y occurs twice
     whole = path.read_bytes()
     assert whole.count(b"\n") == 3
     task = Echo()
@@ -58,7 +58,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, torn):
 
 
 class Neighbours(Task):
-    """Answers with all that is asked together with an item, and counts the groups that were run."""
+    """A task that answers with the whole group of an item and records which groups ran."""
 
     items = tuple("abcdefg")
 
@@ -85,7 +85,7 @@ def test_what_is_left_is_asked_in_the_groups_of_all(tmp_path, done):
     task = Neighbours()
     assert complete(Records(path), "base", task, None) == whole
     assert path.read_bytes() == b"".join(lines)
-    assert task.run == task.groups(None)[[0, 0, 0, 1, 1, 2, 3][done]:]  # those of which nothing is missing are not run
+    assert task.run == task.groups(None)[[0, 0, 0, 1, 1, 2, 3][done]:]  # a complete group does not run
 
 
 @pytest.mark.parametrize("line", [b"x", b"[1]", b'{"system": "a"}', b'"\xff"', b'{"system": [], "item": "b"}'])
@@ -93,7 +93,7 @@ def test_another_file_is_left_alone(tmp_path, line):
     path = tmp_path / "out.jsonl"
     content = b'{"system": "a", "item": "b"}\n' + line + b"\n"
     path.write_bytes(content)
-    with pytest.raises(FormatError, match=r"out\.jsonl:2: not a record of an evaluation"):
+    with pytest.raises(FormatError, match=r"out\.jsonl:2: this line is not a record of an evaluation"):
         Records(path)
     assert path.read_bytes() == content
 
@@ -121,5 +121,5 @@ def test_fingerprints_differ_where_models_do(tmp_path):
 
 def test_answers_go_into_a_file(tmp_path):
     for place in (tmp_path, "/dev/null"):
-        with pytest.raises(FileError, match="the answers go into a file, and this is none"):
+        with pytest.raises(FileError, match="this is not a file; name a file for the answers"):
             Records(place)

@@ -1,4 +1,4 @@
-"""Tasks: what is asked, and what is made of the answers, against one token at a time."""
+"""Tasks: their windows and measures, against a computation of one token at a time."""
 
 import math
 
@@ -38,13 +38,13 @@ def model():
 
 
 def nll(model, ids):
-    """Of the last token, given those before it."""
+    """Return the loss of the last token, given all tokens before it."""
     logits = model.logits(ids[:-1])[-1]
     return np.log(np.exp(logits).sum()) - logits[ids[-1]]
 
 
 def measured(task, model):
-    """Every measure of the task."""
+    """Return the score of every measure of the task."""
     records = complete(Records(), "", task, model)
     return {name: float(score(rows(records).sum(axis=0))) for name, (rows, score) in task.measures.items()}
 
@@ -64,7 +64,7 @@ def test_special_tokens_in_a_corpus_are_plain_text_unless_asked_for():
 
 
 def test_perplexity_by_every_protocol(model):
-    """What each token is predicted from, spelled out."""
+    """Each token is predicted from the tokens that the protocol says."""
     corpus = tasks.Corpus.of_texts(TOKENIZER, TEXTS)
     assert (corpus.words, corpus.bytes) == (11, 53)
     found = measured(tasks.Perplexity(corpus, ("disjoint", "strided", "document"), 16, 8), model)
@@ -76,7 +76,7 @@ def test_perplexity_by_every_protocol(model):
     }
     for text in TEXTS:
         ids = TOKENIZER.encode("\0" + text)
-        for t in range(1, len(ids)):  # in a window of 16 ids before the last of them; the last window is full
+        for t in range(1, len(ids)):  # 16 ids before the last target of a window; the last window is full
             last = min(-(-t // 16) * 16, len(ids) - 1)
             expected["document"].append(nll(model, ids[max(0, last - 16):t + 1]))
     tokens = {"disjoint": len(stream), "strided": len(stream), "document": len(stream) - 3}
@@ -91,13 +91,13 @@ def test_perplexity_by_every_protocol(model):
 
 
 def test_protocols_share_a_pass(model):
-    """The windows of disjoint are among those of strided where the stride divides the context."""
+    """If the stride divides the context, strided has all full windows of disjoint."""
     corpus = tasks.Corpus.of_texts(TOKENIZER, TEXTS)
     both = tasks.Perplexity(corpus, ("disjoint", "strided"), 16, 8)
     strided = tasks.Perplexity(corpus, ("strided",), 16, 8)
     disjoint = tasks.Perplexity(corpus, ("disjoint",), 16, 8)
     assert (len(disjoint.items), len(strided.items)) == (4, 6)
-    assert len(both.items) == 7  # all but the last of disjoint, which is short
+    assert len(both.items) == 7  # all except the last window of disjoint, which is short
     assert both.predicted == {"disjoint": 52, "strided": 55}
     assert measured(both, model) == pytest.approx(measured(strided, model) | measured(disjoint, model), rel=1e-12)
 
@@ -106,12 +106,12 @@ def test_keys_are_of_what_is_asked():
     corpus = tasks.Corpus.of_texts(TOKENIZER, ["abcdefgh" * 8])
     keys = [[task.key(i) for i in range(len(task.items))] for task in (
         tasks.Perplexity(corpus, ("disjoint",), 8, 4), tasks.Perplexity(corpus, ("strided",), 8, 4))]
-    assert len(set(keys[0])) == 1  # one window eight times
-    assert not set(keys[0]) & set(keys[1])  # of another protocol another record
+    assert len(set(keys[0])) == 1  # the same window eight times
+    assert not set(keys[0]) & set(keys[1])  # another protocol has another record
 
 
 def test_a_corpus_of_wikitext():
-    """Words and bytes are those of the file; the documents are its pages, detokenised, the stream is the file."""
+    """Words and bytes are counted in the file. The documents are its pages, detokenised. The stream is the file."""
     file = " \n = A = \n \n x , y \n = B = \n z \n"
     corpus = tasks.Corpus.of_wikitext(TOKENIZER, file)
     assert [TOKENIZER.decode(ids) for ids in corpus.documents] == ["\0 = A =\n\nx, y ", "\0 = B =\nz\n"]
@@ -135,7 +135,7 @@ def test_nothing_to_predict():
                       {"exact match": (metrics.exact_match_rows, metrics.mean_score)}, max_new_tokens=4),
 ], ids=lambda task: type(task).__name__)
 def test_an_evaluation_that_goes_on_has_the_bytes_of_one_that_was_not_interrupted(task, tmp_path, monkeypatch):
-    """In float32, where another batch has other last digits. The file may end after any line, and within one."""
+    """In float32, another batch gives other last digits. The file may end after any line, or inside a line."""
     monkeypatch.setattr(evaluate, "BATCH_TOKENS", 30)
     monkeypatch.setattr(questions, "TOGETHER", 3)
     model, path = npgpt.GPT2(CONFIG, seed=1), tmp_path / "answers.jsonl"

@@ -1,4 +1,4 @@
-"""WikiText: where a page begins, what the detokeniser does, and what is counted."""
+"""WikiText: where pages begin, the detokeniser, and the number of words."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_words_are_what_white_space_divides(text, words):
     assert wikitext.words(text) == words
 
 
-@pytest.mark.parametrize("text, plain", [  # each by wikitext_detokenizer of lm-evaluation-harness 0.4
+@pytest.mark.parametrize("text, plain", [  # results of wikitext_detokenizer, lm-evaluation-harness 0.4
     (" = First = \n \n = = Part = = \n = = = Sub = = = \n = = = = Low = = = = \n",
      " = First =\n\n== Part ==\n=== Sub ===\n==== Low ====\n"),
     ("a @-@ b 1 @,@ 000 3 @.@ 5 x , y ; z : w . v ! u ? t", "a-b 1,000 3.5 x, y; z: w. v! u? t"),

@@ -190,9 +190,9 @@ def test_fields_of_an_adapter(adapter_folder, fields, message):
 
 @pytest.mark.parametrize(
     ("name", "array", "message"),
-    [("steps", np.array(np.nan), "steps has dtype float64, where int64 is right"),
-     ("steps", np.array(-1), "steps is -1, where 0 is right"),
-     ("exp_avg.h.0.attn.c_attn.lora_B", np.zeros((24, 2)), "has dtype float64, where float32 is right")],
+    [("steps", np.array(np.nan), "steps has dtype float64, expected int64"),
+     ("steps", np.array(-1), "steps is -1, expected 0"),
+     ("exp_avg.h.0.attn.c_attn.lora_B", np.zeros((24, 2)), "has dtype float64, expected float32")],
 )  # fmt: skip
 def test_the_state_of_a_run(tmp_path, name, array, message):
     model = add_lora(GPT2(CONFIG, seed=1), LoraConfig(r=2))

@@ -1,5 +1,5 @@
-"""Beam search on small models: wide enough it is exhaustive, and one beam is greedy. tests/parity holds it to Hugging
-Face's."""
+"""Beam search on small models: with enough beams it tries everything, and with one beam it is greedy. tests/parity
+compares it with Hugging Face's."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def log_probability(model, ids):
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0])
 def test_a_wide_beam_finds_the_best_of_all_texts(model, length_penalty):
-    """Of 3 new tokens or fewer, ended by token 0: all of them are tried."""
+    """A text has at most 3 new tokens, or ends earlier at token 0; the search tries all of them."""
     ended = [[*PROMPT, *middle, 0] for n in range(3) for middle in itertools.product(range(1, 5), repeat=n)]
     whole = [[*PROMPT, *three] for three in itertools.product(range(1, 5), repeat=3)]
     scores = {tuple(ids): log_probability(model, ids) / (len(ids) - 2) ** length_penalty for ids in ended + whole}

@@ -1,4 +1,4 @@
-"""The cache's rows move as they should, and the head's blocks make one product. Whole texts: test_generate.py."""
+"""The rows of the cache move correctly, and the head's blocks give one product. Whole texts: test_generate.py."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ CONFIG = npgpt.GPT2Config(vocab_size=61, n_positions=24, n_embd=16, n_layer=3, n
 
 
 def test_rows_may_be_repeated_and_reordered():
-    """What beam search does: the second beam goes on twice, the first not at all."""
+    """As in beam search: the second beam goes on twice, the first one ends."""
     model = npgpt.GPT2(CONFIG, seed=5, dtype=np.float64)
     decoder = Decoder(model, 3, 10)
     decoder.read([[1, 2], [3, 4, 5], [6, 7]])

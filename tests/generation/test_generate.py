@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing, a batch is its prompts one by one, and what cannot be done is refused."""
+"""Generation: the cache changes no text, a batch equals its prompts one by one, and bad requests are refused."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 
 import npgpt
 from npgpt.adapters.stack import updates
-from npgpt.generation.generate import before_stop, settled, tokens, window
+from npgpt.generation.generate import before_stop, final_length, tokens, window
 from npgpt.generation.sampling import Sampling
 from npgpt.runtime.errors import ConfigError, NpgptError
 from npgpt.runtime.seeding import generator
@@ -22,7 +22,7 @@ def model():
 
 
 def with_adapter(model):
-    """Put an adapter on the model, with a B that is not zero, so that it shows."""
+    """Put an adapter on the model. Its B is not zero, so that it has an effect."""
     npgpt.add_lora(model, npgpt.LoraConfig(r=2, lora_dropout=0.5, target_modules=["c_attn", "mlp.c_proj"]))
     for name, update in updates(model).items():
         update.lora_B.data[...] = generator(0, name).normal(0, 0.3, update.lora_B.shape)
@@ -53,7 +53,7 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(kind, prompt):
         seen.append(logits)
     out = [*prompt, *new]
     assert len(out) == 24  # up to the last position
-    assert len(set(new)) > 8  # a varied text: a position or a key that is mixed up shows
+    assert len(set(new)) > 8  # a varied text, so that a wrong position or key changes it
     np.testing.assert_allclose(seen, model.logits(out)[len(prompt) - 1:-1], rtol=0, atol=1e-12)
 
 
@@ -72,7 +72,7 @@ def test_greedy_takes_the_likeliest_token_each_time(dtype):
     for _ in range(19):
         logits = model.logits(expected)[-1]
         second, first = np.sort(logits)[-2:]
-        assert first - second > 1e-4 * np.abs(logits).max()  # so far apart, rounding does not decide
+        assert first - second > 1e-4 * np.abs(logits).max()  # far apart, so that rounding does not decide
         expected.append(int(logits.argmax()))
     assert len(set(expected[5:])) > 2
     for options in ({"temperature": 0}, {"temperature": 0, "top_k": 3, "top_p": 0.5, "seed": 8}, {"top_k": 1},
@@ -96,10 +96,10 @@ def test_a_seed_decides_the_text(model):
 
     assert text(seed=3) == text(seed=3)
     assert text(seed=0) == text(seed=0)
-    assert text(seed=3)[:10] == npgpt.generate(model, PROMPT, 5, seed=3).tolist()  # a longer text begins the same
+    assert text(seed=3)[:10] == npgpt.generate(model, PROMPT, 5, seed=3).tolist()  # a longer text has the same start
     assert len({tuple(text(seed=seed)) for seed in range(5)}) == 5
-    assert text(seed=3, top_k=61, top_p=1.0) == text(seed=3)  # which keep everything
-    assert text() != text()  # 61^19 texts to choose from
+    assert text(seed=3, top_k=61, top_p=1.0) == text(seed=3)  # these keep every token
+    assert text() != text()  # there are 61^19 texts
 
 
 def test_it_stops_after_the_end_of_text(model):
@@ -133,7 +133,7 @@ def test_generation_records_nothing_and_changes_nothing(monkeypatch):
         assert np.array_equal(tensor.data, before[name])
 
 
-# Many at once
+# Many prompts
 
 RAGGED = [[3], PROMPT, [9, 9, 9], [60, 1, 2, 3, 4, 5, 6], PROMPT, [1, 2, 3]]
 
@@ -145,7 +145,7 @@ RAGGED = [[3], PROMPT, [9, 9, 9], [60, 1, 2, 3, 4, 5, 6], PROMPT, [1, 2, 3]]
 ], ids=["greedy", "sampled", "top_k and top_p", "penalties"])
 @pytest.mark.parametrize("kind", ["plain", "adapter", "untied head"])
 def test_a_batch_is_its_prompts_one_by_one(kind, options):
-    """In float64: in float32, rounding, which differs, decides too often which token is drawn."""
+    """In float64, because in float32 different rounding too often changes the drawn token."""
     model = npgpt.GPT2(dataclasses.replace(CONFIG, **MODELS[kind]), seed=5, dtype=np.float64)
     if kind == "adapter":
         with_adapter(model)
@@ -155,12 +155,12 @@ def test_a_batch_is_its_prompts_one_by_one(kind, options):
         seed = {"seed": options["seed"] + i} if "seed" in options else {}
         assert ids.tolist() == npgpt.generate(model, prompt, 17, eos_id=eos_id, **{**options, **seed}).tolist()
         ends.add(len(ids) - len(prompt))
-    assert "seed" not in options or len(ends) > 2  # they left the batch at different times
+    assert "seed" not in options or len(ends) > 2  # the texts left the batch at different times
 
 
 @pytest.mark.parametrize("dtype, bound", [(np.float64, 1e-12), (np.float32, 1e-5)])
 def test_logits_of_a_ragged_batch_are_those_of_each_sequence(dtype, bound, assert_close):
-    """Up to rounding, of which a pass through the model leaves some ten eps."""
+    """Equal up to rounding: about ten eps for a pass through the model."""
     model = npgpt.GPT2(CONFIG, seed=5, dtype=dtype)
     made = {i: [] for i in range(len(RAGGED))}
     for i, token, logits in tokens(model, RAGGED, 17, Sampling(), seed=0, eos_id=7):
@@ -178,7 +178,7 @@ def test_no_prompts(model):
 
 
 def test_the_context_slides_by_halves(model):
-    """The rule, written out: 24 positions, so tokens 25 to 36 see all but the first 12, 37 to 48 all but 24, ..."""
+    """The rule for 24 positions: tokens 25 to 36 do not see the first 12, tokens 37 to 48 not the first 24, ..."""
     made = list(tokens(model, [PROMPT], 60, Sampling(), seed=0, context="slide"))
     ids = [*PROMPT, *(token for _, token, _ in made)]
     for t in range(5, 65):
@@ -225,12 +225,12 @@ def test_pieces_join_to_the_text_and_break_no_character(model, seed, stop):
 
 
 def test_pieces_come_as_soon_as_they_are_known():
-    assert settled("abc", ()) == 3
-    assert settled("ab\ufffd", ()) == 2  # may be the beginning of a character
-    assert settled("ab\ufffdc", ()) == 4
-    assert settled("abc", ("cd",)) == 2
-    assert settled("abc", ("bcd", "cd")) == 1
-    assert settled("abc", ("abx",)) == 3
+    assert final_length("abc", ()) == 3
+    assert final_length("ab\ufffd", ()) == 2  # this may be the beginning of a character
+    assert final_length("ab\ufffdc", ()) == 4
+    assert final_length("abc", ("cd",)) == 2
+    assert final_length("abc", ("bcd", "cd")) == 1
+    assert final_length("abc", ("abx",)) == 3
 
 
 def test_each_character_is_whole():
@@ -240,7 +240,7 @@ def test_each_character_is_whole():
     for byte in "\u20ac\U0001f600".encode():
         new.append(tokenizer.TABLE.index(byte))
         text = tokenizer.decode(new)
-        shown.append(text[:settled(text, ())])
+        shown.append(text[:final_length(text, ())])
     assert shown == ["", "", "\u20ac", "\u20ac", "\u20ac", "\u20ac", "\u20ac\U0001f600"]
 
 
@@ -275,7 +275,7 @@ def test_stop_strings_span_tokens(model):
     ([], r"the prompt has shape \(0,\)"),
     ([[1, 2]], r"the prompt has shape \(1, 2\)"),
     (3, r"the prompt has shape \(\)"),
-    ([1.0, 2.0], "float64: generate takes integers"),
+    ([1.0, 2.0], r"dtype float64: expected integers \(T,\)"),
     ([1, 61], "token id 61 is outside this model's vocabulary of 61"),
     ([-1, 2], "token id -1 is outside"),
     (range(25), "a prompt of 25 tokens and 2 new ones make 27, more than this model's context of 24"),
@@ -303,11 +303,11 @@ def test_unusable_prompts(model, ids, message):
     ({"frequency_penalty": float("nan")}, "frequency_penalty = nan: it must be a finite number"),
     ({"no_repeat_ngram_size": 0}, "no_repeat_ngram_size = 0: it must be at least 1"),
     ({"bad_words_ids": [[3], []]}, "bad_words_ids = .*: it must be sequences of at least one id"),
-    ({"bad_words_ids": [[3, 61]]}, "bad_words_ids names token id 61, outside this model's vocabulary of 61"),
-    ({"logit_bias": {-1: 2.0}}, "logit_bias names token id -1"),
+    ({"bad_words_ids": [[3, 61]]}, "bad_words_ids has token id 61: this model's ids go from 0 to 60"),
+    ({"logit_bias": {-1: 2.0}}, "logit_bias has token id -1"),
     ({"min_new_tokens": -1}, "min_new_tokens = -1: it must be at least 0"),
-    ({"stop_strings": ["a"]}, "come with the tokenizer"),
-    ({"stop_strings": "ab", "tokenizer": 1}, "must be a list of strings"),
+    ({"stop_strings": ["a"]}, "together with tokenizer="),
+    ({"stop_strings": "ab", "tokenizer": 1}, "expected a list of strings"),
     ({"context": "slides"}, "context = 'slides': it must be 'whole' or 'slide'"),
     ({"logit_bias": dict.fromkeys(range(61), -np.inf)}, "no token can come next"),
 ])
@@ -320,5 +320,5 @@ def test_weights_that_diverged_are_named():
     model = npgpt.GPT2(CONFIG)
     model.ln_f.weight.data[3] = np.nan
     for temperature in (0, 1):
-        with pytest.raises(NpgptError, match=r"the model's logits are not numbers: its weights.* hold NaN"):
+        with pytest.raises(NpgptError, match=r"the model's logits are NaN: the weights of the model .* hold NaN"):
             npgpt.generate(model, PROMPT, 2, temperature)

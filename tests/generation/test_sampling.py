@@ -1,4 +1,4 @@
-"""The distributions are the ones asked for, on logits made by hand; and what is drawn follows them."""
+"""The distributions are right on logits made by hand, and the draws follow them."""
 
 import numpy as np
 import pytest
@@ -32,27 +32,27 @@ def sample(logits, rng, **options):
     ({"top_p": 0.69}, [0, 4 / 7, 0, 3 / 7]),
     ({"top_p": 0.39}, [0, 1, 0, 0]),
     ({"top_p": 1e-12}, [0, 1, 0, 0]),
-    # of the two that top_k leaves, 4/7 and 3/7, the first alone reaches 0.55
+    # top_k leaves 4/7 and 3/7; the first alone reaches 0.55
     ({"top_k": 2, "top_p": 0.55}, [0, 1, 0, 0]),
     ({"top_k": 2, "top_p": 0.6}, [0, 4 / 7, 0, 3 / 7]),
-    # the temperature comes first: 16/30 reaches 0.5, where 0.4 would not
+    # the temperature comes first: 16/30 reaches 0.5, but 0.4 would not
     ({"temperature": 0.5, "top_p": 0.5}, [0, 1, 0, 0]),
 ])
 def test_distributions(options, expected):
     before = FOUR.copy()
     p = probabilities(FOUR, **options)
     np.testing.assert_allclose(p, expected, rtol=0, atol=1e-12)
-    assert np.array_equal(p == 0, np.equal(expected, 0))  # what is cut is cut entirely
+    assert np.array_equal(p == 0, np.equal(expected, 0))  # a token that is cut has probability 0
     assert p.dtype == np.float64
     assert np.array_equal(FOUR, before)
 
 
 def test_ties():
     tied = np.array([2.0, 5.0, 2.0, 2.0, -1.0])
-    assert (probabilities(tied, top_k=2) > 0).tolist() == [True, True, True, True, False]  # all that tie with the 2nd
+    assert (probabilities(tied, top_k=2) > 0).tolist() == [True, True, True, True, False]  # all equal to the 2nd
     equal = np.zeros(5, np.float32)
     assert probabilities(equal, top_k=3).tolist() == [0.2] * 5
-    assert probabilities(equal, top_p=0.5).tolist() == [1 / 3, 1 / 3, 1 / 3, 0, 0]  # no more than reach 0.5
+    assert probabilities(equal, top_p=0.5).tolist() == [1 / 3, 1 / 3, 1 / 3, 0, 0]  # no more tokens than needed for 0.5
     assert probabilities(equal, top_p=1e-9).tolist() == [1, 0, 0, 0, 0]
     assert probabilities(np.zeros(4), top_p=0.5).tolist() == [0.5, 0.5, 0, 0]  # two reach 0.5 exactly
 
@@ -68,7 +68,7 @@ def test_extreme_logits_do_not_overflow():
     st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30),
     st.floats(0.1, 5), st.none() | st.integers(1, 40), st.none() | st.floats(0, 1, exclude_min=True),
 )
-@example([0.0, 2.7755575615628914e-17], 1.0, 1, None)  # another score, the same probability
+@example([0.0, 2.7755575615628914e-17], 1.0, 1, None)  # different scores with the same probability
 def test_what_is_kept_is_the_likeliest_and_no_more_than_needed(logits, temperature, top_k, top_p):
     logits = np.array(logits, np.float32)
     whole = probabilities(logits, temperature)
@@ -88,7 +88,7 @@ def test_what_is_kept_is_the_likeliest_and_no_more_than_needed(logits, temperatu
         allowed = probabilities(logits, temperature, top_k)
         assert allowed[kept].sum() >= top_p - 1e-9
         if kept.sum() > 1:
-            assert allowed[kept].sum() - allowed[kept].min() < top_p + 1e-9  # without the last it would not reach p
+            assert allowed[kept].sum() - allowed[kept].min() < top_p + 1e-9  # without the last token the sum is below p
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
@@ -110,5 +110,5 @@ def test_what_is_cut_is_never_drawn():
             return np.nextafter(1.0, 0.0)
 
     assert sample(FOUR, Lowest(), top_k=2) == 1
-    assert sample(np.array([-2000.0, 0.0]), Lowest()) == 1  # nothing is cut, but the first has probability 0
+    assert sample(np.array([-2000.0, 0.0]), Lowest()) == 1  # no token is cut, but the first has probability 0
     assert sample(FOUR[::-1], Highest(), top_k=2) == 2

@@ -1,4 +1,4 @@
-"""What is read off an adapter, against the adapter that was written."""
+"""The anatomy of an adapter, against the adapter that was written."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def write(folder, seed=2, targets=TARGETS, r=3, lora_alpha=12):
-    """An adapter with B other than zero."""
+    """An adapter whose B is not zero."""
     model = add_lora(base(), LoraConfig(r, lora_alpha, 0.0, targets), seed=seed)
     draw = np.random.default_rng(seed)
     for name, tensor in model.parameters().items():
@@ -61,7 +61,7 @@ def test_the_files_alone(folder):
 
 
 def test_an_adapter_of_a_compiled_model(folder):
-    """Wrappers' names, in keys and in the configuration, change nothing of what is read off."""
+    """The names of wrappers, in keys and in the configuration, change nothing."""
     expected = dissect(folder, base())
     edit_weights(folder, lambda tensors: {name.replace(".h.1.", ".h.1._orig_mod."): tensors[name] for name in tensors})
     edit_config(folder, lora_alpha=1, alpha_pattern={"_orig_mod.mlp.c_fc": 12, "h.0.mlp.c_fc": 12, "attn.c_attn": 12},
@@ -73,7 +73,7 @@ def test_an_adapter_of_a_compiled_model(folder):
 
 
 def test_with_the_base(folder):
-    """The updates in relation to what they change; and the base is left as it was."""
+    """The updates are compared with the weights that they change, and the base stays unchanged."""
     model = base()
     before = {name: tensor.data.copy() for name, tensor in model.parameters().items()}
     found = dissect(folder, model)
@@ -102,7 +102,7 @@ def test_scales_of_patterns_and_rslora(folder):
 
 
 def spoil(name, value=None):
-    """Set every element of the tensors whose key ends so to `value`, or take them away."""
+    """Set every element of the tensors whose key ends in `name` to `value`; None: remove the tensors."""
     def edit(tensors):
         for each in [each for each in tensors if each.endswith(name)]:
             if value is None:
@@ -117,7 +117,7 @@ def spoil(name, value=None):
 @pytest.mark.parametrize(
     ("edit", "hazard"),
     [
-        (spoil("h.0.attn.c_attn.lora_B.weight", 0), "A or B is all zero, so that nothing changes, in h.0.attn.c_attn"),
+        (spoil("h.0.attn.c_attn.lora_B.weight", 0), "A or B is all zero, so the update changes nothing, in h.0.attn"),
         (spoil("h.1.mlp.c_fc.lora_A.weight", np.nan), f"NaN or infinity in {key('h.1.mlp.c_fc', 'lora_A')}"),
         (spoil("c_fc.lora_B.weight", 9), "the update is larger than the weight itself in h.0."),
         (lambda tensors: {name.replace("transformer.", ""): each for name, each in tensors.items()},
@@ -146,7 +146,7 @@ def test_hazards_of_the_configuration(folder, fields, hazard):
 
 
 def test_tables_and_other_tensors(folder):
-    """LoRA on the token table, a head beside it, and a bias: as PEFT's files have them."""
+    """LoRA on the token table, a separate head, and a bias, as in PEFT's files."""
     draw = np.random.default_rng(0)
 
     def edit(tensors):
@@ -164,13 +164,13 @@ def test_tables_and_other_tensors(folder):
     assert found.parts["wte"].rank == 2
     assert [module for module, part in found.parts.items() if part.with_dora] == ["h.0.attn.c_attn"]
     assert list(found.others.values()) == [(24,), (11, 8)] or list(found.others.values()) == [(11, 8), (24,)]
-    assert any("one matrix, of which merging must make two" in hazard for hazard in found.hazards)
-    assert any("MB of it are whole matrices" in hazard and "lm_head" in hazard for hazard in found.hazards)
+    assert any("one matrix; a merge must split it in two" in hazard for hazard in found.hazards)
+    assert any("MB of its file are whole matrices" in hazard and "lm_head" in hazard for hazard in found.hazards)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_with_the_base_on_tables_and_under_dora(tmp_path, tied):
-    """What a module's weight becomes, whichever way its matrix lies and whatever else is done to it."""
+    """The relative change is right for each orientation of the matrix and with DoRA."""
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     model = add_lora(GPT2(config, seed=1), LoraConfig(2, 8, 0.0, ["wte", "lm_head", "c_fc"], use_dora=True))
     draw = np.random.default_rng(0)
@@ -215,11 +215,11 @@ def test_a_base_that_it_does_not_fit(folder):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda folder: edit_config(folder, peft_type="IA3"), "peft_type = 'IA3', where 'LORA' is expected"),
+        (lambda folder: edit_config(folder, peft_type="IA3"), "peft_type = 'IA3': expected 'LORA'"),
         (lambda folder: edit_config(folder, lora_alpha="8"), "lora_alpha = '8': it must be a number"),
         (lambda folder: edit_config(folder, alpha_pattern=[1]), "it must map names to numbers"),
         (lambda folder: edit_config(folder, rank_pattern={"(": 1}), "rank_pattern: '\\(' is not a regular expression"),
-        (lambda folder: edit_weights(folder, spoil("c_fc.lora_B.weight")), "h.0.mlp.c_fc must have matrices A"),
+        (lambda folder: edit_weights(folder, spoil("c_fc.lora_B.weight")), "h.0.mlp.c_fc: A and B have the shapes"),
     ],
 )
 def test_what_is_no_adapter(folder, edit, message):
@@ -238,7 +238,7 @@ def test_nothing_there(tmp_path):
 
 def test_an_adapter_is_like_itself(folder, tmp_path):
     found = dissect(folder)
-    other = write(tmp_path / "other", lora_alpha=24)  # twice the update
+    other = write(tmp_path / "other", lora_alpha=24)  # the update is twice as large
     for each in compare(found, dissect(other)).values():
         assert (each.reads, each.writes, each.cosine) == pytest.approx((1, 1, 1))
     edit_weights(other, lambda tensors: {name: -each if "lora_B" in name else each for name, each in tensors.items()})
@@ -247,7 +247,7 @@ def test_an_adapter_is_like_itself(folder, tmp_path):
 
 
 def test_two_adapters(folder, tmp_path):
-    """Ranks and targets may differ: what both change is compared, against the whole updates here."""
+    """Ranks and targets may differ. The modules that both change are compared; here against the whole updates."""
     other = write(tmp_path / "other", seed=9, targets=["mlp.c_fc", "mlp.c_proj"], r=2)
     alike = compare(dissect(folder), dissect(other))
     assert list(alike) == ["h.0.mlp.c_fc", "h.1.mlp.c_fc"]

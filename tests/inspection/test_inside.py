@@ -1,4 +1,4 @@
-"""What is shown of a model is what it computes: attention, losses, ranks, the logit lens, an adapter's changes."""
+"""The collected numbers are the model's own: attention, losses, ranks, the logit lens, an adapter's changes."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_shapes_and_logits(model, seen, assert_close):
 
 
 def test_hidden_states(model, seen, assert_close):
-    """What enters the first block is the sum of the two tables; what leaves each enters the next."""
+    """The input of the first block is the sum of the two tables. The output of each block is the input of the next."""
     assert_close(seen.hidden[0], model.wte.weight.data[IDS] + model.wpe.weight.data[:T])
     for layer, block in enumerate(model.h):
         def attend(_layer, qkv, scale):
@@ -69,7 +69,7 @@ def test_attention_is_a_distribution_over_the_past(seen):
 
 
 def test_attention_mixes_values_as_the_operation_does(model, seen, assert_close):
-    """P V, heads side by side, is what `causal_attention` returns."""
+    """P V, with the heads side by side, equals the result of `causal_attention`."""
     for layer, block in enumerate(model.h):
         qkv = block.attn.c_attn(block.ln_1(Tensor(seen.hidden[layer])))
         v = qkv.data.reshape(T, 3, model.config.n_head, -1)[:, 2].transpose(1, 0, 2)
@@ -94,7 +94,7 @@ def test_ranks(seen):
 
 
 def test_ranks_count_what_is_likelier():
-    """Of equals each has the better place."""
+    """Equally likely tokens all have the better rank."""
     logits = np.array([[0.0, 3, 3, 1], [5, 5, 5, 5], [1, 2, 3, 4]])
     seen = inside.Inside(np.array([9, 1, 0]), None, None, logits)
     assert inside.ranks(seen).tolist() == [1, 1]
@@ -111,7 +111,7 @@ def test_likeliest(seen, assert_close):
 
 
 def test_logit_lens(model, seen, assert_close):
-    """The last layer's are the logits; those of an earlier one are what a model cut off there says."""
+    """The last are the model's logits. Those of an earlier layer are the logits of a model that ends there."""
     layers = list(inside.logit_lens(model, seen))
     assert len(layers) == len(model.h) + 1
     assert_close(layers[-1], model.logits(IDS))
@@ -136,7 +136,7 @@ def test_an_adapter_that_does_nothing_changes_nothing(model, seen):
 
 def test_what_an_adapter_changed(model, seen, adapted, assert_close):
     moved = inside.moved(seen, adapted)
-    assert (moved[0] == 0).all()  # what enters the first block is the base's
+    assert (moved[0] == 0).all()  # the adapter does not change the input of the first block
     assert (moved[1:] > 0).all()
     assert_close(moved[2], np.sqrt(((adapted.hidden[2] - seen.hidden[2]) ** 2).sum(-1) / (seen.hidden[2] ** 2).sum(-1)))
     p, q = (np.exp(s.logits) / np.exp(s.logits).sum(axis=1, keepdims=True) for s in (adapted, seen))

@@ -41,12 +41,12 @@ def ids(tokenizer):
 
 
 def section(page, heading):
-    """The part of the page under a heading."""
+    """Return the part of the page under a heading."""
     return re.search(rf"<section><h2>{heading}</h2>(.*?)</section>", page, re.S)[1]
 
 
 def rows(part):
-    """The cells of the table in a part of the page, without their tags, row by row."""
+    """Return the cells of the table in a part of the page, row by row, without tags."""
     body = re.search(r"<tbody>(.*?)</tbody>", part, re.S)[1]
     return [[html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall(r"<td.*?</td>", row, re.S)]
             for row in re.findall(r"<tr>.*?</tr>", body, re.S)]
@@ -61,7 +61,7 @@ def test_every_tag_is_closed_and_none_is_the_prompts(read_html, tokenizer, model
     assert "b" not in tags
     assert ("What the adapter changed" in page.text) == with_adapter
     assert page.text.count("A <title>") == 2
-    assert "\\u200b" not in page.text  # its bytes are tokens of their own here
+    assert "\\u200b" not in page.text  # here each of its bytes is a token
     for text in ("\\xf0", "⏎", "⇥", "list", "</"):
         assert text in page.text
     assert not any({"src", "href"} & attributes.keys() for _, attributes in page.tags)
@@ -75,20 +75,21 @@ def test_losses_and_ranks(tokenizer, model, ids):
     assert [row[0] for row in tokens] == [str(t) for t in range(1, len(ids))]
     assert [row[2] for row in tokens] == [f"{loss:.2f}" for loss in losses]
     assert [row[3] for row in tokens] == [f"{rank:,}" for rank in ranks]
-    assert last[:2] == [str(len(ids)), "what comes next"]
+    assert last[:2] == [str(len(ids)), "(next token)"]
     top, p = inside.likeliest(seen.logits, 5)
     name = inside_page._names(tokenizer)
     for row, expected, shares in zip([*tokens, last], top, p, strict=True):
         chips = [f"{name(i)}{100 * share:.{0 if share > 0.1 else 1}f} %  "
                  for i, share in zip(expected, shares, strict=True)]
         assert row[4] == "".join(chips)
-    assert f"{len(ids)} tokens, of which all but the first are predicted: {losses.mean():.3f} nats a token" in page
+    assert (f"{len(ids)} tokens; the model predicts all except the first. Mean loss: {losses.mean():.3f} nats per token"
+            in page)
     assert f"loss {losses[3]:.2f}, rank {ranks[3]:,}" in section(page, "The text")
 
 
 @pytest.mark.parametrize("with_adapter", [False, True])
 def test_attention(tokenizer, model, adapted_model, ids, with_adapter):
-    """Each probability is there to the half of a 255th of its root, the lower triangle row by row."""
+    """The page holds the root of each probability to half of 1/255, the lower triangle row by row."""
     base, adapted = inside.look(model, ids), inside.look(adapted_model, ids) if with_adapter else None
     page = inside_page.build("", tokenizer, model, base, adapted)
     data = json.loads(re.search(r'<script type="application/json" id="attention-data">(.*?)</script>', page)[1])
@@ -157,12 +158,12 @@ def test_one_token(read_html, tokenizer, model, adapted_model, ids):
     base, adapted = inside.look(model, ids[:1]), inside.look(adapted_model, ids[:1])
     for seen in (None, adapted):
         page = read_html(inside_page.build("", tokenizer, model, base, seen))
-        assert "One token: there is nothing to predict in it." in page.text
-        assert "what comes next" in page.text
+        assert "The text has one token, so there is nothing to predict." in page.text
+        assert "(next token)" in page.text
 
 
 def test_names(tokenizer):
-    """What cannot be seen has a sign; an id that no text uses has its number."""
+    """An invisible character has a sign. An id without a token shows its number."""
     name = inside_page._names(tokenizer)
     assert [name(i) for i in tokenizer.encode(" the\n\t")] == ["·the", "⏎", "⇥"]
     assert name(tokenizer.encode(" the")[0], space=" ") == " the"

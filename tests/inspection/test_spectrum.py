@@ -1,4 +1,4 @@
-"""The decomposition by thin factors against that of the product itself."""
+"""The decomposition from the thin factors, against the decomposition of the product."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def random_update(n_out, n_in, rank, seed=0):
 
 @pytest.mark.parametrize("shape", [(12, 9, 3), (9, 12, 1), (5, 20, 5), (4, 20, 7), (20, 3, 6), (1, 8, 2)])
 def test_it_is_that_of_the_product(assert_close, shape):
-    """Also where the rank is larger than a side of the matrix."""
+    """This also holds if the rank is larger than a side of the matrix."""
     A, B = random_update(*shape)
     found = spectrum(A, B, 0.7)
     whole = 0.7 * B.astype(np.float64) @ A.astype(np.float64)
@@ -36,7 +36,7 @@ def test_the_product_is_not_formed(memory):
 
 
 def test_effective_rank():
-    """It counts equal values, and falls with inequality."""
+    """It counts equal values, and is smaller for unequal ones."""
     def of(*values):
         return Spectrum(np.array(values, float), None, None).effective_rank
 
@@ -49,7 +49,7 @@ def test_effective_rank():
 
 def test_support_leaves_out_rounding():
     A, B = random_update(30, 20, 4)
-    A[3], B[:, 2] = A[1], 0  # rank 3: of the pair of equal rows one is one too many; and 2, with a column of zeros
+    A[3], B[:, 2] = A[1], 0  # two equal rows leave rank 3, and a column of zeros leaves 2
     found = spectrum(A, B, 1.0)
     assert found.support == 2
     assert spectrum(A, np.zeros_like(B), 1.0).support == 0
@@ -60,7 +60,8 @@ def test_overlap():
     assert overlap(Q[:, :3].T @ Q[:, :5]) == pytest.approx(1)
     assert overlap(Q[:, :3].T @ Q[:, 3:5]) == pytest.approx(0, abs=1e-12)
     assert overlap(Q[:, :4].T @ Q[:, 2:6]) == pytest.approx(0.5)
-    rotated = Q[:, :3] @ np.linalg.qr(DRAW.standard_normal((3, 3)))[0]  # of subspaces, not of their bases
+    # The overlap depends on the subspaces, not on their bases.
+    rotated = Q[:, :3] @ np.linalg.qr(DRAW.standard_normal((3, 3)))[0]
     assert overlap(rotated.T @ Q[:, :5]) == pytest.approx(1)
 
 
@@ -73,7 +74,7 @@ def test_overlap_by_chance_is_the_larger_rank_by_the_dimension():
 
 
 def test_amplification():
-    """It is 2 of an update that doubles what W does in a direction, and infinite in a direction that W ignores."""
+    """It is 2 if the update is twice W's part in its direction, and infinite in a direction that W ignores."""
     W = np.zeros((6, 5))
     W[1, 2], W[0, 0] = 3, 100
     A, B = np.zeros((1, 6)), np.zeros((5, 1))

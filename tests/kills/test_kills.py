@@ -39,4 +39,4 @@ def test_what_is_lost_is_seen(what):
     code = LOSING.format(folder=str(FOLDER), loss=LOSSES[what])
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert re.search("differs in|is not of this run|metrics.jsonl lacks", result.stdout + result.stderr)
+    assert re.search("differs in|does not belong to this run|metrics.jsonl lacks", result.stdout + result.stderr)

@@ -13,7 +13,7 @@ import sacrebleu
 from nltk.translate.nist_score import corpus_nist
 from rouge_score.rouge_scorer import RougeScorer
 
-from npgpt.evaluation import metrics
+from npgpt.evaluation import coco, mteval
 
 WORDS = ("the The Lark pub café is isn't a near river, centre. £20-25 5-star (cheap) and/or 3.50 1,000 \"good\" food "
          "they're no. o'clock & ; family-friendly - 10 p.m.").split()
@@ -38,31 +38,31 @@ def test_bleu_is_sacrebleus(seed, lowercase):
     outputs, references = corpus(seed, 30, 4)
     most = max(map(len, references))
     columns = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
-    words = metrics.words_13a_lower if lowercase else metrics.words_13a
+    words = mteval.words_13a_lower if lowercase else mteval.words_13a
     expected = sacrebleu.corpus_bleu(outputs, columns, lowercase=lowercase).score
-    assert metrics.bleu(outputs, references, words) == pytest.approx(expected, rel=1e-12)
+    assert mteval.bleu(outputs, references, words) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("output", ["the Lark is near a river", "the food", "zzz", "the zzz Lark yyy is xxx"])
 def test_bleu_of_one_sentence_is_sacrebleus(output):
     """Smoothing, and what is too short or without a match."""
     expected = sacrebleu.corpus_bleu([output], [["the Lark is near the river"]], lowercase=True).score
-    assert metrics.bleu([output], [["the Lark is near the river"]]) == pytest.approx(expected, rel=1e-12)
+    assert mteval.bleu([output], [["the Lark is near the river"]]) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("text", [
     " ".join(WORDS), "a-b 3-4 .5 5. ,x <y> {z} [w] `v` x_y ~ ^ $3.5% A.B.C.", "naïve—text…"])
 def test_words_are_sacrebleus(text):
-    assert metrics.words_13a(text) == sacrebleu.tokenizers.tokenizer_13a.Tokenizer13a()(text).split()
+    assert mteval.words_13a(text) == sacrebleu.tokenizers.tokenizer_13a.Tokenizer13a()(text).split()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nist_is_nltks(seed):
     """With one reference each: of several, nltk takes the best single one where mteval takes them together."""
     outputs, references = corpus(seed, 30, 1)
-    expected = corpus_nist([[metrics.words_13a(r) for r in texts] for texts in references],
-                           [metrics.words_13a(output) for output in outputs])
-    assert metrics.nist(outputs, references, metrics.words_13a) == pytest.approx(expected, rel=1e-12)
+    expected = corpus_nist([[mteval.words_13a(r) for r in texts] for texts in references],
+                           [mteval.words_13a(output) for output in outputs])
+    assert mteval.nist(outputs, references, mteval.words_13a) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -76,4 +76,4 @@ def test_rouge_l_is_that_of_rouge_score(seed):
 
     expected = [100 * scorer.score(texts[0], output)["rougeL"].fmeasure
                 for output, texts in zip(outputs, references, strict=True)]
-    np.testing.assert_allclose(metrics.rouge_l_rows(outputs, references, words, beta=1)[:, 0], expected, rtol=1e-12)
+    np.testing.assert_allclose(coco.rouge_l_rows(outputs, references, words, beta=1)[:, 0], expected, rtol=1e-12)

@@ -239,7 +239,7 @@ def test_options_of_finetune(refused, options, message):
     (["--stop", ""], "argument --stop: it must not be empty"),
     (["--prompt-file", "text.txt"], "--prompt, --prompt-file and --interactive exclude each other"),
     (["--prompt", "-"], "the prompt from standard input is empty"),
-    (["--max-new-tokens", 100], "shorten the prompt, ask for fewer tokens, or let the context slide"),
+    (["--max-new-tokens", 100], "shorten the prompt, ask for fewer tokens, or use --context slide"),
     (["--adapter", "adapter", "--adapter", "adapter", "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
     (["--num-samples", 9, "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
     (["--adapter", "none"], "cannot read none/adapter_config.json"),
@@ -304,7 +304,7 @@ def test_an_adapter_that_holds_nan(refused, folder):
     tensors = {name: array.copy() for name, array in safetensors.read(path).items()}
     next(iter(tensors.values()))[0] = np.nan
     safetensors.write(path, tensors)
-    assert "the model's logits are not numbers" in refused(*GENERATE, "--adapter", "adapter")
+    assert "the model's logits are NaN" in refused(*GENERATE, "--adapter", "adapter")
 
 
 # Folders
@@ -322,7 +322,7 @@ def test_folders_that_hold_something(refused):
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda run: shutil.rmtree(run), "run holds no run: it has no config.json"),
+    (lambda run: shutil.rmtree(run), "run holds no run, because it has no config.json"),
     (lambda run: (run / "metrics.jsonl").write_text(""), "metrics.jsonl lacks step 1"),
     (lambda run: truncate(next(run.rglob("state.safetensors"))), "state.safetensors: tensor"),
     (lambda run: (run / "config.json").write_text("{"), "config.json is not valid JSON"),

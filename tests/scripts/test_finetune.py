@@ -373,8 +373,8 @@ def test_the_batch_that_diverges_is_named(run_script, tmp_path, model, texts):
     assert result.returncode == 2
     step = len(metrics(tmp_path / "run"))
     assert 1 <= step < 5
-    assert re.search(rf"^error: step {step + 1} has loss nan .*; its batch is sequences (7, \d+|\d+, 7) of the data, "
-                     r"of which sequence 7 alone has such a loss; the last checkpoint before it is "
+    assert re.search(rf"^error: step {step + 1} has loss nan .*; its batch is sequences (7, \d+|\d+, 7) of the data; "
+                     r"the loss is not finite for sequence 7; the last checkpoint before it is "
                      rf"run/checkpoints/step-{step}$", result.stderr, re.M)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert checkpoint.name == f"step-{step}"

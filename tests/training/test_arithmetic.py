@@ -1,4 +1,4 @@
-"""Micro-batches, accumulation, threads and where a step is cut change the final weights of a run by rounding only.
+"""Micro-batches, accumulation and threads change the final weights of a run only by rounding.
 
 The sequences have very different numbers of learned tokens, so that a mean of means would show.
 """
@@ -18,9 +18,9 @@ LENGTHS = generator(0, "lengths").integers(2, 33, 24)
 IDS = [generator(0, "ids", i).integers(0, 31, length) for i, length in enumerate(LENGTHS)]
 MASKS = [np.arange(length) >= generator(0, "prompt", i).integers(0, length) for i, length in enumerate(LENGTHS)]
 SEQUENCES = Sequences.of(IDS, MASKS)
-ROUNDING = 100  # eps between two gradients that are added up in different orders: see test_properties.py
+ROUNDING = 100  # in eps, between gradients that are summed in different orders: see test_properties.py
 
-# The ways to take the same steps, of 12 sequences or of about 240 tokens: in other pieces, on other numbers of threads.
+# Settings for the same steps, of 12 sequences or of about 240 tokens: other pieces, other numbers of threads.
 BY_SEQUENCES = [dict(batch_size=12 // accumulate, accumulate=accumulate, threads=n)
                 for accumulate, n in ((1, 1), (1, 2), (1, 3), (4, 2), (12, 1))]
 BY_TOKENS = [dict(batch_tokens=240 // accumulate, accumulate=accumulate, threads=n)
@@ -29,13 +29,13 @@ BY_TOKENS = [dict(batch_tokens=240 // accumulate, accumulate=accumulate, threads
 
 @pytest.fixture(autouse=True)
 def small_shares(monkeypatch):
-    """Let workers share out the little there is here, as they do what is large."""
+    """Let the workers share even these small arrays."""
     monkeypatch.setattr(shares, "LEAST_BYTES", 1)
     monkeypatch.setattr(shares, "LEAST_PRODUCT", 1)
 
 
 def final_weights(full, dtype, options, room):
-    """The trained weights after a run, and how far rounding may lead each away."""
+    """Return the trained weights after a run, and a bound on the rounding of each."""
     model = npgpt.GPT2(CONFIG, seed=1, dtype=dtype)
     if not full:
         npgpt.add_lora(model, npgpt.LoraConfig(r=2, lora_dropout=0.0, target_modules="all-linear"), seed=0)

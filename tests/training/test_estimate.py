@@ -1,4 +1,4 @@
-"""What training takes: the memory estimated beside the memory measured, each in a process of its own."""
+"""The estimated memory against the measured memory of training, each in its own process."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_the_estimate_is_within_15_percent(config, lora, checkpoint, batch, micr
 
 
 def test_what_is_saved_is_counted():
-    """In proportion to the tokens, little with checkpointing, and nothing below the lowest adapter."""
+    """Saved bytes grow with the tokens, are few with checkpointing, and are 0 below the lowest adapter."""
     config = npgpt.GPT2Config(vocab_size=31, n_positions=64, n_embd=16, n_layer=2, n_head=2, attn_pdrop=0.0,
                               resid_pdrop=0.0, embd_pdrop=0.0)
     model = npgpt.GPT2(config)
@@ -80,7 +80,7 @@ def test_what_is_saved_is_counted():
     assert estimate.saved_bytes(model, 32) < saved[1] / 3
     npgpt.add_lora(model, npgpt.LoraConfig(target_modules=["h.1.mlp.c_proj"], lora_dropout=0.0))
     set_gradient_checkpointing(model, False)
-    assert estimate.saved_bytes(model, 32) < saved[1] / 4  # nothing below it is recorded
+    assert estimate.saved_bytes(model, 32) < saved[1] / 4  # nothing below the adapter is recorded
 
 
 def test_the_largest_micro_batch_and_other_ways_to_the_same_steps():

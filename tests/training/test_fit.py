@@ -1,4 +1,4 @@
-"""A whole run: when it is measured, saved and ended, and that going on changes none of it."""
+"""A whole run: when it measures, saves and stops, and that a resumed run does the same."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ import npgpt
 from npgpt.data import Sequences
 from npgpt.runtime.errors import ConfigError
 from npgpt.runtime.seeding import generator
-from npgpt.training.fit import FitConfig, best_step, exhausted, fit, smoothed
+from npgpt.training.fit import FitConfig, best_step, fit, out_of_patience, smoothed
 from npgpt.training.run import Run
 from npgpt.training.train import TrainConfig
 
 CONFIG = npgpt.GPT2Config(vocab_size=31, n_positions=16, n_embd=16, n_layer=1, n_head=2, initializer_range=0.2)
 SEQUENCES = Sequences.of([generator(0, "test", i).integers(0, 31, 6) for i in range(6)])
 TRAINING = TrainConfig(epochs=4, batch_size=2, threads=1)
-LOSSES = [3.0, 2.0, 2.5, 1.5, 1.6, 1.7, 1.4, 1.8]  # of successive measurements
+LOSSES = [3.0, 2.0, 2.5, 1.5, 1.6, 1.7, 1.4, 1.8]  # one for each measurement
 
 
 def start(folder):
@@ -26,7 +26,7 @@ def start(folder):
 
 
 def steps(run, model, opt, keeping, losses=LOSSES, config=TRAINING):
-    """[(step, val_loss), ...] of a run of 12 steps, 3 an epoch."""
+    """Return [(step, val_loss), ...] of a run of 12 steps, 3 in each epoch."""
     left = iter(losses or [])
     return [(step.step, loss) for step, loss in fit(run, model, SEQUENCES, opt, config, keeping,
                                                     losses and (lambda: next(left)))]
@@ -67,7 +67,7 @@ def test_patience(tmp_path, patience, last):
     run, model, opt = start(tmp_path)
     keeping = FitConfig(eval_every=2, patience=patience)
     assert steps(run, model, opt, keeping)[-1][0] == last
-    assert steps(run, model, opt, keeping) == []  # it has ended
+    assert steps(run, model, opt, keeping) == []  # the run has ended
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 8, 11])
@@ -99,10 +99,10 @@ def test_the_best_step():
     assert best_step([]) is None
     assert best_step([(2, 3.0), (4, 2.0), (6, 2.0), (8, 2.5)]) == 4
     assert best_step([(2, float("nan")), (4, 2.0)]) == 4
-    assert not exhausted([], 1)
-    assert not exhausted([(1, 1.0)], 1)
-    assert exhausted([(1, 1.0), (2, 1.0)], 1)
-    assert not exhausted([(1, 1.0), (2, 1.5), (3, 0.5), (4, 0.7)], 2)
+    assert not out_of_patience([], 1)
+    assert not out_of_patience([(1, 1.0)], 1)
+    assert out_of_patience([(1, 1.0), (2, 1.0)], 1)
+    assert not out_of_patience([(1, 1.0), (2, 1.5), (3, 0.5), (4, 0.7)], 2)
 
 
 def test_smoothing_is_a_mean_that_forgets():

@@ -1,4 +1,4 @@
-"""How long a run will take: what there is to do is counted as `fit` does it, and no clock but a false one is asked."""
+"""The forecast of the time: the amounts of work equal those of `fit`, and a fake clock gives the times."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def adapted(seed=1):
 ])
 @pytest.mark.parametrize("done", [0, 2, 3])
 def test_what_is_left_is_what_a_run_then_does(tmp_path, config, keeping, done):
-    """The losses fall, so that each is a new low, and the caller saves at the end, as finetune.py does."""
+    """The losses fall, so each is a new low. The caller saves at the end, as finetune.py does."""
     model = adapted()
     run, opt, measured, saved = Run.create(tmp_path), npgpt.AdamW(model.trainable_parameters()), [], set()
     run.write_config({})
@@ -51,7 +51,7 @@ def test_what_is_left_is_what_a_run_then_does(tmp_path, config, keeping, done):
     assert work.updates == opt.steps - done
     assert work.measured == 100 * (len([step for step in measured if step > done]) + (done == 0))
     assert work.sampled == 40 * (1 + (done == 0))
-    if keeping.keep_best:  # a checkpoint for each measurement, or one that was due anyway
+    if keeping.keep_best:  # each measurement writes a checkpoint, unless one was due anyway
         assert len(saved) <= work.checkpoints <= 2 * len(saved)
     else:
         assert work.checkpoints == len(saved)
@@ -89,11 +89,11 @@ def test_what_is_not_done_costs_nothing():
     assert (work.measured, work.sampled) == (0, 0)
 
 
-# Prices, by a clock that only goes on where work is done
+# Prices, by a clock that advances only when work is done
 
 
 class Clock:
-    """Each kind of work takes the seconds that it is given here."""
+    """Make each kind of work take the given seconds."""
 
     def __init__(self, monkeypatch, fixed=0.01, token=0.001, loss=0.0002, sample=0.02, update=0.003):
         self.now, self.tokens, self.counts = 0.0, 0, dict.fromkeys(("batch", "loss", "sample", "update"), 0)
@@ -131,8 +131,8 @@ def test_the_prices(monkeypatch):
 
 
 def test_an_update_and_a_checkpoint_are_tried_in_part(monkeypatch, tmp_path):
-    """c_attn's adapter of rank 2 on width 16 has 2 x 16 + 48 x 2 numbers; a row of 16 stands for them. With the moments
-    and what is saved once more they make 2,048 bytes, of which 512 are written."""
+    """An adapter of rank 2 on c_attn of width 16 has 2 x 16 + 48 x 2 numbers; the update is timed on a row of 16. With
+    the moments and the adapter itself they make 2,048 bytes; the trial writes 512 of them."""
     clock = Clock(monkeypatch)
     monkeypatch.setattr(forecast, "SOME", 16)
     monkeypatch.setattr(forecast, "WRITTEN", 512)
@@ -152,12 +152,12 @@ def test_what_there_is_none_of_is_not_tried(monkeypatch):
 
 @pytest.mark.parametrize("count, whole", [(5, False), (12, False), (25, True)])
 def test_a_large_micro_batch_is_tried_in_pieces_where_there_are_few(monkeypatch, count, whole):
-    """1,000 tokens take 11 s. The line through two pieces gives them exactly."""
+    """1,000 tokens take 11 s. The line through the times of two pieces gives exactly this."""
     clock = Clock(monkeypatch, fixed=1.0, token=0.01)
     batch = long(1000).batch([0])
     prices = forecast.tried(adapted(), batch, Work(count, 0, 0, 0, 0), TrainConfig(), clock=clock)
     assert prices.micro_batches == pytest.approx(11.0)
-    assert clock.now < 11 * count / 8  # of all that the run takes
+    assert clock.now < 11 * count / 8  # a small part of the whole run
     assert (clock.tokens >= 1000) == whole
 
 
@@ -169,17 +169,17 @@ def test_long_held_out_texts_are_tried_in_pieces_too(monkeypatch):
 
 
 def test_noise_does_not_turn_the_line(monkeypatch):
-    """A first piece that took longer than the second, or no time at all."""
+    """The first piece took longer than the second, or no time at all."""
     for low, least, most in ((9.0, 0.5, 1.0), (0.0, 0.999, 1.001)):
-        time = forecast._on_the_line({10: low, 20: 2.0}.get, 10, 20, 100)
+        time = forecast._extrapolate({10: low, 20: 2.0}.get, 10, 20, 100)
         assert least * 10 <= time <= most * 10
 
 
 def test_the_first_time_does_not_count_where_there_are_others():
     ticks = iter([0, 5, 5, 6, 6, 8, 8, 9])
-    assert forecast._timed(lambda: None, lambda: next(ticks), moment=9) == 1
+    assert forecast._median_time(lambda: None, lambda: next(ticks), moment=9) == 1
     ticks = iter([0, 5])
-    assert forecast._timed(lambda: None, lambda: next(ticks), moment=1) == 5
+    assert forecast._median_time(lambda: None, lambda: next(ticks), moment=1) == 5
 
 
 def test_a_clock_that_stands_still():
@@ -189,7 +189,7 @@ def test_a_clock_that_stands_still():
 
 
 def test_a_piece_has_as_many_targets_for_its_tokens():
-    """And one at least, though its own may all be behind it, as of a long prompt."""
+    """A piece has at least one target, even if all targets of the batch come later, as after a long prompt."""
     ids = np.arange(20)
     batch = Batch(ids, np.where(ids < 15, NO_TARGET, ids), np.array([8, 12]))
     piece = forecast._piece(batch, 12)

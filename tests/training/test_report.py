@@ -1,4 +1,4 @@
-"""The page of a run: what it shows, and that it needs nothing else."""
+"""The report of a run: its contents, and that it needs no other file."""
 
 import re
 from typing import NamedTuple
@@ -48,11 +48,12 @@ def reported(tmp_path, request):
 def test_the_page_says_what_happened(reported):
     page, model, full = reported
     text = re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S))
-    for part in ("mine &amp; yours", "20 steps on 2,000 tokens in 0:00:10 (200 tokens a second)", "an abacus", "2.9.9",
-                 "1,234", "Once"):
+    for part in ("mine &amp; yours", "in 20 steps on 2,000 tokens. It took 0:00:10 hours (200 tokens per second)",
+                 "an abacus", "2.9.9", "1,234", "Once"):
         assert part in text, part
-    held_out = "Held-out loss 5.000 before and 3.000 after: perplexity 148.4 and 20.1. The lowest was measured after "
-    assert (held_out + "step 20." in text) is not full
+    held_out = ("The held-out loss was 5.000 before training (perplexity 148.4) and 3.000 after it (perplexity 20.1). "
+                "It was lowest after step 20.")
+    assert (held_out in text) is not full
     assert ("What the adapter changed" in text) is not full
     if not full:
         update = 2 * np.full((64, 8), 0.5) @ model.parameters()["h.1.mlp.c_fc.lora_A"].data

@@ -1,4 +1,4 @@
-"""The folder of a run: made once, written as it goes, and enough to go on from."""
+"""The folder of a run: it is made once, written during the run, and enough to resume from."""
 
 import builtins
 import concurrent.futures
@@ -26,7 +26,7 @@ class Figures(NamedTuple):
 
 
 def trained(steps, r=2, full=False):
-    """A model after a few steps, and its optimiser."""
+    """Return a model after a few steps, and its optimiser."""
     model = npgpt.GPT2(CONFIG, seed=1)
     if not full:
         npgpt.add_lora(model, npgpt.LoraConfig(r=r, lora_dropout=0.0), seed=steps)
@@ -39,11 +39,11 @@ def trained(steps, r=2, full=False):
 def test_a_run_is_made_once(tmp_path):
     run = Run.create(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "metrics.jsonl").read_text() == ""
-    Run.create(tmp_path / "a" / "b")  # nothing has been asked for yet
+    Run.create(tmp_path / "a" / "b")  # allowed, because the folder has no settings yet
     run.write_config({"epochs": 3})
     assert run.read_config() == {"epochs": 3}
     run.log(Figures(1, 0.5))
-    with pytest.raises(FileError, match=r"b holds a run already: name another --out, or go on with it by --resume"):
+    with pytest.raises(FileError, match=r"b holds a run already: name another --out, or continue this run with --"):
         Run.create(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "metrics.jsonl").read_text()
 
@@ -53,7 +53,7 @@ def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path):
         runs = list(pool.map(lambda _: Run.create_anew(tmp_path / "runs", "now"), range(8)))
     assert {run.folder.name for run in runs} == {"now", *(f"now-{number}" for number in range(2, 9))}
     assert all((run.folder / "metrics.jsonl").read_text() == "" for run in runs)
-    (tmp_path / "runs" / "then").write_text("")  # anything that is there, and be it a file
+    (tmp_path / "runs" / "then").write_text("")  # a file can also take the name
     assert Run.create_anew(tmp_path / "runs", "then").folder == tmp_path / "runs" / "then-2"
     with pytest.raises(FileError, match=r"cannot write into .*then: File exists"):
         Run.create_anew(tmp_path / "runs" / "then", "now")
@@ -90,19 +90,19 @@ def test_a_line_cut_short_is_no_line(tmp_path):
     assert [line["step"] for line in run.metrics()] == [1, 2]
     assert run.evaluations() == [(2, 0.75)]
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n')
-    with pytest.raises(FormatError, match=r"metrics.jsonl:2 is no line of a run"):
+    with pytest.raises(FormatError, match=r"metrics.jsonl:2: expected a line of a run"):
         run.metrics()
 
 
 def test_opening_wants_a_run(tmp_path):
-    with pytest.raises(FileError, match=r"none holds no run: it has no config.json"):
+    with pytest.raises(FileError, match=r"none holds no run, because it has no config.json"):
         Run.open(tmp_path / "none")
     Run.create(tmp_path).write_config({})
     assert Run.open(tmp_path).folder == tmp_path
 
 
 def saved(folder, model, opt, **more):
-    """A run with a checkpoint of where `opt` stands, and a line for every step."""
+    """Return a run with a checkpoint after step `opt.steps` and a line for every step."""
     run = Run(folder) if (folder / "config.json").exists() else Run.create(folder)
     if not (folder / "config.json").exists():
         run.write_config({"settings": {"lr": 0.1}})
@@ -127,7 +127,7 @@ def test_a_checkpoint_is_all_of_the_optimiser(tmp_path, full):
         assert np.array_equal(fresh.m[name], opt.m[name])
         assert np.array_equal(fresh.v[name], opt.v[name])
     for before, after in ((model, opt), (other, fresh)):
-        npgpt.train_step(before, BATCH, after)  # the arrays are its own, not views of the file
+        npgpt.train_step(before, BATCH, after)  # the arrays must not be views of the file
     for name, tensor in model.parameters().items():
         assert np.array_equal(other.parameters()[name].data, tensor.data), name
 
@@ -181,7 +181,7 @@ def test_a_checkpoint_without_the_lines_before_it_is_refused(tmp_path):
     run = saved(tmp_path, *trained(3))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text(lines[0] + lines[2])
-    with pytest.raises(FormatError, match=r"metrics.jsonl lacks step 2, and the checkpoint is of step 3"):
+    with pytest.raises(FormatError, match=r"metrics.jsonl lacks step 2, but its checkpoint is after step 3"):
         run.resume(trained(0)[1])
 
 
@@ -212,14 +212,14 @@ def test_fingerprints_tell_arrays_apart():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"r": 4}, r"parameter.h.0.attn.c_attn.lora_A has shape \(2, 16\), where \(4, 16\) is right"),
-    ({"full": True}, r"parameter.wte.weight has shape None, where \(31, 16\) is right"),
+    ({"r": 4}, r"parameter.h.0.attn.c_attn.lora_A has shape \(2, 16\), expected \(4, 16\)"),
+    ({"full": True}, r"parameter.wte.weight has shape None, expected \(31, 16\)"),
 ])
 def test_the_state_of_another_run_is_refused(tmp_path, change, message):
     run = saved(tmp_path, *trained(1))
     other, opt = trained(0, **change)
     before = {name: tensor.data.copy() for name, tensor in other.parameters().items()}
-    with pytest.raises(FormatError, match=f"state.safetensors is not of this run: {message}"):
+    with pytest.raises(FormatError, match=f"state.safetensors does not belong to this run: {message}"):
         run.resume(opt)
     assert opt.steps == 0
     for name, tensor in other.parameters().items():
@@ -233,15 +233,15 @@ def test_a_state_with_something_missing_added_or_of_another_step_is_refused(tmp_
     whole = dict(safetensors.read(path))
     for changed in ({k: v for k, v in whole.items() if k != "steps"}, {**whole, "more": np.zeros(3)}):
         safetensors.write(path, changed)
-        with pytest.raises(FormatError, match=r"state.safetensors is not of this run: (steps|more) has shape"):
+        with pytest.raises(FormatError, match=r"state.safetensors does not belong to this run: (steps|more) has shape"):
             run.resume(opt)
     safetensors.write(path, {**whole, "steps": np.array(7)})
-    with pytest.raises(FormatError, match=r"state.safetensors: steps is 7, where 1 is right"):
+    with pytest.raises(FormatError, match=r"state.safetensors: steps is 7, expected 1"):
         run.resume(opt)
 
 
 def full(after):
-    """Make a disk that is full after `after` further operations: each later one fails with ENOSPC."""
+    """Simulate a disk that is full after `after` operations: each later one fails with ENOSPC."""
     left = [after]
 
     def failing(real):
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, aft
 
 
 def test_a_run_goes_on_from_the_newest_of_its_checkpoints(tmp_path):
-    """From an older one it would come to the same end, later."""
+    """It resumes from the newest checkpoint. From an older one the result would be the same, but later."""
     run = Run.create(tmp_path)
     run.write_config({})
     for steps in range(1, 4):

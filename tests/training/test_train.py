@@ -17,7 +17,7 @@ LENGTHS = 5, 8, 1, 7, 4, 6, 8, 3
 
 @pytest.fixture(autouse=True)
 def small_shares(monkeypatch):
-    """Let workers share out the little there is here, as they do what is large."""
+    """Let the workers share even these small arrays."""
     monkeypatch.setattr(shares, "LEAST_BYTES", 1)
     monkeypatch.setattr(shares, "LEAST_PRODUCT", 1)
 
@@ -97,7 +97,7 @@ def test_the_same_seed_and_thread_count_give_the_same_bits(n_threads, micro_batc
 
 
 def test_each_micro_batch_has_its_own_dropout():
-    """The same sequences in each: with one mask for all, their losses would be alike."""
+    """Each part has the same sequences, so with a common dropout mask their losses would be equal."""
     model = lora_model()
     batch = Batch.from_sequences([[1, 2, 3, 4, 5]] * 2)
     losses = []
@@ -144,7 +144,7 @@ def test_a_step_tells_loss_norm_and_tokens_from_before_the_update():
 
 @pytest.mark.parametrize("max_grad_norm, clipped", [(1e-3, True), (1e3, False), (None, False)])
 def test_a_step_is_clip_and_update(max_grad_norm, clipped):
-    """With eps of order 1 AdamW does not undo the scale of the gradient, so clipping shows."""
+    """With eps of order 1, AdamW does not undo the scale of the gradient, so that clipping has an effect."""
     ours, by_hand = small_model(), small_model()
     train_step(ours, the_batch(), AdamW(ours.parameters(), eps=1.0), max_grad_norm)
     grads = backward(by_hand.loss(the_batch()))

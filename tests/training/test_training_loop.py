@@ -1,4 +1,4 @@
-"""The loop of steps: what it sees and in which order, its rates, resuming, and Ctrl-C."""
+"""The loop of steps: the order of the data, learning rates, resuming, and Ctrl-C."""
 
 import dataclasses
 import importlib
@@ -24,7 +24,7 @@ SEQUENCES = [generator(0, "test", i).integers(0, 31, length) for i, length in en
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """A process that was started in the background ignores Ctrl-C; here it must not."""
+    """A process in the background ignores Ctrl-C; the tests need it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -32,14 +32,14 @@ def interruptible():
 
 
 def start(dropout=0.0, dtype=np.float32, lora_seed=0):
-    """A model with a fresh adapter, and its optimiser."""
+    """Return a model with a fresh adapter, and its optimiser."""
     model = npgpt.GPT2(CONFIG, seed=1, dtype=dtype)
     npgpt.add_lora(model, npgpt.LoraConfig(r=2, lora_dropout=dropout), seed=lora_seed)
-    return model, npgpt.AdamW(model.trainable_parameters(), lr=1.0)  # the loop sets the rate
+    return model, npgpt.AdamW(model.trainable_parameters(), lr=1.0)  # the loop sets the learning rate
 
 
 def figures(steps):
-    return [step[:-1] for step in steps]  # all but the seconds
+    return [step[:-1] for step in steps]  # without the seconds
 
 
 def weights(model):
@@ -54,7 +54,7 @@ def assert_equal(one, other):
 
 @pytest.fixture
 def batches(monkeypatch):
-    """What each step is given: (batch, max_grad_norm, micro_batches); nothing is trained."""
+    """Record the arguments of each step, (batch, max_grad_norm, micro_batches), without training."""
     given = []
 
     def record(model, batch, opt, max_grad_norm, rng, threads, micro_batches):
@@ -110,7 +110,7 @@ def test_max_steps_ends_the_training_early(max_steps, expected):
     assert config.total_steps(order) == expected
     model, opt = start()
     assert len(list(train(model, SEQUENCES, opt, config))) == expected
-    assert list(train(model, SEQUENCES, opt, config)) == []  # it is at its end
+    assert list(train(model, SEQUENCES, opt, config)) == []  # the run has ended
 
 
 @pytest.mark.parametrize("name, factors", [
@@ -160,7 +160,7 @@ def test_dropout_is_of_the_seed_and_of_the_step():
         model, opt = start(dropout)
         for name, tensor in model.trainable_parameters().items():
             tensor.data[...] = generator(5, name).normal(0, 0.3, tensor.shape)
-        # one sequence and no learning: only dropout differs
+        # one sequence and no learning, so that only dropout differs
         return [step.loss for step in train(model, SEQUENCES[:1], opt, TrainConfig(epochs=4, lr=0.0, seed=seed))]
 
     assert len(set(losses(0.0, seed=0))) == 1
@@ -186,7 +186,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, stop):
         run.log(step)
     run.save_checkpoint(stopped, stopped_opt)
 
-    resumed, resumed_opt = start(dropout=0.3, lora_seed=99)  # nothing of where it starts may matter
+    resumed, resumed_opt = start(dropout=0.3, lora_seed=99)  # the initial weights must not matter
     run.resume(resumed_opt)
     rest = list(train(resumed, SEQUENCES, resumed_opt, config))
     assert figures(first + rest) == figures(whole)
@@ -199,7 +199,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, stop):
 
 
 class Pressing(dict):
-    """Parameters in the midst of whose update Ctrl-C is pressed."""
+    """Parameters that receive Ctrl-C in the middle of their update."""
 
     def items(self):
         for i, item in enumerate(super().items()):
@@ -236,7 +236,7 @@ def test_ctrl_c_during_the_gradient_leaves_everything_as_it_was(monkeypatch):
 
     def pressing(*args):
         calls.append(args)
-        if len(calls) == 2:  # the first micro-batch has its gradient
+        if len(calls) == 2:  # after the gradient of the first micro-batch
             signal.raise_signal(signal.SIGINT)
         return loss(*args)
 
@@ -252,7 +252,7 @@ def test_ctrl_c_during_the_gradient_leaves_everything_as_it_was(monkeypatch):
     monkeypatch.undo()
     model_2, opt_2 = start()
     whole = list(train(model_2, SEQUENCES, opt_2, config))
-    assert figures(train(model, SEQUENCES, opt, config)) == figures(whole[1:])  # it can go on
+    assert figures(train(model, SEQUENCES, opt, config)) == figures(whole[1:])  # the run can go on
     assert_equal(weights(model), weights(model_2))
 
 
@@ -260,7 +260,7 @@ def test_an_error_during_an_update_gives_ctrl_c_back(monkeypatch):
     model, opt = start()
     monkeypatch.setattr(opt, "step", lambda grads: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        next(train(model, SEQUENCES, opt, TrainConfig()))  # `interruptible` looks at the handler
+        next(train(model, SEQUENCES, opt, TrainConfig()))  # `interruptible` checks the handler
 
 
 def test_training_works_outside_the_main_thread():
