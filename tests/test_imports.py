@@ -29,7 +29,6 @@ EXCEPTIONS = {
         "adapters.tables": "add_lora puts the updates of tables into the model itself",
         "adapters.updates": "a layer under adapters asks which kind each of its updates is",
     },
-    "files.merge": {"evaluation.evaluate": "the certificate is a perplexity"},
 }
 
 

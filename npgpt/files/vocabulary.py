@@ -1,4 +1,4 @@
-"""A vocabulary that grows: rows for new tokens in a model, and the tables that an adapter carries because of them."""
+"""A vocabulary that grows: a model's rows for new tokens, and the token tables that an adapter then has to carry."""
 
 import dataclasses
 import warnings
@@ -16,24 +16,24 @@ TABLES = ("transformer.wte", "lm_head")
 
 
 def resize_token_embeddings(model, n):
-    """Give the token table, and the head where it is a table of its own, `n` rows: tokens 0 to n - 1. In place.
+    """Give the token table `n` rows, for tokens 0 to n - 1, and the head too if it is not tied. In place.
 
-    Each new row is the mean of the old rows of its table, taken in float64. A logit of a new token is then the mean of
-    the old logits, so by Jensen's inequality the new token is at most as likely as an old one is on average: adding
-    tokens hardly changes what the model says. transformers draws the new rows from a normal distribution with this
-    mean, whose covariance is a billionth of that of the old rows; here they are equal, and training sets them apart.
+    Each new row is the mean of the old rows of its table, computed in float64. The logit of a new token is then the
+    mean of the old logits. By Jensen's inequality, a new token is at most as likely as an old one is on average, so new
+    tokens hardly change what the model says. transformers draws the new rows from a normal distribution around this
+    mean, with a billionth of the old rows' covariance. Here the new rows are equal, and training makes them differ.
     A smaller n drops the last rows.
 
-    The base's files are not written to: `model.save_pretrained` saves the new size, and `save_adapter` the tables where
-    an adapter needs them. Raises ConfigError for n < 1, and where an adapter on the model changes a table.
+    The base's files do not change: `model.save_pretrained` saves the new size, and `save_adapter` saves the tables if
+    an adapter needs them. Raises ConfigError for n < 1, and if an adapter on the model changes a table.
     Source    Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
     """
     if not isinstance(n, int | np.integer) or n < 1:
-        raise ConfigError(f"resize_token_embeddings({n!r}): a vocabulary has a whole number of tokens, at least 1")
+        raise ConfigError(f"resize_token_embeddings({n!r}): the number of tokens must be whole, and at least 1")
     changed = adapted_layers(model).keys() & {short_name(name) for name in TABLES}
     if changed:
         raise ConfigError(f"cannot resize the vocabulary: an adapter changes {' and '.join(sorted(changed))}; resize "
-                          "the base before it gets an adapter")
+                          "the base before you add an adapter")
     old = model.config.vocab_size
     if n == old:
         return
@@ -48,19 +48,40 @@ def resize_token_embeddings(model, n):
 
 
 def take_tables(path, model, config, made, tensors):
-    """Take whole tables out of what an adapter's file holds. Those that differ from the model's go under its updates.
+    """Move whole tables from the tensors of an adapter's file to its updates, if they differ from the model's tables.
 
     path     of the file, for messages
-    made     dict whole name -> update, changed in place
-    tensors  dict name -> [(key, array), ...] of the file, changed in place: "wte.weight", "lm_head.weight" and what
-             repeats them is taken out
+    made     dict whole name -> update, changed in place: a table is put under the update of its module
+    tensors  dict name -> [(key, array), ...] of the file, changed in place: "wte.weight", "lm_head.weight" and their
+             repetitions are removed
 
-    Raises FormatError where a table has another shape than the model's, or two differ that must be equal.
+    Raises FormatError if a table has another shape than the model's, or if two that must be equal differ.
     """
-    layers, tied, found = whole_names(model), model.config.tie_word_embeddings, {}
+    layers, tied = whole_names(model), model.config.tie_word_embeddings
+    found = _pop_tables(path, tied, made, tensors)
+    foreign = False
+    for name, (key, array) in found.items():
+        base = layers[name].weight
+        if array.shape != base.shape or array.dtype.kind != "f":
+            raise FormatError(f"{path}: {key!r} has shape {array.shape}, {array.dtype}, but this model's table has "
+                              f"shape {base.shape}{other_vocabulary(model, array.shape, base.shape)}")
+        table = cast(f"{path}: {key}", array, base.dtype)
+        if not np.array_equal(table, base.data):
+            made[name] = OnTable(config, table, made.get(name))
+            foreign |= not np.array_equal(table[:model.kept_rows], base.data[:model.kept_rows])
+    if foreign:
+        text = f"{path} has its own token table, whose rows differ from this model's: was it made for this base?"
+        warnings.warn(one_line(text), stacklevel=3)
+    if tied:
+        _tie(made)
+
+
+def _pop_tables(path, tied, made, tensors):
+    """Remove whole tables from `tensors` and return them: dict whole name -> (key, array). See `take_tables`."""
+    found = {}
     for name in TABLES:
         key = f"{short_name(name)}.weight"
-        tensors.pop(f"{short_name(name)}.original_module.weight", None)  # the base's, beside a trained copy of it
+        tensors.pop(f"{short_name(name)}.original_module.weight", None)  # the base's table, beside its trained copy
         if key in tensors:
             tensors[key] = [_one(path, tensors[key])]
             if not isinstance(made.get(name), Replacement):
@@ -72,26 +93,12 @@ def take_tables(path, model, config, made, tensors):
         rows = [entry for name in TABLES for entry in tensors.pop(f"{short_name(name)}.trainable_tokens_delta", [])]
         if rows:
             tensors["wte.trainable_tokens_delta"] = [_one(path, rows)]
-    foreign = False
-    for name, (key, array) in found.items():
-        base = layers[name].weight
-        if array.shape != base.shape or array.dtype.kind != "f":
-            raise FormatError(f"{path}: {key!r} has shape {array.shape}, {array.dtype}, where this model's table has "
-                              f"shape {base.shape}{other_vocabulary(model, array.shape, base.shape)}")
-        table = cast(f"{path}: {key}", array, base.dtype)
-        if not np.array_equal(table, base.data):
-            made[name] = OnTable(config, table, made.get(name))
-            foreign |= not np.array_equal(table[:model.kept_rows], base.data[:model.kept_rows])
-    if foreign:
-        text = f"{path} brings a token table of its own, in which this model's rows differ: was it made for this base?"
-        warnings.warn(one_line(text), stacklevel=3)
-    if tied:
-        _tie(made)
+    return found
 
 
 def with_tables(model, made):
-    """Return `made`, dict whole name -> update, with the model's own tables under the updates, for a file that is to
-    hold them."""
+    """Return `made`, dict whole name -> update, with the model's own tables under the updates, so that a file of these
+    updates holds the tables."""
     layers, config, made = whole_names(model), next(iter(made.values())).config, dict(made)
     for name in TABLES:
         if not _has_table(made.get(name)):
@@ -102,8 +109,10 @@ def with_tables(model, made):
 
 
 def needs_tables(model, made):
-    """Tell whether an adapter of these updates depends on new rows that it does not hold: who resizes the base with
-    another program gets other rows."""
+    """Tell whether an adapter of these updates needs new rows that it does not hold.
+
+    It then needs the tables in its file: another program that resizes the base makes other rows.
+    """
     new = range(model.kept_rows or model.config.vocab_size, model.config.vocab_size)
 
     def holds(update):
@@ -114,19 +123,18 @@ def needs_tables(model, made):
 
 
 def other_vocabulary(model, theirs, ours):
-    """Return what to do, for a message, where a tensor's shape differs from the right one in the size of the vocabulary
-    alone: "; ..." or ""."""
+    """Return advice for a message, "; ...", if only the size of the vocabulary is wrong in a shape, and else ""."""
     differing = [(there, here) for there, here in zip(theirs, ours, strict=False) if there != here]
     if len(theirs) != len(ours) or len(differing) != 1 or differing[0][1] != model.config.vocab_size:
         return ""
     rows = differing[0][0]
     if rows > model.config.vocab_size:
         return f"; the adapter was trained after tokens were added: call model.resize_token_embeddings({rows}) first"
-    return f"; the adapter is for a vocabulary of {rows}: load it onto the base as it was before tokens were added"
+    return f"; the adapter is for a vocabulary of {rows}: load it onto the base without added tokens"
 
 
 def _one(path, entries):
-    """Return the first of [(key, array), ...], which must all be equal. Raises FormatError."""
+    """Return the first of [(key, array), ...]. Raises FormatError unless all arrays are equal."""
     (key, array), *others = entries
     for other, repeated in others:
         if not np.array_equal(array, repeated):
@@ -135,12 +143,13 @@ def _one(path, entries):
 
 
 def _has_table(update):
+    """Tell whether an update holds the whole table."""
     update = update.update if isinstance(update, TiedRows) else update
     return isinstance(update, OnTable | Replacement)
 
 
 def _tie(made):
-    """Where the head has what the token table has, let it follow that: merged, they then stay one."""
+    """Let the head follow the token table if both have the same; so they stay one table when they are merged."""
     table, head = (made.get(name) for name in TABLES)
     if (isinstance(table, OnTable) and isinstance(table.inner, TrainedRows | None)
             and isinstance(head, OnTable) and isinstance(head.inner, TiedRows | None)):

@@ -283,7 +283,7 @@ def test_names_of_wrapped_modules_in_the_configuration(tmp_path):
     edit_config(tmp_path, target_modules=["transformer.h.0.mlp.c_fc", "transformer.h.1._orig_mod.mlp.c_fc",
                                           "_orig_mod.transformer.h.1._orig_mod.attn.c_attn"],
                 rank_pattern={"h.1._orig_mod.mlp.c_fc": 2}, r=3)
-    refused(tmp_path, r"lora_A\.weight' has shape \(2, 8\), float32, where \(3, 8\)")
+    refused(tmp_path, r"lora_A\.weight' has shape \(2, 8\), float32, but \(3, 8\)")
     edit_config(tmp_path, rank_pattern={"_orig_mod.mlp.c_fc": 2, "h.1._orig_mod.attn.c_attn": 2},
                 alpha_pattern={"h.1._orig_mod.attn.c_attn": 8})
     assert_same_bits(arrays(load_adapter(base(), tmp_path)), arrays(model))
@@ -373,7 +373,7 @@ def test_a_base_of_another_name_is_pointed_out(folder):
     load_adapter(model, folder)
     model = base()
     model.name_or_path = "microsoft/DialoGPT-small"
-    with pytest.warns(UserWarning, match="for 'openai-community/gpt2', and this model is 'microsoft/DialoGPT-small'"):
+    with pytest.warns(UserWarning, match="for 'openai-community/gpt2', but this model is 'microsoft/DialoGPT-small'"):
         load_adapter(model, folder)
 
 
@@ -425,7 +425,7 @@ def test_the_same_fields_switched_off(folder):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"peft_type": "IA3"}, "peft_type = 'IA3', where npgpt reads 'LORA' only"),
+        ({"peft_type": "IA3"}, "peft_type = 'IA3', but npgpt reads only 'LORA'"),
         ({"peft_type": None}, "peft_type = None"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path = 3: it must be a string or null"),
         ({"r": 0}, r"adapter_config.json: .*r = 0"),
@@ -479,8 +479,8 @@ KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
         (lambda t: t | {"h.2.attn.c_attn.lora_A.weight": t[KEY]}, r"not expected 'h\.2.*lora_A\.weight'$"),
         (lambda t: t | {"h.1.attn.c_attn.lora_A.weight": t[KEY]}, "not expected .*lora_A.weight'$"),
         (lambda t: t | {KEY.replace("h.1", "h.1._orig_mod"): t[KEY]}, "not expected .*h.1.*lora_A.weight'$"),
-        (lambda t: t | {KEY: t[KEY].T.copy()}, r"lora_A\.weight' has shape \(8, 2\), .* where \(2, 8\) of floats"),
-        (lambda t: t | {KEY: t[KEY].astype(np.int32)}, r"has shape \(2, 8\), int32, where \(2, 8\) of floats"),
+        (lambda t: t | {KEY: t[KEY].T.copy()}, r"lora_A\.weight' has shape \(8, 2\), .* but \(2, 8\) of floats"),
+        (lambda t: t | {KEY: t[KEY].astype(np.int32)}, r"has shape \(2, 8\), int32, but \(2, 8\) of floats"),
         (lambda t: t | {"two\nlines": t[KEY]}, r"not expected 'two\\nlines'$"),
         (lambda t: t | {KEY.replace("lora_A", "lora_C"): t[KEY]}, "not expected .*lora_C.weight'$"),
     ],
@@ -497,7 +497,7 @@ def test_an_empty_file_of_the_older_form(folder, form):
     """443 bytes of no tensors: what came of PEFT 0.3 where a script had replaced the model's state_dict."""
     (folder / "adapter_model.safetensors").unlink()
     (folder / "adapter_model.bin").write_bytes(form({}, {}))
-    refused(folder, r"adapter_model\.bin is not a whole adapter, it holds no tensors: .* with a replaced state_dict")
+    refused(folder, r"adapter_model\.bin is not a whole adapter, it holds no tensors: .* or a replaced state_dict")
 
 
 def test_a_file_that_holds_its_base_as_well(folder):
@@ -515,7 +515,7 @@ def test_a_file_that_holds_its_base_as_well(folder):
 
 def test_rank_of_the_file_and_of_the_config(folder):
     edit_config(folder, r=4)
-    refused(folder, r"h\.0\.attn\.c_attn\.lora_A\.weight' has shape \(2, 8\), float32, where \(4, 8\) .* and 3 more$")
+    refused(folder, r"h\.0\.attn\.c_attn\.lora_A\.weight' has shape \(2, 8\), float32, but \(4, 8\) .* and 3 more$")
 
 
 @pytest.mark.parametrize(

@@ -192,10 +192,10 @@ UNFIT = {
     "labels of tokens": ("classifier.bias", np.ones(2, "f4"), "is the head of a model that gives labels"),
     "answers": ("qa_outputs.weight", np.ones((2, 8), "f4"), "is the head of a model that gives labels"),
     "under LoRA": ("base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight", np.ones((2, 8), "f4"),
-                   "is LoRA's, not merged: PEFT's merge_and_unload() would make a plain model of it"),
-    "ZeRO-3": ("transformer.wpe.weight", np.ones(0, "f4"), "holds no numbers, as DeepSpeed's ZeRO-3 saves what"),
+                   "belongs to LoRA that was not merged: make a plain model with PEFT's merge_and_unload()"),
+    "ZeRO-3": ("transformer.wpe.weight", np.ones(0, "f4"), "holds no numbers: DeepSpeed's ZeRO-3 saves such a tensor"),
     "int8": ("transformer.h.0.attn.c_attn.weight", np.ones((24, 8), "i1"),
-             "holds int8 numbers; weights must be F64, F32, F16 or BF16: of a quantised model, load it with what"),
+             "holds int8 numbers; weights must be F64, F32, F16 or BF16; if the model is quantised, load it with the"),
     "4 bits": ("transformer.h.0.attn.c_attn.weight", np.ones((96, 1), "u1"), "holds uint8 numbers; weights must be"),
     "GPTQ": ("transformer.h.0.attn.c_attn.qweight", np.ones((1, 24), "i4"), "holds int32 numbers; weights must be F64"),
 }
@@ -228,15 +228,15 @@ def test_general_names_in_the_configuration(tmp_path, tied):
     (tmp_path / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 2}))
     assert_same(GPT2.from_pretrained(tmp_path), tied)
     (tmp_path / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 4}))
-    assert "n_head = 2 and num_attention_heads = 4 are one field's names" in refused(tmp_path, ConfigError)
+    assert "n_head = 2 and num_attention_heads = 4 are two names of one field" in refused(tmp_path, ConfigError)
 
 
 def test_wrong_shapes(tmp_path, tied):
     tensors = weights(tied)
     put(tmp_path, tensors | {"h.0.attn.c_attn.weight": tensors["h.0.attn.c_attn.weight"].T.copy()})
-    assert "(out, in), as nanoGPT and MLX do, where GPT-2's are (in, out); convert_checkpoint.py" in refused(tmp_path)
+    assert "(out, in), like nanoGPT and MLX; GPT-2's are (in, out); convert the file with" in refused(tmp_path)
     put(tmp_path, tensors | {"h.1.attn.c_attn.weight": tensors["h.1.attn.c_attn.weight"].T.copy()})
-    assert "h.1.attn.c_attn.weight has shape (24, 8), but this configuration's is (8, 24)" in refused(tmp_path)
+    assert "h.1.attn.c_attn.weight has shape (24, 8), but this configuration needs (8, 24)" in refused(tmp_path)
     put(tmp_path, tensors | {"ln_f.bias": np.zeros((1, 8), np.float32), "ln_f.weight": np.zeros(9, np.float32)})
     assert "ln_f.bias has shape (1, 8)" in refused(tmp_path)
     assert "(2 wrong: 'ln_f.bias', 'ln_f.weight')" in refused(tmp_path)
@@ -250,7 +250,7 @@ def test_wrong_shapes(tmp_path, tied):
         ("n_embd", 12, "wte.weight has 8 columns, but config.json says n_embd 12"),
         ("n_positions", 1024, "wpe.weight has 6 rows, but config.json says n_positions 1024"),
         ("n_inner", 10**15, "h.0.mlp.c_fc.weight has 32 columns, but config.json says n_inner 1000000000000000"),
-        ("n_layer", 10**9, "missing layers, 2 are there, but config.json says n_layer 1000000000"),
+        ("n_layer", 10**9, "missing layers: it has 2, but config.json says n_layer 1000000000"),
         ("n_layer", 1, "12 unexpected: 'h.1.attn.c_attn.bias', "),
     ],
 )
@@ -308,7 +308,7 @@ def test_shards(tmp_path, tied):
 
     moved = weight_map | {names[0]: weight_map[names[1]]}
     put_shards(tmp_path, moved, shards)
-    assert f"disagree on '{names[0]}'; each shard must hold just what" in refused(tmp_path)
+    assert f"disagree on '{names[0]}'; each shard must hold exactly" in refused(tmp_path)
     put_shards(tmp_path, {key: shard for key, shard in weight_map.items() if key != names[0]}, shards)
     assert f"disagree on '{names[0]}'" in refused(tmp_path)
     put_shards(tmp_path, weight_map | {"more": weight_map[names[0]]}, shards)
@@ -327,7 +327,7 @@ def test_an_index_that_points_elsewhere(tmp_path, shard):
 
 def test_a_model_with_lora_is_not_saved(tmp_path, tied):
     add_lora(tied, LoraConfig(r=2, target_modules=["c_attn"]), seed=0)
-    with pytest.raises(ConfigError, match=r"it has LoRA layers; merge_lora\(model\) first, or save_adapter"):
+    with pytest.raises(ConfigError, match=r"it has LoRA layers; call merge_lora\(model\) first, or save_adapter"):
         tied.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 

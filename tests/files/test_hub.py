@@ -69,7 +69,7 @@ def test_unusable_names(cache, tmp_path):
     with pytest.raises(FileError, match=r"file is a file; a model is a folder with config.json"):
         hub.file(tmp_path / "file", "config.json")
     for name in ("", None, 3):
-        with pytest.raises(ConfigError, match="a model is named by a folder or a hub id"):
+        with pytest.raises(ConfigError, match="names no model; a folder or a hub id"):
             hub.file(name, "config.json")
     for name in ("a--b", "-a", "a b", "a" * 300, "a\0"):
         with pytest.raises(FileError, match="is neither a folder nor a hub id"):

@@ -82,7 +82,7 @@ def test_the_older_form_of_peft(tmp_path, assert_close):
         "enable_lora": [True, False, True], "merge_weights": False, "fan_in_fan_out": True, "bias": "none",
     }))
     with pytest.raises(FormatError, match=r"enable_lora = \[True, False, True\] means A and B for each of q, k and v"
-                                          r".*; convert_adapter\.py makes today's form of its folder"):
+                                          r".*; convert the folder with convert_adapter\.py"):
         load_adapter(base(), tmp_path)
     loralib.convert(tmp_path / "adapter_model.bin", tmp_path / "adapter", ALPHA)
     assert_close(load_adapter(base(), tmp_path / "adapter").logits(IDS), logits_under(weights))
@@ -144,7 +144,7 @@ def test_a_whole_model_is_compared_with_the_base(tmp_path):
     whole["transformer.ln_f.bias"] = np.ones(8, "f4")
     assert convert(tmp_path, whole, model=model)["bias"] == "all"
     whole["transformer.ln_f.weight"] = np.zeros(8, "f4")
-    with pytest.raises(FormatError, match=r"'ln_f\.weight' is not that of None: the base is another, or its weights"):
+    with pytest.raises(FormatError, match=r"'ln_f\.weight' differs from None: the base is another one, or its weights"):
         convert(tmp_path, whole, model=model)
 
 
@@ -157,15 +157,15 @@ def test_a_whole_model_is_compared_with_the_base(tmp_path):
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A[:4], "h.0.attn.c_attn.lora_B": B}, r"\(4, 8\) and \(16, 3\)"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A[0], "h.0.attn.c_attn.lora_B": B}, r"it has \(8,\) and"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A[:3], "h.0.attn.c_attn.lora_B": B[:8]},
-         "are 1 updates of rank 3, and enable_lora names 2 of q, k, v"),
-        (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B[:8]}, "are 2 updates of rank 3, and"),
+         "are 1 updates of rank 3, but enable_lora names 2 of q, k, v"),
+        (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B[:8]}, "are 2 updates of rank 3, but"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B[:, :, None, None]},
          r"it has \(6, 8\) and \(16, 3, 1, 1\)"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": np.stack([B, B], 2)},
          r"it has \(6, 8\) and \(16, 3, 2\)"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B, "_orig_mod.h.0.attn.c_attn.lora_A": A},
-         "'_orig_mod.h.0.attn.c_attn.lora_A' is not the only tensor that means h.0.attn.c_attn.lora_A"),
-        (lambda A, B: {"h.0.mlp.c_fc.lora_A": A, "h.0.mlp.c_fc.lora_B": B}, "and that is for c_attn only"),
+         "'_orig_mod.h.0.attn.c_attn.lora_A' is not the only tensor for h.0.attn.c_attn.lora_A"),
+        (lambda A, B: {"h.0.mlp.c_fc.lora_A": A, "h.0.mlp.c_fc.lora_B": B}, "but only c_attn can have that"),
     ],
 )
 def test_what_is_no_such_checkpoint_is_refused(tmp_path, edit, message):
@@ -177,7 +177,7 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, edit, message):
 
 def test_a_checkpoint_itself_is_no_adapter(tmp_path):
     (tmp_path / "model.pt").write_bytes(saved(checkpoint()[0]))
-    with pytest.raises(FileError, match=r"model\.pt is a file, .*; convert_adapter\.py makes one of a loralib"):
+    with pytest.raises(FileError, match=r"model\.pt is a file, .*; convert a loralib checkpoint with convert_adapter"):
         load_adapter(base(), tmp_path / "model.pt")
 
 

@@ -154,6 +154,11 @@ def test_what_a_certificate_measures():
     for each, probabilities in ((found.unmerged, p), (found.merged, q)):
         assert each.tokens == len(predicted)
         assert each.nll == pytest.approx(-np.log(probabilities[predicted - 1, IDS[predicted]]).mean(), rel=1e-9)
+        assert each.ppl == np.exp(each.nll)
+
+
+def test_a_perplexity_beyond_floats_is_infinite():
+    assert merge.TextLoss(800.0, 1).ppl == np.inf
 
 
 def test_certificate_of_a_merged_folder(tmp_path):

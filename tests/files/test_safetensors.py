@@ -157,7 +157,7 @@ WRONG = {
     "wrong size": (layout({"a": entry("F64")}, bytes(8)), r"F64 of shape \[2\] takes 16 bytes, but .*\[0, 8\] hold 8"),
     "overlap": (layout({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12)), "'b' overlaps another"),
     "same place": (layout({"a": entry(), "b": entry()}, bytes(8)), "'b' overlaps another"),
-    "hole": (layout({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20)), "'b' leaves a hole .* 12 where 8 is"),
+    "hole": (layout({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20)), "'b' leaves a hole .* 12, but 8 is"),
     "hole first": (layout({"a": entry(offsets=[8, 16])}, bytes(16)), "'a' leaves a hole before it"),
     "rest": (layout({"a": entry()}, bytes(9)), "the tensors cover 8 of 9 bytes"),
     "newline in a name": (layout({"a\nb": entry("Q")}, bytes(8)), r"tensor 'a\\nb': dtype 'Q'"),

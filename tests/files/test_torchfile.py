@@ -370,7 +370,7 @@ BAD_VALUES = {
     "name": ({"w": Name("torch FloatStorage")}, "'w' is of type Global"),
     "storage": ({"w": storage()}, "'w' is of type Storage"),
     "numbered": ({5: tensor()}, "5 is of type Tensor; every entry must be a named tensor"),
-    "twice": (Raw(opcodes({"w": tensor()})[:-1] + opcodes("w") + opcodes(tensor()) + b"u"), "name is there twice"),
+    "twice": (Raw(opcodes({"w": tensor()})[:-1] + opcodes("w") + opcodes(tensor()) + b"u"), "an entry occurs twice"),
     "tuple as a name": ({(1, 2): tensor()}, "is of type tuple"),
     "odd": (Raw(b"}(" + opcodes("w") + b"u"), "damaged"),
     "call of a string": ({"w": Call(("os.mkdir", ("x",)))}, "type str where another belongs"),
@@ -506,10 +506,10 @@ def test_wrong_legacy_files(refused):
     refused(legacy(good, protocol=1000), "its pickles do not start with 1001")
     refused(legacy(good, protocol=(1001,)), "its pickles do not start with 1001")
     for keys in ([], ["0", "1"], ["1"], [0], ("0",), [["0"]]):
-        refused(legacy(good, keys=keys), "the list of its storages is not that of the tensors")
-    refused(legacy(good, keys=["0", "0"]), "ends after the file does|not that of the tensors")
+        refused(legacy(good, keys=keys), "the storages in its list are not the storages of its tensors")
+    refused(legacy(good, keys=["0", "0"]), "ends after the end of the file|not the storages of its tensors")
     for length in (7, 2**62, -1):
-        refused(legacy(good, {"0": (length, DATA.tobytes())}), "storage '0' ends after the file does")
+        refused(legacy(good, {"0": (length, DATA.tobytes())}), "storage '0' ends after the end of the file")
     refused(legacy(good) + b"\0", "1 bytes follow the last storage")
 
 

@@ -109,7 +109,7 @@ def test_held_out_data(refused, folder):
 
 def test_an_empty_name_is_not_the_default(refused):
     """As of an unset variable of the shell."""
-    assert "a model is named by a folder or a hub id, not by ''" in refused(*FINETUNE, "--model", "")
+    assert "'' names no model; a folder or a hub id would be right" in refused(*FINETUNE, "--model", "")
 
 
 # Models
@@ -318,7 +318,7 @@ def test_folders_that_cannot_be_written(refused, out):
 
 def test_folders_that_hold_something(refused):
     assert "run holds a run already" in refused(*FINETUNE, "--out", "run")
-    assert "cannot write model: it is there already, and is not an empty folder" in refused(*MERGE, "--out", "model")
+    assert "cannot write model: it exists already and is not an empty folder" in refused(*MERGE, "--out", "model")
 
 
 @pytest.mark.parametrize("spoil, message", [
