@@ -72,7 +72,7 @@ def test_calls_follow_the_content():
                                    [{"type": "function"}]])
 def test_what_is_no_call_is_refused(calls):
     given = {"messages": [{"role": "assistant", "content": None, "tool_calls": calls}]}
-    assert refusal(given).startswith('f:1: message 1: its "tool_calls" hold what is no call; expected [{"type": "func')
+    assert refusal(given).startswith('f:1: message 1: its "tool_calls" hold something that is not a call; expected [')
 
 
 @pytest.mark.parametrize("message", [{"content": None}, {"content": None, "tool_calls": None},

@@ -111,5 +111,5 @@ def test_equal_sequences_stay_as_they_were_drawn():
 
 def test_fewer_tokens_than_a_sequence_has_are_refused():
     assert Order([3, 9, 4], 0, 1, 9).steps_per_epoch == 2
-    with pytest.raises(ConfigError, match="batch_tokens = 8: it must be at least 9, as many as the longest"):
+    with pytest.raises(ConfigError, match="batch_tokens = 8: it must be at least 9, the length of the longest"):
         Order([3, 9, 4], 0, 1, 8)

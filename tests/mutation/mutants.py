@@ -506,7 +506,6 @@ TABLE = {
         ("all is held out by the first id", "hashlib.sha256(key)", "hashlib.sha256(key[:4])"),
         ("another fraction is held out", "self._val_fraction * 2**64", "self._val_fraction * 2**63"),
         ("the fingerprint is blind to the cuts", "starts, lengths]))", "]))"),
-        ("a batch in the order of the file", "for i in indices], [", "for i in sorted(indices)], ["),
         ("a field may spell a special token", 'getattr(text, "literals", ())', "[(0, len(text))]"),
         ("a template may not", 'getattr(text, "literals", ())', "()"),
         ("a special token that another begins with", "sorted(self._special, key=len, reverse=True)",
@@ -514,6 +513,9 @@ TABLE = {
         ("two ends of text", "parts = [self._end] if last != self._eos_id else []", "parts = [self._end]"),
         ("special tokens of all data are tokens", "split_special_tokens=split_special_tokens)",
          "split_special_tokens=False)"),
+    ],
+    "data/sequences.py": [
+        ("a batch in the order of the file", "for i in indices], [", "for i in sorted(indices)], ["),
     ],
     "data/chats.py": [
         ("calls before the content", "[*([] if is_blank(content) else [content]), *calls]",
