@@ -1,4 +1,4 @@
-"""Conversations as people write them down, to messages."""
+"""Conversations in the usual formats become messages."""
 
 import pytest
 
@@ -110,7 +110,7 @@ def test_sharegpt():
 
 
 def test_a_system_beside_the_messages_comes_first():
-    """As LLaMA-Factory writes ShareGPT's, and Anthropic its messages."""
+    """LLaMA-Factory writes ShareGPT's conversations so, and Anthropic its messages."""
     for name, given in (("conversations", {"from": "human", "value": "a"}),
                         ("messages", {"role": "user", "content": "a"})):
         assert messages({name: [given], "system": "s"}) == [("system", "s"), ("user", "a")]

@@ -103,7 +103,7 @@ def literal(words):
 
 
 def test_special_tokens_are_plain_text_but_in_a_template(characters):
-    """Where the template has a special token the text is cut; elsewhere it is one."""
+    """The text is cut only at a special token that the template spells out."""
     read = []
 
     class Noting(type(characters)):
@@ -166,7 +166,7 @@ conversations = st.lists(st.lists(st.tuples(words, st.booleans()), min_size=1, m
 
 @given(conversations, st.integers(2, 12))
 def test_nothing_is_lost_unseen(characters, texts, max_length):
-    """Every id is in a sequence or counted as cut; what is learned is in one, as a target once or as the first id."""
+    """Every id is in a sequence or counted as cut. A learned id is in one, once as a target or as the first id."""
     encoded, _ = encode(characters, [document(*segments) for segments in texts], max_length)
     for text in texts:
         one, _ = encode(characters, [document(*text)], max_length)
@@ -208,7 +208,7 @@ def test_a_stream_is_one_text(characters):
 
 
 def test_a_text_has_the_ids_it_has_alone(characters):
-    """However many are handed to the tokenizer together."""
+    """The number of texts that the tokenizer gets together does not matter."""
     texts = ["a" * n for n in (3, 300_000, 2, 200_000, 100_000, 1)]
     encoded = encode_texts(characters, texts, max_length=300_001)
     assert [len(sequence) for sequence in encoded.sequences] == [len(text) + 1 for text in texts]
@@ -281,7 +281,7 @@ def test_the_fingerprint_is_of_all_that_is_trained_on(characters):
 
 
 def test_what_is_encoded_lies_in_a_file(characters, memory):
-    """What is held in the end is far less than the ids and the masks, 500 kB here."""
+    """In the end, memory holds far less than the ids and the masks, which are 500 kB here."""
     encoded, held, _ = memory(lambda: encode(characters, (document(("a" * 100, True)) for _ in range(1000)), 256)[0])
     assert encoded.tokens == 101_000
     assert held < 60_000

@@ -16,7 +16,7 @@ ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def fields_of(path, **options):
-    """The fields of each record, a stream's text in one piece."""
+    """Return the fields of each record, with a stream's text in one piece."""
     return [{name: "".join(value) if isinstance(value, readers.Stream) else value
              for name, value in record.fields.items()} for record in read_records(path, **options)]
 
@@ -30,7 +30,7 @@ def places_of(path, **options):
 
 
 def refusal(path, **options):
-    """What is said of a file that cannot be read, without its path."""
+    """Return the message for a file that cannot be read, without its path."""
     with pytest.raises(FormatError) as caught:
         fields_of(path, **options)
     assert str(caught.value).isprintable()
@@ -142,7 +142,7 @@ def test_a_stream_comes_in_pieces_that_end_where_a_word_does(tmp_path_factory, p
 
 
 def test_tokens_do_not_reach_across_the_pieces_of_a_stream(written, monkeypatch):
-    """So a text has the ids it would have whole."""
+    """So the pieces of a text have the same ids as the whole text."""
     from npgpt import Tokenizer
     tokenizer = Tokenizer.from_pretrained("tiny")
     words = ["don't", "a", "  two", "3.14", "\n", "\n\n def", "naïve", "?!", "\t", "word's", "\u3000"]

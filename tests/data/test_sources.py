@@ -1,4 +1,4 @@
-"""Which files are read, by whom, and for what."""
+"""Which files are read, by which reader, and for which split."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import pytest
 from npgpt.data import Documents, is_text, read_records, sources, splits
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
-# Files in a folder, and what `datasets` 5.2 loads of them: tests/parity/test_datasets.py asks it again.
+# Files in a folder, and those that `datasets` 5.2 loads; tests/parity/test_datasets.py asks it again.
 LAYOUTS = {
     "train.jsonl validation.jsonl test.jsonl": {"train": ["train.jsonl"], "validation": ["validation.jsonl"],
                                                 "test": ["test.jsonl"]},

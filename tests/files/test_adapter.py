@@ -71,7 +71,7 @@ def base(dtype=np.float32, **changes):
 
 
 def adapted(targets=("c_attn",), r=2, lora_alpha=8, name="default", model=None):
-    """A small model under an adapter whose B is not zero, so that it has an effect."""
+    """A small model with an adapter. Its B is not zero, so that it has an effect."""
     model = add_lora(model or base(), LoraConfig(r, lora_alpha, 0.0, targets), seed=1, name=name)
     draw = np.random.default_rng(2)
     for update in updates(model, name).values():
@@ -102,7 +102,7 @@ def edit_config(folder, **fields):
 
 
 def edit_weights(folder, edit):
-    """Rewrite the weights as edit(dict key -> array) returns them."""
+    """Replace the weights by the result of edit(dict key -> array)."""
     path = folder / "adapter_model.safetensors"
     safetensors.write(path, edit({key: array.copy() for key, array in safetensors.read(path).items()}))
 
@@ -276,7 +276,7 @@ def test_other_spellings_of_keys(folder, spell):
 
 
 def test_names_of_wrapped_modules_in_the_configuration(tmp_path):
-    """PEFT writes "all-linear" out, with the wrapper's name where each block was compiled; and so its patterns."""
+    """PEFT lists the modules of "all-linear". If each block was compiled, the names have a wrapper's."""
     model = adapted(["mlp.c_fc", "h.1.attn.c_attn"], model=base())
     save_adapter(model, tmp_path)
     edit_weights(tmp_path, lambda tensors: {key.replace(".h.1.", ".h.1._orig_mod."): tensors[key] for key in tensors})
@@ -290,7 +290,7 @@ def test_names_of_wrapped_modules_in_the_configuration(tmp_path):
 
 
 def test_pattern_of_a_model_without_a_head(tmp_path):
-    """There, modules are called h.0.attn.c_attn, and the regular expression was written for that."""
+    """There, modules have names such as h.0.attn.c_attn, and the regular expression was written for them."""
     model = adapted(["h.1.attn.c_attn"])
     save_adapter(model, tmp_path)
     edit_weights(tmp_path, lambda tensors: {key.replace("transformer.", ""): tensors[key] for key in tensors})
@@ -327,7 +327,7 @@ def test_weights_are_taken_to_the_models_dtype(folder, dtype):
 @pytest.mark.parametrize("form", [archive, legacy])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_older_file_of_weights(folder, form, dtype):
-    """adapter_model.bin, read without unpickling it, gives what the same numbers in a safetensors file give."""
+    """adapter_model.bin, read without unpickling, gives the same as a safetensors file with the same numbers."""
     def narrow(array):
         return (array.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else array.astype(dtype)
 
@@ -352,7 +352,7 @@ def test_unknown_fields_are_named(folder):
 
 @pytest.mark.parametrize("version", ["0.2", "0.12"])
 def test_files_of_older_versions(folder, version):
-    """Every field of such a version, those that PEFT has dropped since too, and none that came later: no warning."""
+    """A file with all fields of such a version, also those that PEFT has dropped since, gives no warning."""
     path = folder / "adapter_config.json"
     fields = json.loads(path.read_text())
     old = {"base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout",
@@ -494,14 +494,14 @@ def test_every_tensor_is_accounted_for(folder, edit, match):
 
 @pytest.mark.parametrize("form", [archive, legacy])
 def test_an_empty_file_of_the_older_form(folder, form):
-    """443 bytes of no tensors: what came of PEFT 0.3 where a script had replaced the model's state_dict."""
+    """443 bytes without tensors: PEFT 0.3 wrote such files if a script had replaced the model's state_dict."""
     (folder / "adapter_model.safetensors").unlink()
     (folder / "adapter_model.bin").write_bytes(form({}, {}))
     refused(folder, r"adapter_model\.bin is not a whole adapter, it holds no tensors: .* or a replaced state_dict")
 
 
 def test_a_file_that_holds_its_base_as_well(folder):
-    """The state of a whole PeftModel, saved as the adapter: PEFT puts equal weights over equal ones."""
+    """The state of a whole PeftModel, saved as the adapter. PEFT would replace weights by equal ones."""
     model = base()
     whole = {f"base_model.model.transformer.{name.replace('c_attn.', 'c_attn.base_layer.')}": tensor.data
              for name, tensor in model.parameters().items()}

@@ -42,7 +42,7 @@ def assert_same(model, other):
 
 
 def refused(folder, kind=FormatError):
-    """Return the message with which loading fails; it is one line and names the folder."""
+    """Return the message of the error in loading; it is one line and names the folder."""
     with pytest.raises(kind) as caught:
         checkpoint.from_pretrained(folder)
     message = str(caught.value)
@@ -124,7 +124,7 @@ def test_prefixes_and_masks(tmp_path, model, prefix):
 
 
 def test_wrappers_around_blocks(tmp_path, model):
-    """torch.compile, FSDP and checkpoints of activations may stand around each block, and masks are inside them."""
+    """torch.compile, FSDP and activation checkpointing may wrap each block, with the masks inside it."""
     put(tmp_path, {f"transformer.{name}".replace(".attn.", "._orig_mod.attn._fsdp_wrapped_module."): array
                    for name, array in weights(model).items() if name != "lm_head.weight"}
         | {"transformer.h.0._orig_mod.attn.bias": np.ones((1, 1, 6, 6), np.uint8)}
@@ -218,7 +218,7 @@ def test_a_quantised_model_is_refused_by_its_configuration(tmp_path, tied):
 
 
 def test_general_names_in_the_configuration(tmp_path, tied):
-    """transformers takes them; passed over, another number of heads would go unnoticed."""
+    """transformers accepts them. If npgpt ignored them, nobody would notice a wrong number of heads."""
     put(tmp_path, weights(tied))
     fields = json.loads((tmp_path / "config.json").read_text())
     names = {"n_embd": "hidden_size", "n_positions": "max_position_embeddings", "n_head": "num_attention_heads",

@@ -1,4 +1,4 @@
-"""What a GGUF file cannot hold is refused before anything is written. What it holds: tests/parity/test_gguf.py."""
+"""A model that a GGUF file cannot hold is refused before writing. tests/parity/test_gguf.py checks the content."""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""loralib's checkpoints, against its own mathematics written out: each third of c_attn has matrices of its own."""
+"""loralib's checkpoints, compared with its formulas: each third of c_attn has its own matrices."""
 
 import json
 
@@ -21,7 +21,7 @@ def base(dtype=np.float64):
 
 
 def checkpoint(enabled="qv", prefix="transformer.", layers=2, seed=2):
-    """The tensors of a checkpoint, and the model's c_attn weights, by layer, under its updates."""
+    """Return the tensors of a checkpoint, and c_attn's weight in each layer with its updates added."""
     draw = np.random.default_rng(seed)
     tensors, weights = {}, {}
     for layer in range(layers):
@@ -73,7 +73,7 @@ def test_spellings_and_files(tmp_path, assert_close, prefix, form):
 
 
 def test_the_older_form_of_peft(tmp_path, assert_close):
-    """adapter_model.bin of PEFT until 0.2, which load_adapter refuses by its configuration: B is a convolution's."""
+    """adapter_model.bin of PEFT until 0.2: B is a convolution's, and load_adapter refuses the configuration."""
     tensors, weights = checkpoint(prefix="base_model.model.transformer.")
     tensors = {f"{key}.weight": array[:, :, None] if key.endswith("B") else array for key, array in tensors.items()}
     (tmp_path / "adapter_model.bin").write_bytes(saved(tensors))
@@ -98,7 +98,7 @@ def test_fields_of_the_configuration(tmp_path):
 
 
 def test_modules_of_another_rank(tmp_path):
-    """loralib's Linear is in PEFT's form already; beside MergedLinear its rank and alpha are exceptions."""
+    """loralib's Linear is in PEFT's form already. Beside MergedLinear, its rank and alpha become exceptions."""
     tensors = checkpoint()[0]
     for layer in range(2):
         name = f"transformer.h.{layer}.mlp.c_fc"
@@ -117,7 +117,7 @@ def test_modules_of_another_rank(tmp_path):
 
 
 def test_trained_biases(tmp_path):
-    """lora_state_dict(bias="lora_only") and "all": the masks, which it takes for biases too, are none."""
+    """lora_state_dict(bias="lora_only") and "all". loralib saves masks as biases too, but they are not biases."""
     tensors = checkpoint()[0]
     for layer in range(2):
         tensors[f"transformer.h.{layer}.attn.bias"] = np.ones((1, 1, 16, 16), "f4")
@@ -132,7 +132,7 @@ def test_trained_biases(tmp_path):
 
 
 def test_a_whole_model_is_compared_with_the_base(tmp_path):
-    """The code that made the published results saves all of the model in the end."""
+    """The program of the published results saves the whole model at the end."""
     tensors, _ = checkpoint()
     model = base(np.float32)
     whole = tensors | {f"transformer.{name}": tensor.data for name, tensor in model.parameters().items()}

@@ -1,4 +1,4 @@
-"""MLX's files: what it wrote and computes, and what is refused."""
+"""MLX's files compute the same here as in MLX, and wrong files are refused."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def edit(folder, change):
-    """Rewrite the tensors as change(dict key -> array) returns them."""
+    """Replace the tensors by the result of change(dict key -> array)."""
     path = folder / "adapters.safetensors"
     safetensors.write(path, change({key: array.copy() for key, array in safetensors.read(path).items()}))
 
@@ -54,7 +54,7 @@ def test_numbers_are_the_same(tmp_path, folder):
 
 
 def test_a_whole_model(tmp_path, assert_close):
-    """Linear weights (out, in): refused where a model is read, and turned by the converter of nanoGPT's."""
+    """Linear weights are (out, in): loading a model refuses them, and nanoGPT's converter transposes them."""
     path = FOLDER / "model.safetensors"
     (tmp_path / "config.json").write_text(json.dumps(base().config.to_dict()))
     shutil.copy(path, tmp_path)

@@ -1,4 +1,4 @@
-"""nanoGPT's and minGPT's checkpoints: files that torch wrote with what their models compute, and others made here."""
+"""nanoGPT's and minGPT's checkpoints: files that torch wrote, with their models' results, and files made here."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ def test_what_torch_wrote_computes_the_same_here(tmp_path, assert_close, name):
 
 
 def state(bias=True, tied=True, prefix="transformer.", vocab_size=29, positions=12):
-    """Tensors as such a model has them, those of linear layers (out, in)."""
+    """Return the tensors of such a model; linear layers' weights are (out, in)."""
     draw = np.random.default_rng(0)
     shapes = {"wte.weight": (vocab_size, C), "wpe.weight": (positions, C), "ln_f.weight": (C,), "ln_f.bias": (C,)}
     for layer in range(2):
@@ -52,7 +52,7 @@ def state(bias=True, tied=True, prefix="transformer.", vocab_size=29, positions=
 
 @pytest.fixture
 def write(tmp_path):
-    """write(tensors, model_args, form) -> path of a checkpoint; without model_args the tensors alone."""
+    """write(tensors, model_args, form) -> path of a checkpoint; without model_args, it holds only the tensors."""
     def put(tensors, arguments=None, form=archive):
         beside = {} if arguments is None else {"under": "model", "model_args": arguments, "iter_num": 5}
         (tmp_path / "ckpt.pt").write_bytes(saved(tensors, form, **beside))
@@ -87,7 +87,7 @@ def test_spellings(tmp_path, write, prefix):
 
 
 def test_the_activation(tmp_path, write):
-    """Model_args without a word of bias are older than the exact form; what is given decides."""
+    """model_args without "bias" are older than the exact form; an argument takes precedence."""
     for i, (arguments, given, activation) in enumerate([
         (ARGUMENTS, None, "gelu"), (SIZES, None, "gelu_new"), (ARGUMENTS, "gelu_new", "gelu_new"),
         (SIZES, "gelu", "gelu"), (None, "gelu", "gelu"),

@@ -1,4 +1,4 @@
-"""Pickles of plain values; what is allowed beside them, and what hostile pickles meet, is in test_torchfile.py."""
+"""Pickles of plain values. test_torchfile.py has tensors, and hostile pickles."""
 
 import pickle
 

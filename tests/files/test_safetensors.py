@@ -13,7 +13,7 @@ DTYPES = ["?", "u1", "i1", "<i2", "<u2", "<f2", "<i4", "<u4", "<f4", "<f8", "<i8
 
 
 def layout(header, data=b""):
-    """The bytes of a file with this header: an object, or the header's own bytes."""
+    """Return the bytes of a file with this header: an object, or the header's bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
@@ -165,7 +165,7 @@ WRONG = {
 
 
 def test_metadata_may_be_null(tmp_path):
-    """So some programs write it; the official reader takes it."""
+    """Some programs write it so, and the official reader accepts it."""
     header = b'{"__metadata__":null,"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + np.float32(2).tobytes())
     assert safetensors.read(tmp_path / "x.safetensors") == {"w": np.float32([2])}

@@ -1,4 +1,4 @@
-"""Tokens that were added: rows for them in a model, and what an adapter's file holds of them. PEFT's side of it is in
+"""Added tokens: their rows in a model, and their rows in an adapter's file. The comparison with PEFT is in
 tests/parity/test_matrix.py."""
 
 import numpy as np
@@ -31,7 +31,7 @@ def base(tied=True, rows=15, dtype=np.float32):
 
 
 def adapted(model, **fields):
-    """`model` under an adapter, with all that trains moved."""
+    """Return `model` with an adapter, and with all trainable numbers changed."""
     add_lora(model, LoraConfig(**{"r": 2, "lora_alpha": 4, "lora_dropout": 0.0} | fields))
     draw = np.random.default_rng(1)
     for tensor in model.trainable_parameters().values():
@@ -135,7 +135,7 @@ def test_rows_are_listed_once(tied):
 
 
 def test_rows_of_which_no_text_has_any(tied):
-    """Their gradient at the look-up is zero; through a tied head it is not."""
+    """At the look-up their gradient is zero, but through a tied head it is not."""
     model = adapted(base(tied, dtype=np.float64), target_modules=["c_attn"], trainable_token_indices=[14])
     gradients = backward(model.loss(Batch.from_sequences([[1, 2, 3]])))
     (row,) = gradients[model.parameters()["wte.trainable_tokens_delta"]]
@@ -156,7 +156,7 @@ def test_rows_beyond_the_table():
 
 
 def test_two_adapters_with_rows(tied, assert_close):
-    """Weighted, each moves its rows from the base's by its weight; and one alone is what it was."""
+    """In a weighted sum, each adapter moves its rows by its weight; a single adapter stays the same."""
     model = adapted(base(tied, dtype=np.float64), target_modules=["c_attn"], trainable_token_indices=[13])
     alone = model.logits(IDS)
     add_lora(model, LoraConfig(r=2, lora_dropout=0.0, trainable_token_indices=[14, 13]), name="b")
@@ -243,7 +243,7 @@ def test_an_untied_head_needs_rows_of_its_own(tmp_path):
     {"target_modules": ["c_attn"], "trainable_token_indices": [14, 2]},
 ], ids=lambda fields: "-".join(fields["target_modules"] + fields.get("modules_to_save", []) + list(fields)[1:]))
 def test_saved_tables_take_the_place_of_other_rows(fields, tied, tmp_path, assert_close):
-    """As where another program drew the new rows of the base: what the adapter computes comes from its file alone."""
+    """Another program may have drawn the base's new rows. The adapter then computes only with the rows of its file."""
     model = base(tied)
     draw = np.random.default_rng(3)
     for weight in {id(table): table for table in (model.wte.weight, model.head())}.values():
