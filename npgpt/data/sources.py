@@ -9,7 +9,7 @@ from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 READERS = {".txt": read_text, ".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json, ".csv": read_csv,
            ".parquet": read_parquet}
-ALSO_TEXT = ("", ".text", ".md", ".raw", ".tokens")  # if named as a single file; in a folder they are seldom data
+ALSO_TEXT = ("", ".text", ".md", ".raw", ".tokens")  # read if they are named; in a folder they are passed over
 ADVICE = {
     "save the table as .csv": ".tsv .tab .xls .xlsx .ods",
     "unpack it, and name the file in it": ".gz .zip .bz2 .xz .zst .tar .tgz .7z .rar",

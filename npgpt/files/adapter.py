@@ -83,8 +83,8 @@ def write_files(folder, tensors, fields):
     fields   dict of the configuration's fields that differ from PEFT's defaults
     """
     fields = PEFT_DEFAULTS | {"fan_in_fan_out": True, "inference_mode": True, "task_type": "CAUSAL_LM"} | fields
-    safetensors.write(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
-    write_json(folder / CONFIG_FILE, fields, sort_keys=True)
+    safetensors.write(Path(folder) / WEIGHTS_FILE, tensors, {"format": "pt"})
+    write_json(Path(folder) / CONFIG_FILE, fields, sort_keys=True)
     return fields
 
 

@@ -37,8 +37,8 @@ IGNORED = {
 }  # fmt: skip
 # The fields that hold names of modules.
 NAMES = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern")
-# The initialisations that leave the base as it was, besides npgpt's own. The others subtract the first value of B A
-# from the base. Of these, "pissa" can be repeated exactly from the base, so npgpt does it.
+# The initialisations that leave the base as it was, besides npgpt's own. The others subtract from the base what they
+# put into A and B. "pissa" can be repeated exactly from the base, so npgpt does this.
 PLAIN_INITIALISATIONS = (None, "eva", "mica")
 
 

@@ -66,7 +66,7 @@ def file(name, filename, revision=None, local_files_only=False):
 def reading(name, filename, revision=None):
     """Add to a FormatError inside this block how to download the file of the model `name` again.
 
-    The cache holds a link to the bytes, so to delete the file there would not help; a command does.
+    This needs a command. The file in the cache is only a link: after deleting it, a download finds the same bytes.
     """
     try:
         yield

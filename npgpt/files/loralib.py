@@ -56,7 +56,7 @@ def convert(path, folder, lora_alpha, enable_lora=("q", "v"), model=None):
         raise ConfigError(f"enable_lora = {enable_lora!r}: it must be one or more of {', '.join(OUTPUTS)}")
     if not 0 < lora_alpha < math.inf:
         raise ConfigError(f"lora_alpha = {lora_alpha!r}: it must be a positive number")
-    path, folder = Path(path), Path(folder)
+    path = Path(path)
     rest = _read_by_name(path)
     modules = list(dict.fromkeys(name.rpartition(".lora_")[0] for name in rest if re.search(r"\.lora_[AB]$", name)))
     if not modules:

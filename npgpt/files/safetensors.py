@@ -122,7 +122,7 @@ def _check_entry(where, entry, available):
 
 
 def _are_sizes(value):
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)  # a bool is no size
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)  # a bool is not a size
 
 
 def _check_cover(path, entries, available):

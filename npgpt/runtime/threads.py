@@ -16,7 +16,7 @@ import threadpoolctl
 
 from npgpt.runtime.errors import ConfigError
 
-LEAST_WIDTH = 300     # a narrower model's matrices fit into one core's cache, so it shares work from LEAST_WORK on only
+LEAST_WIDTH = 300     # the matrices of a narrower model fit into one core's cache, so it needs LEAST_WORK to gain
 MOST = 1024           # threads: more than the cores of any machine this is for; each further thread only takes memory
 LEAST_WORK = 1 << 15  # tokens times width: with less, handing out shares costs more than it gains
 
