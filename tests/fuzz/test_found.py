@@ -1,4 +1,4 @@
-"""What fuzzing has found, each as one small file."""
+"""The errors that fuzzing has found, each as one small file."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def edit(path, **fields):
 
 
 def edit_tensors(path, **changed):
-    """Write the file again with one value of the tensor whose name ends so."""
+    """Write the file again with new tensors: each replaces the tensor whose name has this end."""
     held = {name: array.copy() for name, array in safetensors.read(path).items()}
     for end, array in changed.items():
         name = next(name for name in held if name.endswith(end))
