@@ -88,12 +88,12 @@ class LanguageModel(Module):
         Source    Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
         """
         if not isinstance(n, int | np.integer) or n < 1:
-            raise ConfigError(f"resize_token_embeddings({n!r}): a vocabulary has a whole number of tokens, at least 1")
+            raise ConfigError(f"resize_token_embeddings({n!r}): the number of tokens must be whole, and at least 1")
         tables = {name: module for name, module in vars(self).items() if name in ("wte", "lm_head")}
         changed = [name for name, table in tables.items() if type(table) is not Embedding]
         if changed:
             raise ConfigError(f"cannot resize the vocabulary: an adapter changes {' and '.join(sorted(changed))}; "
-                              "resize the base before it gets an adapter")
+                              "resize the base before you add an adapter")
         old = self.config.vocab_size
         if n == old:
             return

@@ -18,11 +18,6 @@ PACKAGE = Path(npgpt.__file__).parent
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
 FOLDERS = sorted({path.parent for path in FILES.values()})
 
-# Imports that do not yet point the way of the lists, module -> what it imports, and why.
-EXCEPTIONS = {
-    "exchange.merge": {"evaluation.evaluate": "the certificate is a perplexity"},
-}
-
 
 @functools.cache
 def listed(folder):
@@ -75,16 +70,11 @@ def test_each_folder_lists_what_is_in_it(folder):
     assert sorted(listed(folder)) == sorted(inside - {"__init__", "__pycache__"})
 
 
-def test_exceptions_are_of_modules_that_are_there():
-    assert EXCEPTIONS.keys() <= FILES.keys()
-
-
 def test_imports_point_one_way(module):
     name, tree = module
     others = {other for other in imported(ast.walk(tree)) if other in FILES}
     wrong = {other for other in others if place(other) >= place(name)}
-    assert wrong == EXCEPTIONS.get(name,
-                                   {}).keys(), f"not as EXCEPTIONS says: {name} imports from below it {sorted(wrong)}"
+    assert not wrong, f"{name} imports from below it: {sorted(wrong)}"
 
 
 def test_there_is_no_torch(module):

@@ -150,7 +150,7 @@ def test_a_mapped_model_is_resized_and_its_file_stays(tmp_path):
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, "3"])
 def test_sizes_that_cannot_be(n):
-    with pytest.raises(ConfigError, match=r"resize_token_embeddings\(.*: a vocabulary has a whole number of tokens"):
+    with pytest.raises(ConfigError, match=r"resize_token_embeddings\(.*: the number of tokens must be whole"):
         base().resize_token_embeddings(n)
 
 

@@ -1,17 +1,17 @@
 """PEFT's adapter files <-> LoRA.
 
-A folder holds adapter_config.json and adapter_model.safetensors (before 2023 adapter_model.bin, which is read as well),
-whose keys are module names as PEFT sees them:
+A folder holds adapter_config.json and adapter_model.safetensors. (Before 2023 it was adapter_model.bin, which is read
+too.) The keys of the tensors are PEFT's names of modules:
 
     base_model.model.transformer.h.0.attn.c_attn.lora_A.weight      (R, in)
     base_model.model.transformer.h.0.attn.c_attn.lora_B.weight      (out, R)
 
-Reading is strict. PEFT runs an adapter that does not fit its base with a warning at most, and the result looks like a
-working model: here every tensor of the file is used and every adapted module is given all of its tensors, or the
-adapter is refused. The same holds for a field of the configuration that changes what the adapter computes: see
-`adapter_config`.
+Reading is strict. If an adapter does not fit its base, PEFT warns at most, and the result looks like a working model.
+Here, every tensor of the file must be used, and every adapted module must get all its tensors; otherwise the adapter is
+refused. It is also refused if the configuration has a field that changes what the adapter computes and that npgpt does
+not know: see `adapter_config`.
 
-Source: files written by PEFT 0.21.2, and its LoraConfig.
+peft itself does not run without torch. Source: files written by PEFT 0.21.2, and its LoraConfig.
 """
 
 import os
@@ -37,7 +37,7 @@ from npgpt.runtime.seeding import generator
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model.transformer."
 
-# What tensors are called in the file, where not as in the model's parameters.
+# The names of tensors in the file, if they differ from the names of the model's parameters.
 IN_FILE = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_B_bias": "lora_B.bias",
            "trained_weight": "weight", "trained_bias": "bias",
            "trainable_tokens_delta": "token_adapter.trainable_tokens_delta"}
@@ -46,12 +46,12 @@ IN_FILE = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_B_bias": 
 def save_adapter(model, folder, name="default", save_embedding_layers="auto"):
     """Write the adapter called `name` as PEFT does, in float32.
 
-    folder                 where the two files go; the files of a name other than "default" go to folder/name
-    save_embedding_layers  whether to write the token table and the head as well, whole. "auto": where the vocabulary
-                           was resized and the adapter does not hold all the new rows itself
+    folder                 the folder for the two files; an adapter with another name than "default" goes to folder/name
+    save_embedding_layers  whether to write the whole token table and the head too. "auto": if the vocabulary was
+                           resized and the adapter does not hold all new rows itself
 
-    Each file is written whole or not at all, the configuration last: a folder that has one has its weights.
-    Raises ConfigError where the model has no such adapter, FileError where the folder cannot be written.
+    Each file is written whole or not at all, and the configuration last: if a folder has it, it has the weights too.
+    Raises ConfigError if the model has no such adapter, FileError if the folder cannot be written.
     """
     made = {whole_name(module): update for module, update in updates(model, name).items()}
     if save_embedding_layers not in (True, False, "auto"):
@@ -59,6 +59,37 @@ def save_adapter(model, folder, name="default", save_embedding_layers="auto"):
     if needs_tables(model, made) if save_embedding_layers == "auto" else save_embedding_layers:
         made = with_tables(model, made)
     config = next(iter(made.values())).config
+    tensors, ranks, alphas = _to_write(made)
+    # For a regular expression, the file lists the modules that it matched, as PEFT's does for "all-linear". Ranks and
+    # alphas get whole names: the first expression that matches decides, and the file's sorting would change the order.
+    given = not isinstance(config.target_modules, str)
+    r, alpha = _most(ranks.values(), config.r), _most(alphas.values(), config.lora_alpha)
+    write_files(_place(folder, name), tensors, {field: _json(getattr(config, field)) for field in FIELDS} | {
+        "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
+        "base_model_name_or_path": model.name_or_path,
+        "exclude_modules": _json(config.exclude_modules) if given else None,
+        "init_lora_weights": True if config.init_lora_weights in ("pissa", "olora") else config.init_lora_weights,
+        "lora_alpha": alpha,
+        "r": r,
+        "rank_pattern": {module: value for module, value in ranks.items() if value != r},
+        "target_modules": sorted(set(config.target_modules)) if given else list(ranks),
+    })
+
+
+def write_files(folder, tensors, fields):
+    """Write PEFT's two files of an adapter, and return all fields of its configuration. Raises FileError.
+
+    tensors  dict key -> array
+    fields   dict of the configuration's fields that differ from PEFT's defaults
+    """
+    fields = PEFT_DEFAULTS | {"fan_in_fan_out": True, "inference_mode": True, "task_type": "CAUSAL_LM"} | fields
+    safetensors.write(Path(folder) / WEIGHTS_FILE, tensors, {"format": "pt"})
+    write_json(Path(folder) / CONFIG_FILE, fields, sort_keys=True)
+    return fields
+
+
+def _to_write(made):
+    """Return (tensors, ranks, alphas) of the updates: dict key -> array, dict module -> rank, dict module -> alpha."""
     tensors, ranks, alphas = {}, {}, {}
     for module, update in made.items():
         arrays, rank, alpha = update.plain()
@@ -68,43 +99,24 @@ def save_adapter(model, folder, name="default", save_embedding_layers="auto"):
             low_rank_bias = parameter == "trained_bias" and isinstance(update, LowRank)
             key = f"{module}.{'base_layer.' if low_rank_bias else ''}{IN_FILE.get(parameter, parameter)}"
             tensors[f"base_model.model.{key}"] = array.astype(np.float32, copy=False)
-    # Of a regular expression, what it came to is written, as PEFT does for "all-linear". Ranks and alphas go under
-    # whole names: as expressions, of which the first that matches decides, sorting them would change what they mean.
-    given = not isinstance(config.target_modules, str)
-    r, alpha = _most(ranks.values(), config.r), _most(alphas.values(), config.lora_alpha)
-    values = PEFT_DEFAULTS | {field: _json(getattr(config, field)) for field in FIELDS} | {
-        "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
-        "base_model_name_or_path": model.name_or_path,
-        "exclude_modules": _json(config.exclude_modules) if given else None,
-        "fan_in_fan_out": True,
-        "inference_mode": True,
-        "init_lora_weights": True if config.init_lora_weights in ("pissa", "olora") else config.init_lora_weights,
-        "lora_alpha": alpha,
-        "r": r,
-        "rank_pattern": {module: value for module, value in ranks.items() if value != r},
-        "target_modules": sorted(set(config.target_modules)) if given else list(ranks),
-        "task_type": "CAUSAL_LM",
-    }
-    place = _place(folder, name)
-    safetensors.write(place / WEIGHTS_FILE, tensors, {"format": "pt"})
-    write_json(place / CONFIG_FILE, values, sort_keys=True)
+    return tensors, ranks, alphas
 
 
 def load_adapter(model, folder, name="default", trainable=True):
-    """Put the adapter in `folder` onto `model`, in force alone; all else is frozen. In place; returns the model.
+    """Load the adapter in `folder` into `model`, as its only active adapter. In place; returns the model.
 
-    folder     PEFT's two files; or, for a name other than "default", a folder that has them in folder/name
-    name       what the adapter is called from here on
-    trainable  whether its parameters are trainable
+    folder     the folder of PEFT's two files; with another name than "default", they may be in folder/name
+    name       the name of the adapter in the model
+    trainable  whether the adapter's parameters are trainable; all others are frozen
 
-    Tensors of any float dtype are taken to the model's. The model is changed only once everything has been checked.
-    Raises FileError where a file cannot be read, FormatError where the adapter cannot be used or does not fit the
-    model, ConfigError where the model has an adapter of that name already.
+    Tensors of any float dtype are converted to the model's. The model changes only after all checks have passed.
+    Raises FileError if a file cannot be read, FormatError if the adapter cannot be used or does not fit the model,
+    ConfigError if the model has an adapter of this name already.
     """
     check_new(model, name)
     if os.path.isfile(folder):
-        raise FileError(f"{folder} is a file, and an adapter is a folder with {CONFIG_FILE}; convert_adapter.py makes "
-                        "one of a loralib checkpoint")
+        raise FileError(f"{folder} is a file, but an adapter is a folder with {CONFIG_FILE}; convert a loralib "
+                        "checkpoint with convert_adapter.py")
     place = _place(folder, name)
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)
@@ -121,7 +133,7 @@ def load_adapter(model, folder, name="default", trainable=True):
     if config.init_lora_weights == "pissa":
         layers = whole_names(model)
         for module, update in made.items():
-            update.initialise(layers[module], generator(0, module))  # for what is taken off; A and B are filled below
+            update.initialise(layers[module], generator(0, module))  # only to change the base; `_fill` sets A and B
     take_tables(weights, model, config, made, tensors)
     _fill(weights, values, model, made, tensors)
     _warn_of_another_base(place, values, model)
@@ -129,13 +141,13 @@ def load_adapter(model, folder, name="default", trainable=True):
 
 
 def make_room(model, folder):
-    """Give `model` rows for the tokens that the adapter in `folder` was trained with, where it has fewer. In place.
+    """Give `model` rows for all tokens that the adapter in `folder` was trained with, if it has fewer. In place.
 
     Raises FileError, FormatError, and what `resize_token_embeddings` raises.
     """
     place = Path(folder)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what `load_adapter` will say
+        warnings.simplefilter("ignore")  # `load_adapter` will warn
         values = read_config(place / CONFIG_FILE)
     _, arrays = read_weights(place)
     axes = {"wte.weight": 0, "lm_head.weight": 0, "wte.lora_embedding_A": 1, "lm_head.lora_B.weight": 0}
@@ -149,28 +161,28 @@ def make_room(model, folder):
 
 
 def _most(values, default):
-    """The commonest of the values, the first of several; `default` where there is none."""
+    """Return the most frequent value (the first, if there are several), or `default` if there are no values."""
     values = list(values)
     return max(values, key=values.count, default=default)
 
 
 def _json(value):
-    """A field's value as the file has it, which knows no tuples."""
+    """Return a field's value as JSON has it: a list for a tuple."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _place(folder, name):
     """Return the folder of the adapter called `name`."""
     if not re.fullmatch(r"[^./\\]+", name):
-        raise ConfigError(f"{name!r} cannot name an adapter: it must be a word without '.', '/' and '\\'")
+        raise ConfigError(f"{name!r} cannot name an adapter: a name must not be empty or hold '.', '/' or '\\'")
     return Path(folder) if name == "default" else Path(folder) / name
 
 
 def read_weights(place):
     """Return the path of the adapter's tensors, and the tensors as a dict key -> array.
 
-    The older adapter_model.bin counts where it stands alone. Raises FileError, and FormatError also where there are no
-    tensors or one is empty: what is saved of a state dict that was filtered twice, or with DeepSpeed's ZeRO-3.
+    The older adapter_model.bin is read if it is there alone. Raises FileError, and FormatError. The latter also if
+    there are no tensors or one is empty: DeepSpeed's ZeRO-3 saves such files, and so does filtering a state dict twice.
     """
     old = place / "adapter_model.bin"
     path = old if os.path.exists(old) and not os.path.exists(place / WEIGHTS_FILE) else place / WEIGHTS_FILE
@@ -178,14 +190,16 @@ def read_weights(place):
     empty = next((f"{key!r} in it holds no numbers" for key, array in arrays.items() if not array.size), None)
     if empty or not arrays:
         raise FormatError(f"{path} is not a whole adapter, {empty or 'it holds no tensors'}: it was saved without its "
-                          "weights, as happens with ZeRO-3 (zero_to_fp32.py gathers them) and with a replaced "
-                          "state_dict; look for them in the checkpoints of the training")
+                          "weights, as happens with ZeRO-3 (zero_to_fp32.py gathers them) or a replaced state_dict; "
+                          "look for the weights in the training's checkpoints")
     return path, arrays
 
 
 def _canonical(key):
-    """The name by which a key of the file is compared: without what depends on the classes around the model, and
-    without the adapter's name, which a state dict saved as it is in memory has."""
+    """Return the name by which a key of the file is compared with others.
+
+    It has no names of the classes around the model, and no adapter's name, which a state dict in memory has.
+    """
     key = parameter_name(key).replace(".token_adapter.", ".").replace(".base_layer.", ".")
     key = re.sub(r"\.(lora_[AB])(?:\.[^.]+)?\.(weight|bias)$", r".\1.\2", key)
     key = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta)(?:\.[^.]+){0,2}$", r".\1", key)
@@ -195,8 +209,8 @@ def _canonical(key):
 def _fill(path, values, model, made, tensors):
     """Give every tensor of `made`, dict whole name -> update, its array from the file, in the tensor's dtype.
 
-    The base's own tensors may stand in the file as well, as where the state of a whole PeftModel was saved: equal ones
-    change nothing. Raises FormatError where the file holds less, more, or other shapes.
+    The file may hold tensors of the base too, if somebody saved the state of a whole PeftModel; they must equal the
+    model's. Raises FormatError if the file lacks a tensor, or has another one or another shape.
     """
     base = {f"{short_name(module)}.{name}": getattr(layer, name, None) for module, layer in whole_names(model).items()
             for name in ("weight", "bias")}
@@ -214,7 +228,7 @@ def _fill(path, values, model, made, tensors):
             found[name] = array
             shape = expected[name][1].shape
             if array.shape != shape or array.dtype.kind != "f":
-                wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, where {shape} of floats is right"
+                wrong.append(f"{key!r} has shape {array.shape}, {array.dtype}, but {shape} of floats is right"
                              f"{other_vocabulary(model, array.shape, shape)}")
         unexpected += [repr(key) for key, _ in others]
     missing = [called for name, (called, _) in expected.items() if name not in found]
@@ -233,8 +247,8 @@ def _fill(path, values, model, made, tensors):
 
 
 def _warn_of_another_base(place, values, model):
-    """Warn where both bases have a name and the last parts differ: a fine-tuned GPT-2 has GPT-2's shapes."""
+    """Warn if the last parts of the two bases' names differ: a fine-tuned GPT-2 has the same shapes as GPT-2."""
     theirs, ours = values["base_model_name_or_path"], model.name_or_path
     if theirs and ours and Path(theirs).name != Path(ours).name:
-        text = f"the adapter in {place} was made for {theirs!r}, and this model is {ours!r}"
+        text = f"the adapter in {place} was made for {theirs!r}, but this model is {ours!r}"
         warnings.warn(one_line(text), stacklevel=3)

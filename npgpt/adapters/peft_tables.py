@@ -1,4 +1,4 @@
-"""The token table and the head in an adapter's file, which carries them if its vocabulary was resized."""
+"""The token table and the head in an adapter's file. They are there if the vocabulary was resized."""
 
 import warnings
 
@@ -14,19 +14,40 @@ TABLES = ("transformer.wte", "lm_head")
 
 
 def take_tables(path, model, config, made, tensors):
-    """Take whole tables out of what an adapter's file holds. Those that differ from the model's go under its updates.
+    """Move whole tables from the tensors of an adapter's file to its updates, if they differ from the model's tables.
 
     path     of the file, for messages
-    made     dict whole name -> update, changed in place
-    tensors  dict name -> [(key, array), ...] of the file, changed in place: "wte.weight", "lm_head.weight" and what
-             repeats them is taken out
+    made     dict whole name -> update, changed in place: a table is put under the update of its module
+    tensors  dict name -> [(key, array), ...] of the file, changed in place: "wte.weight", "lm_head.weight" and their
+             repetitions are removed
 
-    Raises FormatError where a table has another shape than the model's, or two differ that must be equal.
+    Raises FormatError if a table has another shape than the model's, or if two that must be equal differ.
     """
-    layers, tied, found = whole_names(model), model.config.tie_word_embeddings, {}
+    layers, tied = whole_names(model), model.config.tie_word_embeddings
+    found = _pop_tables(path, tied, made, tensors)
+    foreign = False
+    for name, (key, array) in found.items():
+        base = layers[name].weight
+        if array.shape != base.shape or array.dtype.kind != "f":
+            raise FormatError(f"{path}: {key!r} has shape {array.shape}, {array.dtype}, but this model's table has "
+                              f"shape {base.shape}{other_vocabulary(model, array.shape, base.shape)}")
+        table = cast(f"{path}: {key}", array, base.dtype)
+        if not np.array_equal(table, base.data):
+            made[name] = OnTable(config, table, made.get(name))
+            foreign |= not np.array_equal(table[:model.kept_rows], base.data[:model.kept_rows])
+    if foreign:
+        text = f"{path} has its own token table, whose rows differ from this model's: was it made for this base?"
+        warnings.warn(one_line(text), stacklevel=3)
+    if tied:
+        _tie(made)
+
+
+def _pop_tables(path, tied, made, tensors):
+    """Remove whole tables from `tensors` and return them: dict whole name -> (key, array). See `take_tables`."""
+    found = {}
     for name in TABLES:
         key = f"{short_name(name)}.weight"
-        tensors.pop(f"{short_name(name)}.original_module.weight", None)  # the base's, beside a trained copy of it
+        tensors.pop(f"{short_name(name)}.original_module.weight", None)  # the base's table, beside its trained copy
         if key in tensors:
             tensors[key] = [_one(path, tensors[key])]
             if not isinstance(made.get(name), Replacement):
@@ -38,26 +59,12 @@ def take_tables(path, model, config, made, tensors):
         rows = [entry for name in TABLES for entry in tensors.pop(f"{short_name(name)}.trainable_tokens_delta", [])]
         if rows:
             tensors["wte.trainable_tokens_delta"] = [_one(path, rows)]
-    foreign = False
-    for name, (key, array) in found.items():
-        base = layers[name].weight
-        if array.shape != base.shape or array.dtype.kind != "f":
-            raise FormatError(f"{path}: {key!r} has shape {array.shape}, {array.dtype}, where this model's table has "
-                              f"shape {base.shape}{other_vocabulary(model, array.shape, base.shape)}")
-        table = cast(f"{path}: {key}", array, base.dtype)
-        if not np.array_equal(table, base.data):
-            made[name] = OnTable(config, table, made.get(name))
-            foreign |= not np.array_equal(table[:model.kept_rows], base.data[:model.kept_rows])
-    if foreign:
-        text = f"{path} brings a token table of its own, in which this model's rows differ: was it made for this base?"
-        warnings.warn(one_line(text), stacklevel=3)
-    if tied:
-        _tie(made)
+    return found
 
 
 def with_tables(model, made):
-    """Return `made`, dict whole name -> update, with the model's own tables under the updates, for a file that is to
-    hold them."""
+    """Return `made`, dict whole name -> update, with the model's own tables under the updates, so that a file of these
+    updates holds the tables."""
     layers, config, made = whole_names(model), next(iter(made.values())).config, dict(made)
     for name in TABLES:
         if not _has_table(made.get(name)):
@@ -68,8 +75,10 @@ def with_tables(model, made):
 
 
 def needs_tables(model, made):
-    """Tell whether an adapter of these updates depends on new rows that it does not hold: who resizes the base with
-    another program gets other rows."""
+    """Tell whether an adapter of these updates needs new rows that it does not hold.
+
+    It then needs the tables in its file: another program that resizes the base makes other rows.
+    """
     new = range(model.kept_rows or model.config.vocab_size, model.config.vocab_size)
 
     def holds(update):
@@ -80,19 +89,18 @@ def needs_tables(model, made):
 
 
 def other_vocabulary(model, theirs, ours):
-    """Return what to do, for a message, where a tensor's shape differs from the right one in the size of the vocabulary
-    alone: "; ..." or ""."""
+    """Return advice for a message, "; ...", if only the size of the vocabulary is wrong in a shape, and else ""."""
     differing = [(there, here) for there, here in zip(theirs, ours, strict=False) if there != here]
     if len(theirs) != len(ours) or len(differing) != 1 or differing[0][1] != model.config.vocab_size:
         return ""
     rows = differing[0][0]
     if rows > model.config.vocab_size:
         return f"; the adapter was trained after tokens were added: call model.resize_token_embeddings({rows}) first"
-    return f"; the adapter is for a vocabulary of {rows}: load it onto the base as it was before tokens were added"
+    return f"; the adapter is for a vocabulary of {rows}: load it onto the base without added tokens"
 
 
 def _one(path, entries):
-    """Return the first of [(key, array), ...], which must all be equal. Raises FormatError."""
+    """Return the first of [(key, array), ...]. Raises FormatError unless all arrays are equal."""
     (key, array), *others = entries
     for other, repeated in others:
         if not np.array_equal(array, repeated):
@@ -101,12 +109,13 @@ def _one(path, entries):
 
 
 def _has_table(update):
+    """Tell whether an update holds the whole table."""
     update = update.update if isinstance(update, TiedRows) else update
     return isinstance(update, OnTable | Replacement)
 
 
 def _tie(made):
-    """Where the head has what the token table has, let it follow that: merged, they then stay one."""
+    """Let the head follow the token table if both have the same; so they stay one table when they are merged."""
     table, head = (made.get(name) for name in TABLES)
     if (isinstance(table, OnTable) and isinstance(table.inner, TrainedRows | None)
             and isinstance(head, OnTable) and isinstance(head.inner, TiedRows | None)):

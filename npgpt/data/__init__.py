@@ -4,23 +4,26 @@ Read in this order; within the folder, a file imports only from files above it:
 
     readers.py    files to records: a reader for each format
     parquet.py    Parquet files to records
-    sources.py    which files a path stands for, and who reads each
-    fields.py     the fields of a record, and what is said where one is wrong
+    sources.py    which files a path means, and which reader reads each
+    fields.py     the fields of a record, and the messages for wrong fields
     chats.py      conversations, in the forms in which people save them
     templates.py  records to text, and which part of the text is learned
     documents.py  a file, or a folder of files, as documents
-    encoding.py   documents to sequences of ids with loss masks, kept in a file
+    sequences.py  sequences of ids with loss masks
+    encoding.py   documents to sequences, kept in a file
     order.py      which sequences each step sees
-    preview.py    sequences to look at, token by token
+    preview.py    a sequence as lines of text, token by token
 
-May import `batch`, and from `runtime`.
+This folder may import `batch`, and from `files` and `runtime`. The library `datasets` reads most of these formats too,
+but it needs pyarrow, which is large, and it keeps no line numbers for messages.
 """
 
 from npgpt.data.documents import Documents, read_texts
-from npgpt.data.encoding import Encoded, Sequences, encode, encode_prompt, encode_texts
+from npgpt.data.encoding import encode, encode_prompt, encode_texts
 from npgpt.data.order import Order
 from npgpt.data.preview import preview
 from npgpt.data.readers import SPLITS, Record, Stream
+from npgpt.data.sequences import Encoded, Sequences
 from npgpt.data.sources import is_text, read_records, splits
 from npgpt.data.templates import END, TEMPLATES, Document, Template, Text
 

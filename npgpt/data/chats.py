@@ -1,4 +1,4 @@
-"""Conversations as people write them down: OpenAI's and Hugging Face's messages, and ShareGPT's."""
+"""Conversations in the usual formats: OpenAI's and Hugging Face's messages, and ShareGPT's."""
 
 import json
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from npgpt.runtime.errors import FormatError
 MESSAGE = '{"role": "...", "content": "..."}'
 PART = '{"type": "text", "text": "..."}'
 CALL = '{"type": "function", "function": {"name": "...", "arguments": {...}}}'
-# What ShareGPT calls those who speak, and what the others call them.
+# ShareGPT's names of the speakers -> the names in the other formats.
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
-INSTRUCTING = ("system", "developer")  # a blank message of theirs says nothing
-ANSWERING = ("tool", "function")       # what they give back may be nothing
+INSTRUCTING = ("system", "developer")  # their message may be blank, and is then left out
+ANSWERING = ("tool", "function")       # their message may be blank: a call may return nothing
 
 
 class Message(NamedTuple):
-    """place: "path:line: message 3"; role, name (blank where there is none) and content: str."""
+    """place: "path:line: message 3"; role, name (blank if there is none) and content: str."""
 
     place: str
     role: str
@@ -26,24 +26,25 @@ class Message(NamedTuple):
 
 
 def has_messages(fields):
-    """Whether a record is a conversation."""
+    """Tell whether a record is a conversation."""
     return "messages" in fields or "conversations" in fields
 
 
 def read_messages(where, fields):
     """Return the Messages of a record.
 
-    messages    list of {"role": ..., "content": ...}; or "conversations", ShareGPT's, of {"from": ..., "value": ...},
-                where human is the user, gpt and function_call are the assistant and observation is a tool
-    system      of the record: a system message before them, where they do not begin with one
+    messages    list of {"role": ..., "content": ...}. Or ShareGPT's "conversations", a list of
+                {"from": ..., "value": ...}: human is the user, gpt and function_call are the assistant, and observation
+                is a tool
+    system      of the record: the system message, if the messages do not begin with one
     content     a string, or a list of parts of the type text, which are joined
-    tool_calls  of a message: each is a line of JSON after the content, {"name": ..., "arguments": {...}}, as chat
-                templates of transformers write it; function_call is OpenAI's older form of one
+    tool_calls  of a message: each call becomes a line of JSON after the content, {"name": ..., "arguments": {...}}, as
+                in transformers' chat templates; function_call is OpenAI's older form of one call
     name        of a message: for templates that have {name}
 
-    A blank message of system or developer is left out. Any other role stays as it is, and fields that are not named
-    here, such as the definitions of tools, are passed over.
-    Raises FormatError for what is no message, and for parts that are no text.
+    A blank message of system or developer is left out. Any other role stays as it is. Fields that are not named here,
+    such as the definitions of tools, are ignored.
+    Raises FormatError for an entry that is not a message, and for a part that is not text.
     """
     found = fields.get("messages", fields.get("conversations"))
     if not isinstance(found, list) or not found:
@@ -56,6 +57,7 @@ def read_messages(where, fields):
 
 
 def _message(place, message):
+    """Return the Message of one entry of the list. Raises FormatError."""
     if not isinstance(message, dict):
         raise FormatError(f"{place} is {json_name(message)}; expected {MESSAGE}")
     of, text = ("from", "value") if message.get("role") is None and "from" in message else ("role", "content")
@@ -99,9 +101,9 @@ def _calls(place, message):
         inner = call.get("function") if isinstance(call, dict) else None
         function = call if inner is None else inner
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise FormatError(f'{place}: its "tool_calls" hold what is no call; expected [{CALL}, ...]')
+            raise FormatError(f'{place}: its "tool_calls" hold something that is not a call; expected [{CALL}, ...]')
         arguments = function.get("arguments")
-        if isinstance(arguments, str):  # OpenAI's are JSON in a string, which transformers advises against
+        if isinstance(arguments, str):  # OpenAI writes JSON in a string, which transformers advises against
             try:
                 arguments = json.loads(arguments)
             except (ValueError, RecursionError):

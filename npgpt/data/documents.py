@@ -7,14 +7,14 @@ from npgpt.runtime.errors import FormatError
 
 
 class Documents:
-    """The documents in a file, a folder or a list of files, read anew each time they are iterated over.
+    """The documents in a file, a folder or a list of files. Each iteration reads the files again.
 
     path             as for `read_records`, with `split` and `separator`
-    template         text of a `Template`; None: the one of the kind of the first record
+    template         text of a `Template`; None: the template for the first record's kind
     train_on_prompt  learn the prompts too
 
-    Making one reads the first record, so that what is wrong with all of them shows at once. Raises what `read_records`
-    and `Template` raise, and FormatError where there is no record.
+    The constructor reads the first record, so that an error in all records shows at once. Raises what `read_records`
+    and `Template` raise, and FormatError if there is no record.
     """
 
     def __init__(self, path, split=None, separator=None, template=None, train_on_prompt=False):
@@ -32,10 +32,10 @@ class Documents:
 
 
 def read_texts(path, split=None):
-    """Return the texts in the file or folder `path`, a non-empty list of non-blank str.
+    """Return the texts in the file or folder `path`: a list of at least one str, none of them blank.
 
-    Its records must have a "text", as lines of plain text have; `path` and `split` as for `read_records`. Blank texts
-    are skipped. Raises FileError or FormatError.
+    Each record must have a "text", as the records of plain text have. `path` and `split` are as for `read_records`.
+    Blank texts are skipped. Raises FileError or FormatError.
     """
     documents = (document.segments for document in Documents(path, split, template=TEMPLATES["text"]))
     texts = ["".join(text) if isinstance(text, Stream) else text for segments in documents for text, _ in segments[:1]]

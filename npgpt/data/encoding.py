@@ -1,4 +1,4 @@
-"""Documents to sequences of ids with loss masks, in a file: memory does not grow with the data."""
+"""Documents to sequences of ids with loss masks. They lie in a file, so memory does not grow with the data."""
 
 import array
 import contextlib
@@ -7,108 +7,40 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.batch import Batch
 from npgpt.data.readers import Stream
+from npgpt.data.sequences import Encoded, Sequences
 from npgpt.data.templates import END, Document
 from npgpt.runtime.errors import ConfigError, FileError
 
-AT_ONCE = 1 << 18  # characters handed to the tokenizer together, for it to spread over the cores
-
-
-class Slices(Sequence):
-    """Parts of one long array, which may lie in a file; indexing reads one of them."""
-
-    def __init__(self, values, starts, lengths, dtype):
-        self._values, self._starts, self._lengths, self._dtype = values, starts, lengths, dtype
-
-    def __len__(self):
-        return len(self._lengths)
-
-    def __getitem__(self, i):
-        start, length = self._starts[i], self._lengths[i]
-        return self._values[start:start + length].astype(self._dtype)
-
-
-class Sequences(Slices):
-    """Sequences of ids, each with a loss mask. Indexing gives the ids of one, int64 (T,).
-
-    ids         (A,) unsigned integers, one text after another
-    learned     (A,) uint8, 1 where the token, as a target, carries loss
-    starts      (S,) int64, where in them each sequence begins; sequences may overlap
-    lengths     (S,) int64
-    loss_masks  the sequences' masks, each uint8 (T,)
-    """
-
-    def __init__(self, ids, learned, starts, lengths):
-        super().__init__(ids, starts, lengths, np.int64)
-        self.lengths = lengths
-        self.loss_masks = Slices(learned, starts, lengths, np.uint8)
-
-    @classmethod
-    def of(cls, sequences, loss_masks=None):
-        """Make them of lists of arrays, as `Batch.from_sequences` takes them."""
-        masks = loss_masks or [np.ones(len(sequence)) for sequence in sequences]
-        lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-        return cls(np.concatenate(sequences), np.concatenate(masks), np.cumsum(lengths) - lengths, lengths)
-
-    def missing(self, ids):
-        """Return those of `ids` that occur nowhere in the texts that the sequences are of."""
-        left = set(ids)
-        for start in range(0, len(self._values), AT_ONCE):
-            if not left:
-                break
-            left -= set(np.unique(self._values[start:start + AT_ONCE]).tolist())
-        return [i for i in ids if i in left]
-
-    def batch(self, indices):
-        """Return the Batch of the sequences `indices`, in this order."""
-        return Batch.from_sequences([self[i] for i in indices], [self.loss_masks[i] for i in indices])
-
-
-class Encoded(NamedTuple):
-    """Documents as sequences, and what became of them."""
-
-    sequences: Sequences  # of 2 to max_length ids, with something to learn in each
-    texts: int    # how many documents went in; a stream counts as one to train on, whatever of it is held out
-    tokens: int   # their ids, each end of text counted, those that open a later block not counted again
-    targets: int  # how many ids are learned: marked so, and predicted
-    split: int    # how many documents were too long for one sequence
-    cut: int      # how many ids are in no sequence
-    blank: int    # how many further documents had nothing to learn in them
-    ended: int    # how many documents end in an end of text that is learned
-    spelled: int  # how many special tokens are spelled out in them, and were taken for plain text
-    highest: int  # the largest id
-    fingerprint: str  # 64 hexadecimal digits, of the ids, the masks and the cuts
+AT_ONCE = 1 << 18  # characters that the tokenizer gets together, so that it can use all cores
 
 
 def encode(tokenizer, documents, max_length, val_fraction=0.0, split_special_tokens=True):
-    """Return (Encoded to train on, Encoded held out), of sequences of at most `max_length` ids.
+    """Return (Encoded to train on, Encoded held out), with sequences of at most `max_length` ids.
 
-    documents     iterable of Document, each done with before the next is taken
-    val_fraction  how much is held out, in [0, 1): a hash of its key says whether a document is, so that others come and
-                  go without moving it; of a text that is a Stream, a hash of its ids says so of each block
-    split_special_tokens  True: special tokens spelled out are plain text, but for those in a Text's literals. False:
-                  each is its token wherever it stands
+    documents     iterable of Document; each is finished before the next is read
+    val_fraction  the held-out fraction, in [0, 1). A hash of a document's key decides whether it is held out, so that
+                  other documents do not change this. For a text that is a Stream, a hash of each block's ids decides
+    split_special_tokens  True: a special token that is spelled out is plain text, except in a Text's literals. False:
+                  it is the special token everywhere
 
-    A document is one sequence where it fits. A longer one is cut into blocks, each of which opens with the last id of
-    the block before: a sequence of L ids predicts its last L - 1, so every id but the document's first is a target
-    once, and none is lost at a cut. Of a prompt that such a document opens with, the end is kept: as much as leaves
-    room for the rest, and at least half a sequence; later blocks go on without it. A block in which nothing is learned
-    is left out. The ids that so come to be in no sequence are counted. A text that ends with an end of text gets no
-    second one.
+    A document that fits is one sequence. A longer one is cut into blocks, and each block begins with the last id of the
+    block before. A sequence of L ids predicts its last L - 1 ids, so every id but the document's first is a target
+    once, and no target is lost at a cut. If a long document begins with a prompt, the end of the prompt is kept: as
+    much as leaves room for the rest, and at least half a sequence. Later blocks do not repeat the prompt. A block with
+    nothing to learn is left out. All ids that are in no sequence are counted. A text that ends with an end of text gets
+    no second one.
 
-    The ids lie in a temporary file without a name (in TMPDIR), which goes when nothing uses it any more.
-    Raises ConfigError for an unusable max_length or val_fraction, FileError where the file cannot be written.
+    The ids lie in a temporary file without a name (in TMPDIR), which disappears when nothing uses it any more.
+    Raises ConfigError for an unusable max_length or val_fraction, FileError if the file cannot be written.
     """
     if max_length < 2:
         raise ConfigError(f"max_length is {max_length}, expected at least 2: one id to predict from and one to predict")
     if not 0 <= val_fraction < 1:
-        raise ConfigError(f"val_fraction is {val_fraction}, expected a number of at least 0 and less than 1")
+        raise ConfigError(f"val_fraction is {val_fraction}, expected at least 0 and less than 1")
     reader = _Reader(tokenizer, split_special_tokens)
     with _Writer(reader, tokenizer.eos_id, max_length, val_fraction) as writer:
         for group in _groups(documents):
@@ -120,19 +52,19 @@ def encode(tokenizer, documents, max_length, val_fraction=0.0, split_special_tok
 
 
 def encode_texts(tokenizer, texts, max_length):
-    """Return `texts`, all of which is learned, as Encoded; see `encode`."""
+    """Return `texts` as Encoded, with all of each text learned; see `encode`."""
     documents = (Document(f"text {i}", [(text, True), (END, True)], text) for i, text in enumerate(texts))
     return encode(tokenizer, documents, max_length)[0]
 
 
 def encode_prompt(tokenizer, texts, split_special_tokens=True):
-    """Return the ids of texts one behind the other, str, Text or END, as `encode` has them: int64 (T,)."""
+    """Return the ids of `texts` (str, Text or END) end to end, the same as from `encode`: int64 (T,)."""
     ids = _Reader(tokenizer, split_special_tokens).ids([text for text in texts if text is not END])
     return np.concatenate([[tokenizer.eos_id] if text is END else next(ids)[0] for text in texts]).astype(np.int64)
 
 
 class _Reader:
-    """Turns texts into ids: what is plain text by the tokenizer, special tokens in literals into themselves."""
+    """Turns texts into ids. Special tokens in literals become their ids; the tokenizer does the rest, plain text."""
 
     def __init__(self, tokenizer, split_special_tokens):
         self._encode = functools.partial(tokenizer.encode_batch, split_special_tokens=split_special_tokens)
@@ -141,7 +73,7 @@ class _Reader:
         self._spelled = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def ids(self, texts):
-        """Yield (ids, how many special tokens are spelled out in them as plain text) of each of `texts`."""
+        """Yield (ids, number of special tokens that are spelled out as plain text) for each of `texts`."""
         cut = [self._cut(text) for text in texts]
         ids = iter(self._encode([plain for parts in cut for plain in parts[::2]]))
         for parts in cut:
@@ -150,7 +82,7 @@ class _Reader:
             yield np.concatenate(found) if len(found) > 1 else found[0], spelled
 
     def _cut(self, text):
-        """Return [plain text, special token, plain text, ...]: the tokens are those in its literals."""
+        """Cut a text at the special tokens in its literals: [plain text, special token, plain text, ...]."""
         parts, at = [], 0
         for begin, end in getattr(text, "literals", ()):
             for token in self._spelled.finditer(text, begin, end):
@@ -160,7 +92,7 @@ class _Reader:
 
 
 def _groups(documents):
-    """Yield lists of documents with about AT_ONCE characters; one with a Stream closes its list."""
+    """Yield lists of documents with about AT_ONCE characters. A document with a Stream is the last of its list."""
     group, size = [], 0
     for document in documents:
         group.append(document)
@@ -172,7 +104,7 @@ def _groups(documents):
 
 
 class _Writer:
-    """Writes ids and masks into two files, and keeps where the sequences of either side are."""
+    """Writes ids and masks into two files, and notes the sequences of both sides, to train on and held out."""
 
     def __init__(self, reader, eos_id, max_length, val_fraction):
         self._reader, self._max_length, self._val_fraction = reader, max_length, val_fraction
@@ -187,11 +119,11 @@ class _Writer:
         return self
 
     def __exit__(self, *_):
-        with _writing(), self._ids, self._learned:  # which closes them, after a last write; what is mapped stays mapped
+        with _writing(), self._ids, self._learned:  # closes them, after a last write; maps of them stay
             pass
 
     def add(self, document, ids_of_texts):
-        """Write one document. ids_of_texts: iterator that gives of each of its texts what `_Reader.ids` does."""
+        """Write one document. ids_of_texts: iterator of what `_Reader.ids` yields for its texts."""
         start, held, prompt, spelled, last = self._size, [], None, 0, None
         streamed = any(isinstance(text, Stream) for text, _ in document.segments)
         for text, learned in document.segments:
@@ -219,11 +151,11 @@ class _Writer:
                          spelled)
 
     def _cut_up(self, start, n, prompt, read, key, spelled):
-        """Note the sequences of a document: n ids from `start` on, of which the first `prompt` are not learned.
+        """Note the sequences of a document of n ids, which begins at `start`; its first `prompt` ids are not learned.
 
         read     read(begin, end) -> (ids, mask) of a part of the document
-        key      bytes that decide its side; None: the ids of each sequence decide the sequence's
-        spelled  how many special tokens are spelled out in it
+        key      bytes that decide the document's side; None: each sequence's ids decide the side of the sequence
+        spelled  number of special tokens that the document spells out
         """
         long = n > self._max_length
         first = max(0, prompt - max(self._max_length - (n - prompt), self._max_length // 2)) if long else 0
@@ -277,7 +209,7 @@ class _Writer:
 
 
 class _Side:
-    """What an Encoded is made of, while it grows."""
+    """The parts of an Encoded while it grows."""
 
     def __init__(self):
         self.starts, self.lengths = array.array("q"), array.array("q")
@@ -292,8 +224,9 @@ class _Side:
 
 @contextlib.contextmanager
 def _writing():
+    """Turn an OSError inside this block into a FileError."""
     try:
         yield
     except OSError as error:
-        raise FileError(f"cannot write the tokens into a temporary file: {error.strerror or error}; TMPDIR names "
-                        "another folder for it") from error
+        raise FileError(f"cannot write the tokens into a temporary file: {error.strerror or error}; set TMPDIR to "
+                        "another folder") from error

@@ -1,11 +1,11 @@
-"""The fields of records and messages: what is under a name, and how what is wrong with it is said."""
+"""The fields of records and messages: the text under a name, and the messages for wrong fields."""
 
 from npgpt.data.readers import Stream, json_name
 from npgpt.runtime.errors import FormatError
 
 
 def text_under(where, fields, name):
-    """Return the text under `name`, str or Stream. Raises FormatError where there is none."""
+    """Return the text under `name`, str or Stream. Raises FormatError if there is none."""
     if name not in fields:
         raise FormatError(f'{where}: no "{name}"; it has {quoted(fields) or "nothing"}')
     value = fields[name]
@@ -17,7 +17,7 @@ def text_under(where, fields, name):
 
 
 def valid(where, name, text):
-    """Return the text. Raises FormatError for half of a surrogate pair, which JSON can spell and no tokenizer takes."""
+    """Return the text. Raises FormatError for half of a surrogate pair: JSON can spell it, but it has no tokens."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -26,10 +26,10 @@ def valid(where, name, text):
 
 
 def is_blank(value):
-    """Whether a value is a text with nothing in it but white space."""
+    """Tell whether a value is a text of nothing but white space."""
     return isinstance(value, str) and not value.strip()
 
 
 def quoted(names):
-    """Return the names in a line."""
+    """Return the names in quotes, in one line."""
     return ", ".join(f'"{name}"' for name in names)

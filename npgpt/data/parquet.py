@@ -1,21 +1,21 @@
-"""Parquet files to records, by pyarrow (pip install '.[parquet]')."""
+"""Parquet files to records. pyarrow reads them; it is an extra (pip install '.[parquet]')."""
 
 from npgpt.data.readers import Record, open_file
 from npgpt.runtime.errors import ConfigError, FormatError
 
-ROWS = 256  # made into Python's objects at a time
+ROWS = 256  # that become Python objects at a time
 
 
 def read_parquet(path):
-    """Yield a Record for each row; its place is its number, from 1. A part of a row group is held at a time.
+    """Yield a Record for each row; its place is the row's number, from 1. Memory holds a part of a row group at a time.
 
-    Nested values are lists and dicts, and a missing value is None, as in JSON.
+    As in JSON, nested values are lists and dicts, and a missing value is None.
     """
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ConfigError(f"{path}: .parquet is read with pyarrow: pip install '.[parquet]', or save it as .jsonl"
+        raise ConfigError(f"{path}: .parquet needs pyarrow: pip install '.[parquet]', or save the file as .jsonl"
                           ) from error
     number = 1
     with open_file(path) as file:

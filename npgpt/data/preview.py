@@ -1,4 +1,4 @@
-"""Sequences to look at: token by token, those that are learned marked."""
+"""A sequence as lines of text to look at: token by token, with the learned tokens marked."""
 
 from npgpt.runtime.errors import printable
 
@@ -7,16 +7,16 @@ GREEN, DIM, PLAIN = "\33[32m", "\33[2m", "\33[0m"
 
 
 def preview(ids, loss_mask, tokenizer, width=100, colour=False):
-    """Return a sequence as lines of text of at most `width` characters, where its tokens let it.
+    """Return a sequence as lines of text of at most `width` characters (more if one token is longer).
 
     ids, loss_mask  (T,), one of `Sequences` and its mask
-    width           of the terminal; a line also ends where the text's lines do
-    colour          for a terminal that shows it: what is learned is green, the rest dim
+    width           of the terminal; a line also ends where a line of the text ends
+    colour          True: learned tokens are green and the others dim, for a terminal with colours
 
-    A token that is learned stands in brackets, [ the]; between those that are not is a line. What could not be seen is
-    written as in Python, \\n for a new line, and \\xe2 for a byte where a token is but a part of a character.
+    A learned token is in brackets, [ the]. A vertical line separates two tokens that are not learned. Invisible
+    characters are written as in Python: \\n for a new line, \\xe2 for a byte of a token that is a part of a character.
     """
-    learned = [False, *(bool(mark) for mark in loss_mask[1:])]  # the first is predicted from nothing
+    learned = [False, *(bool(mark) for mark in loss_mask[1:])]  # nothing predicts the first token
     lines, line, room = [], "", width
     for i, token in enumerate(map(tokenizer.token, ids.tolist())):
         text = printable(token)

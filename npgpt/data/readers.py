@@ -1,4 +1,7 @@
-"""Files to records: a reader for each format. A file is streamed, and an error names its place as path:line."""
+"""Files to records: a reader for each format. A file is streamed, and an error names its place as path:line.
+
+json and csv of the standard library do the parsing. ijson would stream JSON too, but its errors do not name the line.
+"""
 
 import codecs
 import csv
@@ -11,20 +14,21 @@ from typing import NamedTuple
 from npgpt.runtime.errors import FileError, FormatError
 
 SPLITS = ("line", "blank", "none")
-LONGEST = 1 << 25  # bytes of one line, paragraph or JSON value: a record is held whole, a file is not
-PIECE = 1 << 20    # bytes read at a time where there are no lines to go by
-LINES = 3          # of a text file, looked at to see whether they are JSON
-TOO_LONG = f"of more than {LONGEST >> 20} MB: a record is held whole and must be shorter (--split none reads any text)"
-WORDS = re.compile(r".*\S(?=\s)", re.DOTALL)  # up to where the last word ends
+LONGEST = 1 << 25  # bytes of one line, paragraph or JSON value: memory holds a whole record, but not a whole file
+PIECE = 1 << 20    # bytes to read at a time, if lines do not matter
+LINES = 3          # at the start of a text file, to see whether they are JSON
+TOO_LONG = f"of more than {LONGEST >> 20} MB: a record must fit into memory and be shorter (--split none has no limit)"
+WORDS = re.compile(r".*\S(?=\s)", re.DOTALL)  # up to the end of the last word
+BLANKS = re.compile(r"[ \t\r\n]*")  # what JSON allows between values
 BINARY = "a zero byte: this is a binary file, not text"
 EXPECTED = 'expected an object, such as {"text": "..."}'
 
 
 class Record(NamedTuple):
-    """What a file says in one place.
+    """One record of a file.
 
     where   "path:line"
-    fields  dict: what the record has under each name; JSON values of any kind, str or Stream from other formats
+    fields  dict name -> value: any JSON value, or from other formats a str or Stream
     """
 
     where: str
@@ -32,7 +36,7 @@ class Record(NamedTuple):
 
 
 class Stream:
-    """A text that is not held whole: iterating gives its pieces, once."""
+    """A text that memory does not hold as a whole. Iterating gives its pieces, once."""
 
     def __init__(self, pieces):
         self._pieces = pieces
@@ -62,12 +66,12 @@ def read_text(path, split, separator):
         elif text:
             prompt, found, completion = text.partition(separator)
             if not found:
-                raise FormatError(f"{where}: no {separator!r} in it; expected prompt{separator}completion")
+                raise FormatError(f"{where}: the text has no {separator!r}; expected prompt{separator}completion")
             yield Record(where, {"prompt": prompt, "completion": completion})
 
 
 def _paragraphs(path):
-    """Yield (number of the first line, text) of each run of lines that are not blank."""
+    """Yield (number of the first line, text) for each run of lines that are not blank."""
     for blank, lines in itertools.groupby(_lines(path), lambda line: not line[1].strip()):
         if not blank:
             first, size, kept = None, 0, []
@@ -80,7 +84,7 @@ def _paragraphs(path):
 
 
 def _between(path, mark):
-    """Yield (number of the first line, text) of each text that is not blank, between the marks."""
+    """Yield (number of the first line, text) for each text between the marks that is not blank."""
     number, held = 1, ""
     for piece in itertools.chain(_decoded(path), [None]):
         *texts, held = (held + piece).split(mark) if piece is not None else [held, ""]
@@ -94,7 +98,7 @@ def _between(path, mark):
 
 
 def _warn_of_json(path):
-    """Say so where the first lines are JSON objects."""
+    """Warn if the first lines are JSON objects."""
     with open_file(path) as file:
         first = [line for line in (file.readline(LONGEST) for _ in range(LINES)) if line.strip()]
     try:
@@ -102,14 +106,14 @@ def _warn_of_json(path):
     except (ValueError, RecursionError):
         return
     if objects and all(objects):
-        warnings.warn(f"{path}: its first lines are JSON objects, taken for plain text; where the name ends in .jsonl "
-                      "their fields are read", stacklevel=2)
+        warnings.warn(f"{path}: the first lines are JSON objects, but are read as plain text; to read their fields, "
+                      "let the file's name end in .jsonl", stacklevel=2)
 
 
 def _stream(path):
     """Yield the text of the file in pieces, at least one.
 
-    A piece ends with a word and the next starts with white space, which no token of GPT-2's reaches across.
+    A piece ends after a word, and the next begins with white space. No token of GPT-2 covers such a place.
     """
     held, number = "", 1
     for text in _decoded(path):
@@ -118,7 +122,7 @@ def _stream(path):
         number, held = number + text.count("\n"), held + text if held else text.lstrip()
         if len(held) > PIECE and not held.isspace():
             words = WORDS.match(held)
-            cut = words.end() if words else len(held) - 1  # in so long a word one place is like another
+            cut = words.end() if words else len(held) - 1  # inside such a long word, any place will do
             yield held[:cut]
             held = held[cut:]
     yield held.rstrip()
@@ -137,68 +141,73 @@ def read_jsonl(path):
 def read_json(path):
     """Yield a Record for each object, in an array or one after another.
 
-    One value and a piece of the file are held at a time.
+    Memory holds one value and a piece of the file at a time.
     """
-    decode, blank, pieces = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*"), _decoded(path)
-    text, at, number = "", 0, 1  # what is held of the file, the place in it, and the line of that place
-
-    def character():
-        """Go on to what is not blank, and return it: "" at the end."""
-        nonlocal text, at, number
-        while True:
-            end = blank.match(text, at).end()
-            number, at = number + text.count("\n", at, end), end
-            if at < len(text):
-                return text[at]
-            text, at = next(pieces, None), 0
-            if text is None:
-                text = ""
-                return ""
-
-    def value():
-        """Return the value that starts here, and go on to its end."""
-        nonlocal text, at, number
-        while True:
-            try:
-                found, end = decode(text, at)
-            except json.JSONDecodeError as error:  # it may only be that not all of it is held
-                following = "".join(itertools.islice(pieces, 1 + (len(text) - at) // PIECE))
-                if following and len(text) - at <= LONGEST:
-                    text, at = text[at:] + following, 0
-                    continue
-                number += text.count("\n", at, error.pos)
-                raise
-            number, at = number + text.count("\n", at, end), end
-            return found
-
-    array, first = character() == "[", True
-    at += array
-    while (found := character()) and not (array and found == "]"):
+    source = _JsonFile(path)
+    array, first = source.character() == "[", True
+    source.at += array
+    while (found := source.character()) and not (array and found == "]"):
         if array and not first:
             if found != ",":
-                raise FormatError(f"{path}:{number}: not valid JSON: expected a comma or the end of the array")
-            at += 1
-            character()
-        start = number
+                raise FormatError(f"{path}:{source.line}: not valid JSON: expected a comma or the end of the array")
+            source.at += 1
+            source.character()
+        start = source.line
         try:
-            record = _object(f"{path}:{start}", value)
-        except FormatError as error:
-            raise FormatError(str(error).replace(f"{path}:{start}:", f"{path}:{number}:", 1)) from error
+            record = _object(f"{path}:{start}", source.value)
+        except FormatError as error:  # the value began on the line `start`, but the error may be on a later one
+            raise FormatError(str(error).replace(f"{path}:{start}:", f"{path}:{source.line}:", 1)) from error
         yield record
         first = False
-    at += 1
-    if array and (found != "]" or character()):
-        raise FormatError(f"{path}:{number}: not valid JSON: "
+    source.at += 1
+    if array and (found != "]" or source.character()):
+        raise FormatError(f"{path}:{source.line}: not valid JSON: "
                           + ("something follows the array" if found else "the array has no end"))
 
 
+class _JsonFile:
+    """A file of JSON values, read in pieces: the text held, the place `at` in it, and the line of this place."""
+
+    def __init__(self, path):
+        self._pieces, self._text, self.at, self.line = _decoded(path), "", 0, 1
+
+    def character(self):
+        """Move to the next character that is not blank, and return it: "" at the end of the file."""
+        while True:
+            self._move(BLANKS.match(self._text, self.at).end())
+            if self.at < len(self._text):
+                return self._text[self.at]
+            self._text, self.at = next(self._pieces, ""), 0
+            if not self._text:
+                return ""
+
+    def value(self):
+        """Return the value that begins here, and move to its end."""
+        while True:
+            try:
+                found, end = json.JSONDecoder().raw_decode(self._text, self.at)
+            except json.JSONDecodeError as error:  # perhaps a part of the value is not held yet
+                following = "".join(itertools.islice(self._pieces, 1 + (len(self._text) - self.at) // PIECE))
+                if not following or len(self._text) - self.at > LONGEST:
+                    self._move(error.pos)
+                    raise
+                self._text, self.at = self._text[self.at:] + following, 0
+            else:
+                self._move(end)
+                return found
+
+    def _move(self, end):
+        self.line += self._text.count("\n", self.at, end)
+        self.at = end
+
+
 def _object(where, parse):
-    """Return parse(), a JSON object, as a Record."""
+    """Return parse(), a JSON object, as a Record. Raises FormatError."""
     try:
         found = parse()
     except RecursionError as error:
         raise FormatError(f"{where}: nested too deeply; {EXPECTED}") from error
-    except ValueError as error:  # not always a JSONDecodeError: a number may have too many digits
+    except ValueError as error:  # not always a JSONDecodeError: an integer may have too many digits
         raise FormatError(f"{where}: not valid JSON: {getattr(error, 'msg', error)}; {EXPECTED}") from error
     if not isinstance(found, dict):
         raise FormatError(f"{where}: not an object but {json_name(found)}; {EXPECTED}")
@@ -206,7 +215,7 @@ def _object(where, parse):
 
 
 def json_name(value):
-    """What JSON calls a value of this kind."""
+    """Return JSON's word for a value of this kind."""
     if value is None:
         return "null"
     names = {bool: "a truth value", int: "a number", float: "a number", str: "a string", list: "an array",
@@ -215,9 +224,9 @@ def json_name(value):
 
 
 def read_csv(path):
-    """Yield a Record for each row but the first. A first or a last column may be without a name, as the index of a
-    table and what a comma at the end of each line makes are: it is left out."""
-    csv.field_size_limit(LONGEST)  # of the process, 128 kB where nobody says otherwise: shorter than many a text
+    """Yield a Record for each row after the first, which names the columns. A first or last column without a name is
+    left out: a table's index has none, and a comma at the end of each line makes one."""
+    csv.field_size_limit(LONGEST)  # for the whole process; the default, 128 kB, is less than many texts need
     number, names = 1, None
     rows = csv.reader((line for _, line in _lines(path)), strict=True)
     try:
@@ -226,14 +235,14 @@ def read_csv(path):
                 names = [name.strip() for name in row]
                 known = slice(not names[0], len(names) - (not names[-1]))
                 if len(set(names[known])) < len(names[known]) or "" in names[known]:
-                    raise FormatError(f"{path}:{number}: expected a first row that names each column, each by another "
-                                      f"name, not {','.join(row)}")
+                    raise FormatError(f"{path}:{number}: expected a first row that gives each column a different name, "
+                                      f"not {','.join(row)}")
                 if len(names) == 1 and (other := re.search("[;\t|]", names[0])):
-                    raise FormatError(f"{path}:{number}: one column, {names[0]!r}; columns must stand apart by commas, "
-                                      f"not by {other[0]!r}")
+                    raise FormatError(f"{path}:{number}: one column, {names[0]!r}; separate columns by commas, not by "
+                                      f"{other[0]!r}")
             elif names is not None and row:
                 if len(row) != len(names):
-                    raise FormatError(f"{path}:{number}: {len(row)} columns, where the first row names {len(names)}: "
+                    raise FormatError(f"{path}:{number}: {len(row)} columns, but the first row names {len(names)}: "
                                       f"{', '.join(names)}")
                 yield Record(f"{path}:{number}", dict(zip(names[known], row[known], strict=True)))
             number = rows.line_num + 1
@@ -245,7 +254,7 @@ def read_csv(path):
 
 
 def _lines(path):
-    """Yield (number, line) for the lines of the file, numbered from 1, with their ends."""
+    """Yield (number, line) for each line of the file, numbered from 1; a line keeps its end."""
     with open_file(path) as file:
         for number in itertools.count(1):
             line = file.readline(LONGEST + 1)
@@ -260,7 +269,7 @@ def _lines(path):
 
 
 def _decoded(path):
-    """Yield the file as text, in pieces that are not empty, with "\\n" at the ends of lines."""
+    """Yield the file as text, in pieces that are not empty, with "\\n" at the end of each line."""
     decoder, number, held = codecs.getincrementaldecoder("utf-8-sig")(), 1, ""
     with open_file(path) as file:
         while True:
@@ -270,18 +279,19 @@ def _decoded(path):
             except UnicodeDecodeError as error:
                 number += error.object.count(b"\n", 0, error.start)
                 raise FormatError(f"{path}:{number}: not UTF-8 text: {error.reason}") from error
-            if not piece and decoder.getstate()[0]:  # a part of a byte-order mark, which it takes for none of the text
+            if not piece and decoder.getstate()[0]:  # a part of a byte-order mark, about which the decoder is silent
                 raise FormatError(f"{path}:{number}: not UTF-8 text: unexpected end of data")
             held = "\r" if piece and text.endswith("\r") else ""  # "\n" may follow
             text = text.removesuffix(held).replace("\r\n", "\n")
             number += text.count("\n")
-            if text:  # of a character of several bytes, a piece may hold only the first
+            if text:  # a piece may hold only the first byte of a character
                 yield text
             if not piece:
                 return
 
 
 def open_file(path):
+    """Return the file, open for reading bytes. Raises FileError."""
     try:
         return open(path, "rb")
     except OSError as error:

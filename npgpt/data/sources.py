@@ -1,4 +1,4 @@
-"""Which files a path stands for, who reads each, and which of a folder's are for training."""
+"""Which files a path means, which reader reads each, and which files of a folder are for training."""
 
 import re
 from pathlib import Path
@@ -9,14 +9,14 @@ from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 READERS = {".txt": read_text, ".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json, ".csv": read_csv,
            ".parquet": read_parquet}
-ALSO_TEXT = ("", ".text", ".md", ".raw", ".tokens")  # as a single file; in a folder they are not what is meant
+ALSO_TEXT = ("", ".text", ".md", ".raw", ".tokens")  # read if they are named; in a folder they are passed over
 ADVICE = {
     "save the table as .csv": ".tsv .tab .xls .xlsx .ods",
-    "unpack it, and name what is in it": ".gz .zip .bz2 .xz .zst .tar .tgz .7z .rar",
+    "unpack it, and name the file in it": ".gz .zip .bz2 .xz .zst .tar .tgz .7z .rar",
     "save the text in it as .txt": ".pdf .doc .docx .odt .rtf .epub .html .htm",
     "save it as .parquet": ".arrow .feather",
 }
-# Words in the name of a file, or of a folder it lies in, by which `datasets` knows its split.
+# Words in the name of a file or of its folders -> the file's split, as in the library `datasets`.
 SPLIT_WORDS = {"train": "train", "training": "train",
                "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
                "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
@@ -25,27 +25,27 @@ SPLIT_WORDS = {"train": "train", "training": "train",
 def read_records(path, split=None, separator=None):
     """Yield the records of a file, a folder, or a list of files, in order.
 
-    .jsonl    a JSON object a line; .ndjson likewise
+    .jsonl    one JSON object in each line; .ndjson is the same
     .json     an array of JSON objects, or objects one after another
-    .csv      a record a row, its fields named by the first row; a first or last column without a name is left out
-    .parquet  a record a row, the values as in JSON; needs pyarrow
-    folder    every file of the formats here in it and below it, in the order of their names, but none that is hidden
-    other     UTF-8 text (.txt, .text, .md, .raw, .tokens, or no ending), divided as `split` says: "line", a text a
-              line; "blank", a text a paragraph, blank lines between them; "none", the whole file is one text; a mark
-              such as "<|endoftext|>", the texts that stand between its occurrences. None stands for "line", and in a
-              folder for "none". A text is the field "text"; with a `separator`, what stands before it is "prompt" and
-              what follows is "completion".
+    .csv      one record in each row; the first row names the fields; a first or last column without a name is left out
+    .parquet  one record in each row, with values as in JSON; needs pyarrow
+    folder    all files of these formats (and .txt) in the folder and below, in the order of their names; no hidden ones
+    other     UTF-8 text (.txt, .text, .md, .raw, .tokens, or no ending). `split` says where a text ends. "line": each
+              line is a text. "blank": each paragraph is a text, and blank lines separate them. "none": the whole file
+              is one text. A mark such as "<|endoftext|>": it separates two texts. None means "line", and in a folder
+              "none". A text becomes the field "text". With a `separator`, the part before it becomes "prompt" and the
+              part after it "completion".
 
-    A byte-order mark, "\\r" before "\\n", blank lines and white space at the end of a line are no part of a text.
-    Raises FileError (missing, unreadable, a folder of several splits), FormatError (not what it should be) and
-    ConfigError (an unusable option, pyarrow is missing).
+    A byte-order mark, "\\r" before "\\n", blank lines and white space at the end of a line do not belong to a text.
+    Raises FileError (missing, unreadable, a folder of several splits), FormatError (wrong content) and ConfigError (an
+    unusable option, pyarrow is missing).
     """
-    if split not in (None, *SPLITS) and not re.search(r"[^\w\s]", split):  # a misspelt word is no mark
-        raise ConfigError(f"split = {split!r}: it must be one of {', '.join(SPLITS)}, or the mark that stands between "
-                          "two texts, such as '<|endoftext|>'")
+    if split not in (None, *SPLITS) and not re.search(r"[^\w\s]", split):  # a misspelt word is not a mark
+        raise ConfigError(f"split = {split!r}: it must be one of {', '.join(SPLITS)}, or the mark between two texts, "
+                          "such as '<|endoftext|>'")
     if separator == "" or (separator and split == "none"):
-        raise ConfigError(f"separator = {separator!r}: it must be what stands between prompt and completion in each "
-                          "text, so it does not go with split none")
+        raise ConfigError(f"separator = {separator!r}: it must stand between prompt and completion in each text, so it "
+                          "cannot be empty or be used with split none")
     if split is None:
         folder = not isinstance(path, list) and Path(path).is_dir() and not splits(path)
         split = "none" if folder and not separator else "line"
@@ -54,13 +54,15 @@ def read_records(path, split=None, separator=None):
 
 
 def is_text(path):
-    """Whether `path` is, or holds, plain text, which can be split and have a separator."""
+    """Tell whether `path` is or holds plain text, for which `split` and `separator` are."""
     return any(reader is read_text for _, reader in files(path))
 
 
 def files(path):
-    """Return [(file, its reader), ...] for a file, a folder or a list of files. Raises FileError for a folder without
-    any or with files of several splits, FormatError for a file that nobody here can read."""
+    """Return [(file, its reader), ...] for a file, a folder or a list of files.
+
+    Raises FileError if a folder has no data files or has files of several splits, FormatError if a file has no reader.
+    """
     if isinstance(path, list):
         return [found for file in path for found in files(file)]
     if not str(path):
@@ -79,12 +81,12 @@ def files(path):
 
 
 def splits(path):
-    """Return the data files below the folder `path` by their splits, as `datasets` names them: dict of "train",
-    "validation", "test" and, for what is none of these, "other", to lists of files.
+    """Return the data files below the folder `path` by their splits: dict split -> list of files.
 
-    A file is of the split whose word its folder's name holds, else its own: train-00000-of-00002.parquet,
-    data/valid.jsonl, test/a.txt. Empty where `path` is no folder, or has no names of this kind: where no file has one,
-    or some have none and no other is for training.
+    The splits are `datasets`' names, "train", "validation" and "test", and "other" for the rest. A word in the name of
+    a file's folder tells its split, or else a word in the file's own name: train-00000-of-00002.parquet,
+    data/valid.jsonl, test/a.txt. The dict is empty if `path` is not a folder or its names tell no splits: no file has
+    such a word, or some have none and no file is for training.
     """
     folder, found = str(path) and Path(path).is_dir(), {}
     for file in _files_below(Path(path)) if folder else ():
@@ -98,16 +100,18 @@ def splits(path):
 
 
 def _files_below(folder):
+    """Return the data files in the folder and below, sorted, without hidden ones."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in READERS and file.is_file()
                   and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts))
 
 
 def _reader(path):
+    """Return the reader of a single file. Raises FileError, FormatError."""
     ending = path.suffix.lower()
     if path.exists() and not path.is_file():
-        raise FileError(f"{path} is no file but a pipe or a device: data are read more than once; write them to a file")
+        raise FileError(f"{path} is a pipe or a device, but data are read more than once; write them to a file")
     if ending in READERS or ending in ALSO_TEXT:
         return READERS.get(ending, read_text)
     advice = [what for what, endings in ADVICE.items() if ending in endings.split()]
-    raise FormatError(f"{path}: files that end in {ending} are not read here; "
+    raise FormatError(f"{path}: npgpt cannot read files that end in {ending}; "
                       + (*advice, f"expected {', '.join(READERS)}; plain text must end in .txt")[0])

@@ -1,4 +1,8 @@
-"""Records to text: what a record's fields are put into, and which part of it is learned."""
+"""Records to text: the template that a record's fields are put into, and which part of the text is learned.
+
+Templates have the syntax of str.format, and string.Formatter parses them. Jinja2 would add a dependency, and it could
+not tell which part of a text comes from which field.
+"""
 
 import re
 import string
@@ -10,9 +14,9 @@ from npgpt.data.readers import Stream
 from npgpt.files.tokenizer import END_OF_TEXT
 from npgpt.runtime.errors import ConfigError, FormatError, printable
 
-END = None  # the end-of-text token, among segments
+END = None  # stands for the end-of-text token in a list of segments
 
-# The fields that make a record one of a kind, and the kind's template. A record is of the first kind that fits.
+# The fields that a record of each kind has, and the template of each kind. A record is of the first kind that fits.
 KINDS = {
     "messages": ("messages",),
     "instruction": ("instruction", "output"),
@@ -33,17 +37,17 @@ LEARNED_ROLE = "assistant"
 
 
 class Text(str):
-    """A text that knows which parts of it are a template's own words: `literals`, ((begin, end), ...), in order.
+    """A text that knows which of its parts are a template's own words: `literals`, ((begin, end), ...), in order.
 
-    A special token that is spelled out in a literal is that token. Everywhere else, and so in what `str`'s own methods
-    return, it is plain text.
+    If a literal spells out a special token, it is this token. Everywhere else it is plain text, also in the results of
+    `str`'s own methods.
     """
 
     literals = ()
 
     @classmethod
     def join(cls, parts):
-        """Put str and Texts one behind the other; literals that meet become one."""
+        """Join str and Texts end to end; literals that touch become one."""
         text, literals, at = cls("".join(parts)), [], 0
         for part in parts:
             for begin, end in getattr(part, "literals", ()):
@@ -56,13 +60,13 @@ class Text(str):
 
     @classmethod
     def literal(cls, words):
-        """Return the words of a template."""
+        """Return a Text of a template's own words."""
         text = cls(words)
         text.literals = ((0, len(words)),) if words else ()
         return text
 
     def between(self, begin, end=None):
-        """Return self[begin:end], 0 <= begin <= end <= len(self), with the literals in it."""
+        """Return self[begin:end] with its literals, for 0 <= begin <= end <= len(self)."""
         end = len(self) if end is None else end
         text = Text(self[begin:end])
         text.literals = tuple((max(first, begin) - begin, min(last, end) - begin) for first, last in self.literals
@@ -74,9 +78,9 @@ class Document(NamedTuple):
     """A record as text.
 
     where     "path:line"
-    segments  list of (text, learned): text a str (a Text where a template has words of its own), a Stream, or END;
-              empty where the record is blank
-    key       str: records of one key ask the same, and are held out together or not at all
+    segments  list of (text, learned). A text is a str (a Text, if a template has its own words), a Stream, or END.
+              The list is empty if the record is blank
+    key       str: records with one key have the same question, and are held out together or not at all
     """
 
     where: str
@@ -87,38 +91,41 @@ class Document(NamedTuple):
 class Template:
     """Puts the fields of a record into a text.
 
-    A field stands in braces, {prompt}; a brace that is none is written twice. The last field and what follows it is
-    learned, and the end of text after it; what stands before it is the prompt. A paragraph (between blank lines) whose
-    fields are all blank is left out. For messages the template is that of one message, with {role}, perhaps {name}, and
-    {content}: the content of the role "assistant" is learned, and an end of text after it; white space before the first
-    is left out. See `npgpt.data.chats` for what the content is; the name is not told unless the template has it.
+    A field stands in braces, {prompt}; a literal brace is written twice. The last field is learned, with all that
+    follows it and an end of text; the part before it is the prompt. A paragraph (between blank lines) is left out if
+    all its fields are blank.
 
-    Spaces that end a prompt are learned, as part of what follows: a token of GPT-2's begins with the space before its
-    word, so a prompt is asked, here as later, without it.
+    For messages, the template is for one message. It has {role} and {content}, and may have {name}. The content of the
+    role "assistant" is learned, with an end of text. White space before the first message is left out.
+    `npgpt.data.chats` says what the content is.
 
-    A special token spelled out in the template is that token; spelled out in a field it is plain text. The role of a
-    message, where it is one word, counts as the template's: <|{role}|> is the token <|user|> where there is one. It
-    cannot make an end of text.
+    Spaces at the end of a prompt are learned, as a part of the text that follows. A token of GPT-2 begins with the
+    space before its word, so a prompt must end without this space, in training as later in use.
+
+    If the template spells out a special token, it is this token; in a field it is plain text. A message's role, if it
+    is one word, counts as a part of the template: <|{role}|> is the token <|user|> if there is one. A role cannot make
+    an end of text.
     """
 
     def __init__(self, kind, text=None, train_on_prompt=False):
-        """kind: of KINDS, or "fields", any others; text: None for that of TEMPLATES. Raises ConfigError."""
+        """kind: one of KINDS, or "fields" for other fields; text: None for TEMPLATES[kind]. Raises ConfigError."""
         self.kind, self.text, self.train_on_prompt = kind, TEMPLATES[kind] if text is None else text, train_on_prompt
         try:
             self._paragraphs = [_parsed(paragraph) for paragraph in self.text.split("\n\n")]
         except ValueError as error:
             raise ConfigError(f"template {self.text!r}: {error}; a field stands in braces, as in {{prompt}}, and a "
-                              "brace that is none is written twice") from error
+                              "literal brace is written twice") from error
         self.fields = [name for paragraph in self._paragraphs for _, name in paragraph if name is not None]
         if not self.fields:
-            raise ConfigError(f"template {self.text!r}: no field, as in {{prompt}}: every record would be the same")
+            raise ConfigError(f"template {self.text!r}: it has no field such as {{prompt}}, so all records would be "
+                              "the same")
         if kind == "messages" and ([field for field in self.fields if field != "name"] != ["role", "content"]
                                    or self.fields[-1] == "name"):
-            raise ConfigError(f"template {self.text!r}: that of a message has {{role}} and then {{content}}, and may "
-                              "have {name} before it")
+            raise ConfigError(f"template {self.text!r}: a message's template must have {{role}} and then {{content}}, "
+                              "and may have {name} before {content}")
 
     def __str__(self):
-        """The template in a line, what is learned in brackets."""
+        """The template in one line, with the learned part in brackets."""
         prompt, text, rest = self._fill({name: f"{{{name}}}" for name in self.fields})
         start = 0 if self.train_on_prompt else len(prompt)
         whole = f"{prompt}{text}{rest}<end of text>"
@@ -128,7 +135,7 @@ class Template:
         return f"{line}  ({each}in brackets: learned{role})"
 
     def spelled(self, tokens):
-        """Return those of the special tokens `tokens`, a list of str, that this template spells out, for some role."""
+        """Return those of the special tokens `tokens`, a list of str, that this template spells out for any role."""
         def texts(role):
             return ("".join(literal + {None: "", "role": role}.get(name, "\0") for literal, name in paragraph)
                     for paragraph in self._paragraphs)
@@ -138,7 +145,7 @@ class Template:
 
     @classmethod
     def of(cls, record, text=None, train_on_prompt=False):
-        """Return the template for `record` and those after it: `text`, else that of its kind. Raises FormatError."""
+        """Return the template of `text`, or else of the kind of `record`, the first one. Raises FormatError."""
         kind = _kind(record.fields)
         if text is not None and kind != "messages":
             kind = "fields"
@@ -149,11 +156,11 @@ class Template:
         return cls(kind, text, train_on_prompt)
 
     def document(self, record):
-        """Return the Document of a record. Raises FormatError where it is not of the template's kind."""
+        """Return the Document of a record. Raises FormatError if the record is not of the template's kind."""
         where, fields = record
         kind = _kind(fields)
         if self.kind in KINDS and kind not in (self.kind, None):
-            raise FormatError(f"{where}: a record with {quoted(KINDS[kind])}, where those before have "
+            raise FormatError(f"{where}: a record with {quoted(KINDS[kind])}, but the records before have "
                               f"{quoted(KINDS[self.kind])}; expected one kind")
         segments, key = self._of_messages(where, fields) if self.kind == "messages" else self._of_fields(where, fields)
         if self.train_on_prompt:
@@ -190,12 +197,12 @@ class Template:
                 asked = Text.join([asked, text, rest])
                 key += [] if segments else [values["content"]]
         if asked and not self.train_on_prompt:
-            raise FormatError(f"{where}: the last message is of the role {message.role!r}; expected "
-                              f"{LEARNED_ROLE!r}, the one whose content is learned")
+            raise FormatError(f"{where}: the last message has the role {message.role!r}; expected "
+                              f"{LEARNED_ROLE!r}, whose content is learned")
         return segments + ([(asked, True), (END, True)] if asked else []), "\0".join(key)
 
     def _fill(self, values):
-        """Return what stands before the last field, its value, and what stands after it."""
+        """Return the text before the last field, the field's value, and the text after it."""
         texts, last = [], 0
         for paragraph in self._paragraphs:
             names = [name for _, name in paragraph if name is not None]
@@ -208,7 +215,7 @@ class Template:
 
 
 def _more_ends(text, template):
-    """Whether the text spells an end of text that the template does not."""
+    """Tell whether the text spells more ends of text than the template."""
     return text.count(END_OF_TEXT) > template.count(END_OF_TEXT)
 
 
@@ -222,17 +229,18 @@ def _parsed(text):
 
 
 def _divided(prompt, learned):
-    """Return the segments of a prompt and of the texts learned after it, to which the space between them belongs."""
+    """Return the segments of a prompt and the learned texts after it; spaces at the prompt's end go to the latter."""
     n = len(prompt.rstrip(" "))
     return [*([(prompt.between(0, n), False)] if n else []), (Text.join([prompt.between(n), *learned]), True)]
 
 
 def _kind(fields):
+    """Return the kind of a record, or None if its fields fit none of KINDS."""
     if has_messages(fields):
         return "messages"
     return next((kind for kind, needed in KINDS.items() if all(name in fields for name in needed)), None)
 
 
 def _optional(where, fields, name):
-    """Return the text under `name`, blank where it is missing and may be."""
+    """Return the text under `name`; blank if it is missing but optional."""
     return "" if name in OPTIONAL and fields.get(name) is None else text_under(where, fields, name)

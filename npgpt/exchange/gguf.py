@@ -1,8 +1,8 @@
-"""GPT2 -> a GGUF file, which llama.cpp and what is built on it run.
+"""GPT2 -> a GGUF file, for llama.cpp and the programs that use it.
 
-The file holds the configuration and the tokenizer as key/value pairs and the tensors under llama.cpp's names, matrices
-as (out, in). The `gguf` package, llama.cpp's own, knows these names and writes the file; it is an extra
-(pip install 'npgpt[gguf]'). What llama.cpp would compute otherwise than the model does is refused.
+The file holds the configuration and the tokenizer as key/value pairs, and the tensors under llama.cpp's names, with
+matrices as (out, in). llama.cpp's own package `gguf` knows these names and writes the file; it is an extra
+(pip install 'npgpt[gguf]'). If llama.cpp would compute something else than the model, the model is refused.
 
 Source: llama.cpp's converter (conversion/gpt2.py and base.py) and its graph of this architecture (src/models/gpt2.cpp).
 """
@@ -16,24 +16,24 @@ from npgpt.files.atomic import replacing
 from npgpt.files.checkpoint import cast
 from npgpt.runtime.errors import ConfigError
 
-# In llama.cpp's words: an ordinary token, one with a meaning (end of text), one that was added, a row that has none.
+# llama.cpp's kinds of tokens: ordinary, special (end of text), added, and a row without a token.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 def export(model, tokenizer, path, dtype="float16"):
-    """Write `model`, with the adapters that are in force merged into its weights, and its tokenizer to the file `path`.
+    """Write `model`, with its active adapters merged into its weights, and its tokenizer to the file `path`.
 
     dtype  of the matrices, "float32" or "float16"; vectors and position embeddings are always float32, as llama.cpp
-           wants them
+           needs them
 
-    One tensor is in memory at a time. Raises ConfigError where the `gguf` package is missing or llama.cpp has no such
-    model or tokenizer, FormatError where a number is too large for float16, FileError where the file cannot be written.
+    Only one tensor is in memory at a time. Raises ConfigError if the `gguf` package is missing or llama.cpp has no such
+    model or tokenizer, FormatError if a number is too large for float16, FileError if the file cannot be written.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype = {dtype!r}: a GGUF file is written in {' or '.join(DTYPES)}")
     config, tensors = merged_tensors(model, "float32")
     _check(config)
-    pairs = _vocabulary(tokenizer.to_dict(), config)
+    pairs = _sizes(config) | _vocabulary(tokenizer.to_dict(), config)
     try:
         import gguf
     except ImportError as error:
@@ -46,12 +46,6 @@ def export(model, tokenizer, path, dtype="float16"):
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(Path(model.name_or_path or path).stem)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == "float32" else gguf.LlamaFileType.MOSTLY_F16)
-        writer.add_block_count(config.n_layer)
-        writer.add_context_length(config.n_positions)
-        writer.add_embedding_length(config.n_embd)
-        writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
-        writer.add_head_count(config.n_head)
-        writer.add_layer_norm_eps(config.layer_norm_epsilon)
         for add, value in pairs.items():
             getattr(writer, add)(value)
         stored = {}
@@ -71,12 +65,12 @@ def export(model, tokenizer, path, dtype="float16"):
 
 
 def _is_linear(name):
-    """Whether the parameter is a matrix of a linear layer, (in, out) here and (out, in) there."""
+    """Tell whether the parameter is a matrix of a linear layer: (in, out) in npgpt, (out, in) in the file."""
     return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
 def _check(config):
-    """Raise ConfigError for a model that llama.cpp would run as another: it knows one activation and one scale."""
+    """Raise ConfigError if llama.cpp would compute something else: it knows only one activation and one scale."""
     for field, right in (("activation_function", "gelu_new"), ("scale_attn_weights", True),
                          ("scale_attn_by_inverse_layer_idx", False)):
         value = getattr(config, field)
@@ -85,21 +79,33 @@ def _check(config):
                               "this model would be another model")
 
 
-def _vocabulary(tokenizer, config):
-    """Return what the file says of the tokenizer: dict of the writer's methods and their arguments.
+def _sizes(config):
+    """Return the file's pairs for the sizes: dict of the writer's methods and their arguments."""
+    return {
+        "add_block_count": config.n_layer,
+        "add_context_length": config.n_positions,
+        "add_embedding_length": config.n_embd,
+        "add_feed_forward_length": config.n_inner or 4 * config.n_embd,
+        "add_head_count": config.n_head,
+        "add_layer_norm_eps": config.layer_norm_epsilon,
+    }
 
-    tokenizer  what tokenizer.json holds. Raises ConfigError unless it is byte-level BPE as GPT-2's.
+
+def _vocabulary(tokenizer, config):
+    """Return the file's pairs for the tokenizer: dict of the writer's methods and their arguments.
+
+    tokenizer  the content of tokenizer.json. Raises ConfigError unless it is byte-level BPE as in GPT-2.
     """
     bpe, before = tokenizer["model"], tokenizer["pre_tokenizer"] or {}
     if (bpe.get("type") != "BPE" or before.get("type") != "ByteLevel" or before.get("add_prefix_space")
             or not before.get("use_regex", True) or tokenizer["normalizer"]):
-        raise ConfigError("the tokenizer is not byte-level BPE as GPT-2's, without a normalizer and a prefix space: "
+        raise ConfigError("the tokenizer is not GPT-2's byte-level BPE without a normalizer and a prefix space: "
                           "llama.cpp would read other tokens")
     added = {token["content"]: token for token in tokenizer["added_tokens"]}
     ids = bpe["vocab"] | {content: token["id"] for content, token in added.items()}
     largest = max(ids.values(), default=-1)
     if largest >= config.vocab_size:
-        raise ConfigError(f"the tokenizer has a token of id {largest}, and the model a vocabulary of "
+        raise ConfigError(f"the tokenizer has a token with id {largest}, but the model has a vocabulary of "
                           f"{config.vocab_size}")
     tokens, kinds = [f"[PAD{i}]" for i in range(config.vocab_size)], [UNUSED] * config.vocab_size
     for content, i in ids.items():

@@ -1,8 +1,8 @@
 """A model with adapters -> a folder of plain weights, tensor by tensor, and a certificate that the two agree.
 
-`merge_lora` makes every merged layer at once, in memory. Here the merged weight of one layer exists at a time: it is
-made when it is its turn to be written. All else goes from the mapped file of the base straight into the new one, so
-merging takes little more memory than the largest layer does.
+`merge_lora` makes all merged layers at once, in memory. Here only one merged layer exists at a time: it is made when
+its turn comes to be written. Everything else goes directly from the base's mapped file to the new file. So merging
+needs little more memory than the largest layer.
 """
 
 import dataclasses
@@ -13,19 +13,18 @@ from typing import NamedTuple
 import numpy as np
 
 from npgpt.adapters.stack import unties
-from npgpt.evaluation.evaluate import Perplexity
 from npgpt.files import checkpoint
 from npgpt.files.checkpoint import cast
 from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import ConfigError
 
 DTYPES = ("float32", "float16")
-WINDOW = 256  # tokens that a certificate has both models read at once
+WINDOW = 256  # tokens that both models read at once for a certificate
 ROWS = 64     # of logits in float64 at a time
 
 
 class Pending(NamedTuple):
-    """An array that is made when NumPy asks for it; its shape and dtype are known before."""
+    """An array that is made when NumPy asks for it; its shape and dtype are known earlier."""
 
     shape: tuple
     dtype: np.dtype
@@ -40,20 +39,20 @@ class Pending(NamedTuple):
 
 
 def save_merged(model, folder, dtype="float32", max_shard_size=None):
-    """Write `model`, with the adapters that are in force merged into its weights, as `checkpoint.write` does.
+    """Merge the active adapters of `model` into its weights, and write these as `checkpoint.write` does.
 
-    dtype           of the numbers in the file, "float32" or "float16"; the merging itself is done in the model's
-    max_shard_size  bytes of tensors a file, or None for one file
+    dtype           of the numbers in the file, "float32" or "float16"; the merging uses the model's dtype
+    max_shard_size  bytes of tensors in one file; None: all in one file
 
-    The model is left as it is. Raises ConfigError for another dtype, FormatError where a number is too large for it,
-    FileError where the folder cannot be written.
+    The model does not change. Raises ConfigError for another dtype, FormatError if a number is too large for the dtype,
+    FileError if the folder cannot be written.
     """
     config, tensors = merged_tensors(model, dtype)
     checkpoint.write(folder, config, tensors, max_shard_size)
 
 
 def merged_tensors(model, dtype):
-    """Return configuration and tensors of the plain model: a GPT2Config, and dict parameter name -> Pending."""
+    """Return the GPT2Config and the tensors of the merged model: dict parameter name -> Pending."""
     if dtype not in DTYPES:
         raise ConfigError(f"dtype = {dtype!r}: a merged model is written in {' or '.join(DTYPES)}")
     dtype, layers = np.dtype(dtype), adapted_layers(model)
@@ -65,7 +64,7 @@ def merged_tensors(model, dtype):
         config = dataclasses.replace(config, tie_word_embeddings=False)  # as merge_lora does
         plain["lm_head.weight"] = plain["wte.weight"]
 
-    @functools.lru_cache(maxsize=1)  # for a layer's weight and bias, which are written one after the other
+    @functools.lru_cache(maxsize=1)  # a layer's weight and bias are written one after the other
     def merged(module):
         return layers[module].merged().parameters()
 
@@ -80,36 +79,49 @@ def merged_tensors(model, dtype):
     return config, {name: pending(name, tensor) for name, tensor in plain.items()}
 
 
+class TextLoss(NamedTuple):
+    """nll: mean negative log-likelihood of a text, nats a predicted token; tokens: how many were predicted."""
+
+    nll: float
+    tokens: int
+
+    @property
+    def ppl(self):
+        """Perplexity, e^nll; infinite if a float cannot hold it."""
+        return math.exp(self.nll) if self.nll < 709 else math.inf
+
+
 class Certificate(NamedTuple):
-    """How far a merged model is from the model with its adapters, over the tokens of a text.
+    """How much a merged model differs from the model with its adapters on the tokens of a text.
 
     difference  the largest |Δlogit|
     largest     the largest |logit| of the unmerged model
-    kl          mean KL divergence of the merged model's prediction from the unmerged one's, nats a token
-    unmerged    Perplexity of the text under the model with its adapters; merged, under the other
+    kl          mean KL divergence of the merged model's prediction from the unmerged model's, nats a token
+    unmerged    the loss of the model with its adapters
+    merged      the loss of the merged model
     """
 
     difference: float
     largest: float
     kl: float
-    unmerged: Perplexity
-    merged: Perplexity
+    unmerged: TextLoss
+    merged: TextLoss
 
     @property
     def relative(self):
-        """The largest |Δlogit| as a part of the largest |logit|."""
+        """The largest |Δlogit|, divided by the largest |logit|."""
         return self.difference / self.largest
 
 
 def certify(unmerged, merged, ids):
     """Compare two models of one vocabulary on the tokens `ids` (T,), T >= 2, in windows of 256 side by side.
 
-    Logits are compared at every position; the first token of each window is not predicted. Sums are in float64, so that
-    a divergence as small as the square of float32's rounding is still seen. Raises ConfigError.
+    Logits are compared at every position. The first token of each window is not predicted. Sums are in float64, so even
+    a divergence as small as the square of float32's rounding is measured. Raises ConfigError.
     """
     ids = np.asarray(ids)
     if ids.ndim != 1 or len(ids) < 2:
-        raise ConfigError(f"ids of shape {ids.shape}: a certificate takes at least two tokens in one row")
+        raise ConfigError(f"ids of shape {ids.shape}: a certificate needs at least two tokens in one row")
     width = min(WINDOW, unmerged.config.n_positions)
     difference = largest = kl = 0.0
     nll, rows, targets = np.zeros(2), 0, 0
@@ -125,12 +137,12 @@ def certify(unmerged, merged, ids):
             nll -= [each[np.arange(len(following)), following].sum() for each in (a, b)]
             targets += len(following)
         rows += len(window)
-    perplexities = (Perplexity(each / targets, targets) for each in nll.tolist())
-    return Certificate(float(difference), float(largest), float(kl / rows), *perplexities)
+    losses = (TextLoss(each / targets, targets) for each in nll.tolist())
+    return Certificate(float(difference), float(largest), float(kl / rows), *losses)
 
 
 def log_softmax(logits):
-    """logits (N, V) -> log-probabilities (N, V), in the same memory."""
+    """Turn logits (N, V) into log-probabilities, in the same memory."""
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return logits

@@ -1,4 +1,7 @@
-"""Files and folders written whole or not at all, and JSON read with one-line errors."""
+"""Files and folders that are written whole or not at all, and JSON with one-line errors.
+
+The standard library does the work; no package for it also covers folders and the messages.
+"""
 
 import contextlib
 import json
@@ -12,18 +15,18 @@ from npgpt.runtime.errors import FileError, FormatError, NpgptError
 
 @contextlib.contextmanager
 def replacing(path):
-    """Give a temporary path beside `path`; rename it onto `path` when the block ends well, remove it when not.
+    """Give a temporary path beside `path`. Rename it to `path` if the block succeeds, remove it if not.
 
-    A reader therefore sees the old file or the new one, never half of either. Missing parent folders are made.
-    Raises FileError where the folder or the file cannot be written.
+    So a reader sees the old file or the new one, never a part of either. Missing parent folders are made.
+    Raises FileError if the folder or the file cannot be written.
     """
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except NpgptError:  # some are OSErrors, and all say already what is wrong
+    except NpgptError:  # it may be an OSError too, and it says already what is wrong
         raise
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
@@ -34,17 +37,17 @@ def replacing(path):
 
 @contextlib.contextmanager
 def new_folder(path):
-    """Give a temporary folder beside `path`; rename it to `path` when the block ends well, remove it when not.
+    """Give a temporary folder beside `path`. Rename it to `path` if the block succeeds, remove it if not.
 
-    A reader therefore sees the whole folder or none, also where the power failed: everything is on the disk before the
-    rename. Missing parent folders are made. Raises FileError where `path` is there already, other than as an empty
-    folder, and where nothing can be written.
+    So a reader sees the whole folder or none. This holds after a power failure too: everything is on the disk before
+    the rename. Missing parent folders are made. Raises FileError if `path` exists and is not an empty folder, and if it
+    cannot be written.
     """
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = _beside(path)
     try:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise FileError(f"cannot write {path}: it is there already, and is not an empty folder; name a new one")
+            raise FileError(f"cannot write {path}: it exists already and is not an empty folder; name a new one")
         temporary.mkdir(parents=True)
         yield temporary
         for written in [*temporary.rglob("*"), temporary]:
@@ -53,7 +56,7 @@ def new_folder(path):
             path.rmdir()
         temporary.rename(path)
         _flush(path.parent)
-    except FileError as error:  # the place a user knows is the one it was to be at
+    except FileError as error:  # a user knows the place in which the file was to be
         raise FileError(str(error).replace(str(temporary), str(path))) from error
     except NpgptError:
         raise
@@ -64,10 +67,9 @@ def new_folder(path):
 
 
 def remove_folder(path):
-    """Remove a folder with all its files, from the first moment on under another name: never half of it is seen.
-    Raises FileError."""
+    """Remove a folder and all its files. It is renamed first, so that nobody sees a part of it. Raises FileError."""
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = _beside(path)
     try:
         os.rename(path, temporary)
     except OSError as error:
@@ -76,18 +78,23 @@ def remove_folder(path):
 
 
 def remove_leftovers(folder):
-    """Remove below `folder` what a process that was killed while it wrote has left there."""
+    """Remove the temporary files below `folder` that processes left there when they were killed."""
     for path in Path(folder).rglob(".*.tmp"):
         if not re.fullmatch(r"\..+\.\d+\.tmp", path.name):
-            continue  # somebody else's
+            continue  # another program's
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
+def _beside(path):
+    """Return the temporary path of this process for `path`."""
+    return path.parent / f".{path.name}.{os.getpid()}.tmp"
+
+
 def _flush(path):
-    """Have the system write a file or folder to the disk."""
+    """Make the system write a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -96,7 +103,7 @@ def _flush(path):
 
 
 def read_text(path):
-    """Return the text of the file `path`, line ends as they are. Raises FileError or FormatError (not UTF-8)."""
+    """Return the text of the file `path`, with its own line ends. Raises FileError or FormatError (not UTF-8)."""
     try:
         return Path(path).read_bytes().decode()
     except OSError as error:

@@ -1,18 +1,18 @@
 """Hugging Face's files <-> a model: config.json with model.safetensors, whole or in shards.
 
-Where there is none, the older pytorch_model.bin is read. Reading is strict. Every tensor in the file is a parameter, or
-is one that GPT-2 files are known to carry and nobody needs, or is an error; and every parameter is in the file. The
-names differ between files, and the shapes never do:
+If there is no model.safetensors, the older pytorch_model.bin is read. Reading is strict: every parameter must be in
+the file, and every tensor in the file must be a parameter or one of the known tensors that nobody needs. Anything else
+is an error. The names differ between files, but the shapes never do:
 
     "h.0.attn.c_attn.weight"               the released gpt2 files, and the names of GPT2.parameters()
-    "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: what stands before or around it is left out, see
-                                           `names`
+    "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: `names` removes the names of what is around it
     "h.0.attn.bias", "..masked_bias"       causal masks, stored as buffers: dropped ("attn.c_attn.bias" is a parameter)
-    "lm_head.weight"                       the head; where the config says it is tied it can only repeat "wte.weight"
-    "v_head.summary.weight", ..            heads that were trained beside the language model's and leave it as it is, of
-                                           TRL's value head and GPT2DoubleHeadsModel: dropped
+    "lm_head.weight"                       the head; if the config ties it, it must repeat "wte.weight"
+    "v_head.summary.weight", ..            other heads, which do not change the language model: TRL's value head, and
+                                           GPT2DoubleHeadsModel's second head: dropped
 
-What is no plain language model is refused by name: a classifier's head, LoRA that was not merged, quantised weights.
+A file that is not a plain language model is refused with the reason: a classifier's head, LoRA that was not merged,
+quantised weights.
 """
 
 import math
@@ -28,27 +28,27 @@ from npgpt.runtime.errors import ConfigError, FileError, FormatError
 READERS = {".json": atomic.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
 WHOLE = hub.WEIGHTS[0]
 BESIDE_THE_HEAD = ("v_head.", "multiple_choice_head.")
-# Names that transformers' GPT2Config takes as well, for what has another name in GPT-2's files.
+# Other names for fields of GPT-2's files; transformers' GPT2Config accepts them too.
 ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
            "num_hidden_layers": "n_layer"}
-UNQUANTISED = "load it with what quantised it and save the model it makes of that (transformers: model.dequantize())"
+UNQUANTISED = "load it with the library that quantised it, and save it dequantised (transformers: model.dequantize())"
 
 
 def load(model_class, name, revision=None, dtype=np.float32, local_files_only=False):
-    """Load a model: GPT2.from_pretrained.
+    """Load a model of this class.
 
     model_class         GPT2
     name                "tiny" (the model in this package), a folder, or a hub id ("gpt2", "distilbert/distilgpt2")
     revision            branch, tag or commit on the hub
-    dtype               np.float32 or np.float64; tensors stored so are used as they lie in the mapped file, read-only,
-                        and the others are converted
+    dtype               np.float32 or np.float64; a tensor that is stored so stays in the mapped file, read-only, and
+                        any other is converted
     local_files_only    use the folder or the cache, never the network
 
-    Raises FileError (missing or unreadable files), FormatError (corrupt or foreign ones), ConfigError (a configuration
-    npgpt cannot run) and HubError.
+    Raises FileError (missing or unreadable files), FormatError (corrupt or foreign files), ConfigError (a configuration
+    that npgpt cannot run) and HubError.
     """
     if np.dtype(dtype) not in (np.float32, np.float64):
-        raise ConfigError(f"dtype {np.dtype(dtype)} is not one GPT2 computes in; float32 or float64 would be right")
+        raise ConfigError(f"GPT2 cannot compute in dtype {np.dtype(dtype)}; float32 or float64 would be right")
 
     def find(filename):
         return hub.file(name, filename, revision=revision, local_files_only=local_files_only)
@@ -62,7 +62,7 @@ def load(model_class, name, revision=None, dtype=np.float32, local_files_only=Fa
     if weights_path is None:
         raise FileError(
             f"{name} has no weights that npgpt reads: none of {', '.join(hub.WEIGHTS)}; "
-            "those of other frameworks have to be converted (transformers: from_pretrained, then save_pretrained)"
+            "convert other frameworks' weights first (transformers: from_pretrained, then save_pretrained)"
         )
     stored = _read_shards(weights_path, find, read) if weights_path.suffix == ".json" else read(weights_path)
     tensors = _by_parameter(stored, config, weights_path)
@@ -89,8 +89,8 @@ def read_config(config_class, name, revision=None, local_files_only=False):
                           f"{UNQUANTISED}")
     for alias, field in ALIASES.items():
         if alias in values and values.setdefault(field, values[alias]) != values[alias]:
-            raise ConfigError(f"{path}: {field} = {values[field]!r} and {alias} = {values[alias]!r} are one field's "
-                              "names; they must be equal")
+            raise ConfigError(f"{path}: {field} = {values[field]!r} and {alias} = {values[alias]!r} are two names of "
+                              "one field; they must be equal")
     try:
         return config_class.from_dict(values)
     except ConfigError as error:
@@ -115,7 +115,7 @@ def _read_shards(index_path, find, read):
         if listed != held.keys():
             raise FormatError(
                 f"{path} and {index_path.name} disagree on {_some(listed ^ held.keys())}; "
-                "each shard must hold just what the index lists for it"
+                "each shard must hold exactly the tensors that the index lists for it"
             )
         tensors.update(held)
     return tensors
@@ -129,44 +129,45 @@ def _by_parameter(stored, config, path):
         if MASK.fullmatch(name) or name.startswith(BESIDE_THE_HEAD):
             continue
         _check_kind(f"{path}: {key!r}", name, array)
-        if name == "lm_head.decoder.weight":  # as the original DialoGPT files say
+        if name == "lm_head.decoder.weight":  # the name in the original DialoGPT files
             name = "lm_head.weight"
         if name in tensors:
             raise FormatError(f"{path}: {keys[name]!r} and {key!r} both mean {name}; a file must hold one of them")
         tensors[name], keys[name] = array, key
     if config.tie_word_embeddings and "lm_head.weight" in tensors:
         head = tensors.pop("lm_head.weight")
-        # A file that stores a shared tensor once may have stored it under either name.
+        # A file may store a shared tensor only once, under either name.
         if not np.array_equal(head, tensors.setdefault("wte.weight", head)):
             raise FormatError(
                 f"{path}: {keys['lm_head.weight']!r} differs from {keys['wte.weight']!r}, but config.json ties them; "
-                'with "tie_word_embeddings": false there the head would be used'
+                'to use the head, set "tie_word_embeddings": false there'
             )
     return tensors
 
 
 def _check_kind(where, name, array):
-    """Raise FormatError for a tensor that tells that the file holds something else than a plain language model."""
+    """Raise FormatError if the tensor shows that the file is not a plain language model."""
     if ".lora_" in name:
-        raise FormatError(f"{where} is LoRA's, not merged: PEFT's merge_and_unload() would make a plain model of it, "
-                          "and its save_pretrained saves the adapter alone; convert_adapter.py reads loralib's files")
+        raise FormatError(f"{where} belongs to LoRA that was not merged: make a plain model with PEFT's "
+                          "merge_and_unload(), or save the adapter alone with its save_pretrained; "
+                          "convert_adapter.py reads loralib's files")
     if name.startswith(("score.", "classifier.", "qa_outputs.")):
-        raise FormatError(f"{where} is the head of a model that gives labels: its language model's was not trained; "
-                          "GPT2LMHeadModel's files would be right")
+        raise FormatError(f"{where} is the head of a model that gives labels: its language model's head was not "
+                          "trained; GPT2LMHeadModel's files would be right")
     if not array.size:
-        raise FormatError(f"{where} holds no numbers, as DeepSpeed's ZeRO-3 saves what lies on several processes; its "
-                          "zero_to_fp32.py gathers them")
+        raise FormatError(f"{where} holds no numbers: DeepSpeed's ZeRO-3 saves such a tensor if several processes hold "
+                          "its parts; gather them with its zero_to_fp32.py")
     if array.dtype.kind != "f":
-        raise FormatError(f"{where} holds {array.dtype} numbers; weights must be F64, F32, F16 or BF16: of a quantised "
-                          f"model, {UNQUANTISED}")
+        raise FormatError(f"{where} holds {array.dtype} numbers; weights must be F64, F32, F16 or BF16; if the model "
+                          f"is quantised, {UNQUANTISED}")
 
 
 def _check_sizes(tensors, config, path):
-    """Compare config.json's sizes with the file's, before anything of config.json's sizes is made."""
+    """Compare config.json's sizes with the file's, before any array of config.json's sizes is made."""
     linear = tensors.get("h.0.attn.c_attn.weight")
     if linear is not None and linear.ndim == 2 and len(linear) == 3 * linear.shape[1]:
-        raise FormatError(f"{path} holds the weights of linear layers (out, in), as nanoGPT and MLX do, where GPT-2's "
-                          "are (in, out); convert_checkpoint.py turns them")
+        raise FormatError(f"{path} stores the weights of linear layers as (out, in), like nanoGPT and MLX; GPT-2's are "
+                          "(in, out); convert the file with convert_checkpoint.py")
     for field, said, name, axis in (
         ("vocab_size", config.vocab_size, "wte.weight", 0),
         ("n_embd", config.n_embd, "wte.weight", 1),
@@ -181,18 +182,19 @@ def _check_sizes(tensors, config, path):
                 f"{path}: {name} has {held} {'columns' if axis else 'rows'}, but config.json says {field} {said}; "
                 "the two must come from one model"
             )
-    # Counted by their largest matrices, which no file can hold without the bytes; a few that lack it are named later.
+    # Count layers by their largest matrix: a file cannot claim it without holding its bytes. `assign` names the tensors
+    # that are missing from a few layers.
     matrix = tensors["h.0.mlp.c_fc.weight"].shape
     layers = sum(name.endswith(".mlp.c_fc.weight") and array.shape == matrix for name, array in tensors.items())
     if 2 * layers < config.n_layer:
         raise FormatError(
-            f"{path}: missing layers, {layers} are there, but config.json says n_layer {config.n_layer}; "
+            f"{path}: missing layers: it has {layers}, but config.json says n_layer {config.n_layer}; "
             "the two must come from one model"
         )
 
 
 def assign(model, tensors, path):
-    """Give every parameter its tensor. Raises FormatError unless names and shapes are the model's, all of them."""
+    """Give every parameter its tensor. Raises FormatError unless all names and shapes are the model's."""
     parameters = model.parameters()
     missing, unexpected = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()
     if missing or unexpected:
@@ -205,15 +207,15 @@ def assign(model, tensors, path):
     if wrong:
         name = min(wrong)
         raise FormatError(
-            f"{path}: {name} has shape {tensors[name].shape}, but this configuration's is {parameters[name].shape}; "
-            f"the file is of another size or architecture ({len(wrong)} wrong: {_some(wrong)})"
+            f"{path}: {name} has shape {tensors[name].shape}, but this configuration needs {parameters[name].shape}; "
+            f"the file has another size or architecture ({len(wrong)} wrong: {_some(wrong)})"
         )
     for name, parameter in parameters.items():
         parameter.data = cast(f"{path}: {name}", tensors[name], parameter.dtype, copy=False)
 
 
 def cast(where, array, dtype, copy=True):
-    """Return `array` as `dtype`. Raises FormatError where it holds finite numbers that would become infinite."""
+    """Return `array` as `dtype`. Raises FormatError if a finite number in it would become infinite."""
     with np.errstate(over="raise", invalid="ignore"):
         try:
             return array.astype(dtype, copy=copy)
@@ -222,21 +224,20 @@ def cast(where, array, dtype, copy=True):
 
 
 def _some(names):
-    """The first few of the names, for an error message."""
+    """Return the first few of the names, for an error message."""
     names = sorted(names)
     return ", ".join(map(repr, names[:4])) + (f", .. ({len(names)} in all)" if len(names) > 4 else "")
 
 
 def save(model, folder):
-    """Write config.json and model.safetensors into `folder`, as transformers' GPT2LMHeadModel does:
-    model.save_pretrained.
+    """Write config.json and model.safetensors into `folder`, as transformers' GPT2LMHeadModel does.
 
-    Neither file is put in place before both are written whole. Raises ConfigError while the model has LoRA layers,
+    Both files are complete before either of them gets its name. Raises ConfigError if the model has LoRA layers,
     FileError if the folder cannot be written.
     """
     if any(hasattr(module, "base_layer") for _, module in model.named_modules()):
         raise ConfigError(
-            f"cannot save the model to {folder}: it has LoRA layers; merge_lora(model) first, or save_adapter"
+            f"cannot save the model to {folder}: it has LoRA layers; call merge_lora(model) first, or save_adapter"
         )
     write(folder, model.config, {name: tensor.data for name, tensor in model.parameters().items()})
 
@@ -244,11 +245,11 @@ def save(model, folder):
 def write(folder, config, tensors, max_shard_size=None):
     """Write config.json and `tensors`, dict parameter name -> array, all of one dtype, into `folder`.
 
-    max_shard_size  bytes of tensors a file; where they are more, they go into several files and an index that lists
-                    them, as transformers writes. A tensor that is larger by itself has a file of its own.
+    max_shard_size  bytes of tensors in one file; if there are more, they go into several files and an index, as
+                    transformers writes them. A tensor that is larger has its own file
 
-    An array may be anything with shape, dtype and nbytes of which NumPy makes an array when its turn comes.
-    config.json is put in place last. Raises FileError.
+    An array may be any object with shape, dtype and nbytes that NumPy can turn into an array; this happens when the
+    tensor is written. config.json gets its name last. Raises FileError.
     """
     folder = Path(folder)
     tensors = {name if name == "lm_head.weight" else f"transformer.{name}": array for name, array in tensors.items()}
@@ -268,7 +269,7 @@ def write(folder, config, tensors, max_shard_size=None):
 
 
 def _shards(tensors, largest):
-    """Return dict file name -> names of the tensors in it: in order, a new file where the next would be too much."""
+    """Return dict file name -> names of its tensors, in order; a new file begins when the next tensor is too much."""
     groups, size = [[]], 0
     for name, array in tensors.items():
         if groups[-1] and size + array.nbytes > largest:

@@ -1,9 +1,9 @@
 """Where a model's files are: in this package, in a folder, in the Hugging Face cache, or on the hub.
 
-What is in the cache is used as it is, without asking the hub for anything newer (`hf download NAME` fetches that), so
-a cached model loads without the network; only a file that is not there is downloaded, into the same cache.
-huggingface_hub does the work and has its own environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE,
-..), which it reads when first imported. That import takes a while, so it waits until a hub id is asked for.
+A file in the cache is used as it is, and the hub is not asked for a newer one (`hf download NAME` fetches it). So a
+cached model loads without the network. Only a file that is not in the cache is downloaded, into the same cache.
+huggingface_hub does the work. It has its own environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE,
+..) and reads them at its first import. This import is slow, so it happens only when someone asks for a hub id.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from npgpt.runtime.errors import ConfigError, FileError, FormatError, HubError
 
 TINY = Path(__file__).parents[1] / "tiny"
-# In order of preference. An .index.json lists the shards of what was too large for one file.
+# In order of preference. An .index.json lists the shards of a model that was too large for one file.
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
 )  # fmt: skip
@@ -22,22 +22,22 @@ INSTEAD = 'name a folder instead, or "tiny", the model in this package'
 
 
 def file(name, filename, revision=None, local_files_only=False):
-    """Return the path of a file of the model `name`, or None where the model has no such file.
+    """Return the path of a file of the model `name`, or None if the model has no such file.
 
     name                "tiny" (the model in this package), a folder, or a hub id ("gpt2", "distilbert/distilgpt2")
-    filename            the file's name, or a tuple of alternatives, of which the first that is found is returned
+    filename            the file's name, or a tuple of alternatives: the first that is found is returned
     revision            branch, tag or commit on the hub; None is its main branch
-    local_files_only    keep off the network, as HF_HUB_OFFLINE=1 does
+    local_files_only    do not use the network, as with HF_HUB_OFFLINE=1
 
-    Alternatives are all looked for in the cache before any is looked for on the hub. A hub that cannot be reached is
-    noticed within two seconds (HF_HUB_ETAG_TIMEOUT where that is set); huggingface_hub's retries take over twenty.
-    Raises ConfigError (unusable name or revision), FileError (no such folder) and HubError (all about hub and network).
+    All alternatives are looked for in the cache before any is looked for on the hub. If the hub cannot be reached, this
+    is known after two seconds (or HF_HUB_ETAG_TIMEOUT); huggingface_hub's own retries take over twenty.
+    Raises ConfigError (unusable name or revision), FileError (no such folder) and HubError (the hub or the network).
     """
     filenames = (filename,) if isinstance(filename, str) else filename
     place = folder(name)
     if place is not None:
         if revision is not None:
-            raise ConfigError(f"revision {revision!r} is for a model on the hub, and {name} is a folder; leave it out")
+            raise ConfigError(f"revision {revision!r} is for a model on the hub, but {name} is a folder; leave it out")
         return next((place / each for each in filenames if os.path.isfile(place / each)), None)  # False for odd names
 
     from huggingface_hub import constants
@@ -51,12 +51,12 @@ def file(name, filename, revision=None, local_files_only=False):
     missing = f"{' or '.join(unknown)} of {name!r} is not in the cache {constants.HF_HUB_CACHE}"
     if local_files_only or constants.HF_HUB_OFFLINE:
         reason = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
-        raise HubError(f"{missing} and {reason} forbids to download it; {INSTEAD}")
+        raise HubError(f"{missing} and {reason} forbids the download; {INSTEAD}")
     seconds = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else 2.0
     if not reachable(seconds):
         reason = f"no answer in {seconds:g} s, or a server error"
         raise HubError(f"{missing} and {constants.ENDPOINT} cannot be reached ({reason}); {INSTEAD}")
-    # All files come from one commit, that of the config.json which every model has, even if the branch moves on.
+    # Every model has a config.json. All files come from the commit of this one, even if the branch has moved on.
     config = _in_cache(name, "config.json", revision)
     commit = config.parent.name if config else revision
     return next(filter(None, (_download(name, each, commit) for each in unknown)), None)
@@ -64,9 +64,9 @@ def file(name, filename, revision=None, local_files_only=False):
 
 @contextlib.contextmanager
 def reading(name, filename, revision=None):
-    """Around the reading of a file of the model `name`: a FormatError will say how to download the file again.
+    """Add to a FormatError inside this block how to download the file of the model `name` again.
 
-    That takes a command: after deleting the file from the cache, where it is a link, the same bytes would be found.
+    This needs a command. The file in the cache is only a link: after deleting it, a download finds the same bytes.
     """
     try:
         yield
@@ -78,9 +78,9 @@ def reading(name, filename, revision=None):
 
 
 def folder(name):
-    """Return the folder that the model `name` means, or None for a hub id. Raises ConfigError, FileError."""
+    """Return the folder of the model `name`, or None for a hub id. Raises ConfigError, FileError."""
     if not isinstance(name, str | Path) or not str(name):
-        raise ConfigError(f"a model is named by a folder or a hub id, not by {name!r}")
+        raise ConfigError(f"{name!r} names no model; a folder or a hub id would be right")
     if name == "tiny":
         return TINY
     if os.path.isdir(name):
@@ -94,7 +94,7 @@ def folder(name):
 
 
 def cached(name, revision=None):
-    """Whether all of `name` is on this machine: a folder, or configuration, weights and tokenizer in the cache."""
+    """Tell whether `name` needs no download: it is a folder, or the cache has configuration, weights and tokenizer."""
     if folder(name) is not None:
         return True
     parts = (("config.json",), WEIGHTS, ("tokenizer.json", "vocab.json"))
@@ -102,10 +102,10 @@ def cached(name, revision=None):
 
 
 def reachable(timeout=2.0):
-    """Whether the hub answers at all, decided within `timeout` seconds; False at once where HF_HUB_OFFLINE is set.
+    """Tell within `timeout` seconds whether the hub answers; False at once if HF_HUB_OFFLINE is set.
 
-    The question is asked in a thread that is left behind when time is up: no timeout of a request covers the look-up of
-    the host's name, which can hang for much longer. An answer "server error" (a proxy's, usually) counts as none.
+    A thread asks, and is left behind after `timeout` seconds: no timeout of a request covers the look-up of the host's
+    name, which can take much longer. A server error (usually a proxy's) counts as no answer.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -113,7 +113,7 @@ def reachable(timeout=2.0):
     answers = []
 
     def ask():
-        with contextlib.suppress(Exception):  # whatever it is that failed, there was no answer
+        with contextlib.suppress(Exception):  # whatever failed, there was no answer
             answers.append(get_session().head(constants.ENDPOINT, timeout=timeout))
 
     if not constants.HF_HUB_OFFLINE:
@@ -124,7 +124,7 @@ def reachable(timeout=2.0):
 
 
 def _in_cache(name, filename, revision):
-    """Return the path of the file in the cache, None if it is not there, False if the model is known to lack it."""
+    """Return the file's path in the cache, None if it is not there, False if the cache knows that it does not exist."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
     if revision is not None and not (isinstance(revision, str) and revision):
@@ -132,28 +132,28 @@ def _in_cache(name, filename, revision):
     try:
         found = try_to_load_from_cache(name, filename, revision=revision)
     except ValueError as error:
-        raise FileError(f"{name!r} is neither a folder nor a hub id, which is a name or owner/name") from error
+        raise FileError(f"{name!r} is neither a folder nor a hub id; a hub id is a name or owner/name") from error
     except OSError as error:
         raise FileError(f"cannot read the cache of {name!r}: {error}") from error
     return False if found is _CACHED_NO_EXIST else found and Path(found)
 
 
 def _download(name, filename, revision):
-    """Return the path of the file, downloaded into the cache, or None where the model has no such file."""
+    """Download the file into the cache and return its path, or None if the model has no such file."""
     from huggingface_hub import errors, hf_hub_download
 
     try:
         return Path(hf_hub_download(name, filename, revision=revision))
-    except errors.LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but of the cache
+    except errors.LocalEntryNotFoundError as error:  # an EntryNotFoundError too, but about the cache
         raise _explain(error.__cause__ or error, name, filename, revision) from error
     except errors.EntryNotFoundError:
         return None
-    except Exception as error:  # the transport's own classes change with huggingface_hub's version
+    except Exception as error:  # which classes the transport raises depends on huggingface_hub's version
         raise _explain(error, name, filename, revision) from error
 
 
 def _explain(error, name, filename, revision):
-    """Return the one-line error for what huggingface_hub raised."""
+    """Return a one-line error for an error of huggingface_hub."""
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT

@@ -1,9 +1,10 @@
-"""Pickles, read without running what is in them.
+"""Reading pickles without running them.
 
-A pickle is a program: to unpickle one can do anything. Here nothing is unpickled. Its operations are interpreted by
-`interpret`, which knows only those that put values together: None, numbers, strings, lists, tuples, dicts. A name in
-the pickle stays a name, and is neither looked up nor imported; what may be named, called and referred to at all is up
-to a Rules, which by default allows nothing.
+A pickle is a program, and unpickling it can do anything. Here nothing is unpickled. `interpret` reads the operations,
+and knows only those that build values: None, numbers, strings, lists, tuples, dicts. A name in the pickle stays a name:
+nothing looks it up or imports it. A Rules decides what a pickle may name, call and refer to; by default, nothing.
+
+A pickle.Unpickler with its own find_class would be shorter, but it would still run the operations not known here.
 
 Source: pickletools in Python's library.
 """
@@ -14,35 +15,35 @@ import warnings
 
 from npgpt.runtime.errors import FileError, FormatError
 
-MAX_PICKLE = 4_000_000  # bytes; that of a file of GPT-2 XL has about a tenth of a million
+MAX_PICKLE = 4_000_000  # bytes; the pickle in a file of GPT-2 XL has about 100,000
 
 
 class Global(str):
-    """A name that the pickle refers to, such as "torch.FloatStorage"; not the thing of that name."""
+    """A name in the pickle, such as "torch.FloatStorage"; never the object with this name."""
 
 
 class Rules:
-    """What a pickle may do beside putting plain values together: nothing. `needed_by` is for messages."""
+    """What a pickle may do besides building plain values: nothing. `needed_by` is for messages."""
 
     needed_by = "no file of plain values needs"
 
     def named(self, name):
-        """Return what the name "module.name" stands for. Raises FormatError where it is not allowed."""
+        """Return the value for the name "module.name". Raises FormatError if the name is not allowed."""
         raise FormatError(f"its pickle names {name!r}, which {self.needed_by}; nothing was run")
 
     def persistent(self, description):
-        """Return what a persistent id refers to."""
+        """Return the value that a persistent id refers to."""
         raise FormatError(f"its pickle refers to something outside, which {self.needed_by}; nothing was run")
 
     def call(self, function, arguments):
-        """Return what a Global would return for the tuple of arguments."""
-        raise ValueError(f"{function} cannot be called")  # nothing could be named that might be
+        """Return the value of a call of the Global `function` with the tuple `arguments`."""
+        raise ValueError(f"{function} cannot be called")  # never reached: no name is allowed that could be called
 
 
 def read(path):
-    """Return the value of the pickle that is the file `path`: None, numbers, strings, lists, tuples and dicts.
+    """Return the value of the pickle in the file `path`: None, numbers, strings, lists, tuples and dicts.
 
-    Raises FileError where the file cannot be read, FormatError where it is no such pickle, or names anything.
+    Raises FileError if the file cannot be read, FormatError if it is not a pickle of such values.
     """
     try:
         with open(path, "rb") as file:
@@ -51,7 +52,7 @@ def read(path):
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     value, length = interpret(path, data[:MAX_PICKLE], Rules())
     if length < len(data):
-        raise FormatError(f"{path}: more follows the end of its pickle")
+        raise FormatError(f"{path}: more bytes follow the end of its pickle; a pickle must be the whole file")
     return value
 
 
@@ -60,7 +61,7 @@ def interpret(path, data, rules):
     stream = io.BytesIO(data)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in a string that mean nothing
+            warnings.simplefilter("ignore")  # a string may hold escapes that mean nothing
             value = _run(pickletools.genops(stream), rules)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
@@ -71,10 +72,10 @@ def interpret(path, data, rules):
 
 
 def _run(operations, rules):
-    """Return the value that the operations of a pickle put together.
+    """Return the value that the operations of a pickle build.
 
-    There is a stack, marks that say where on it the arguments of an operation begin, and a memo of values that are
-    needed again.
+    The machine has a stack, marks (the places on the stack at which an operation's arguments begin), and a memo of
+    values that are needed again.
     """
     stack, marks, memo = [], [], {}
 
@@ -126,7 +127,7 @@ def _run(operations, rules):
             case "REDUCE":
                 function, arguments = pop(2)
                 stack.append(rules.call(_of_type(Global, function), arguments))
-            case "BUILD":  # attributes of a dictionary (of a state_dict: _metadata); nobody needs them
+            case "BUILD":  # attributes of a dictionary (a state_dict's _metadata); nobody needs them
                 pop(1)
                 _of_type(dict, stack[-1])
             case "STOP":
@@ -138,18 +139,19 @@ def _run(operations, rules):
 
 
 def _of_type(kind, value):
+    """Return `value`. Raises ValueError unless its type is `kind`."""
     if type(value) is not kind:
         raise ValueError(f"a value of type {type_name(value)} where another belongs")
     return value
 
 
 def type_name(value):
-    """The name of a value's type, for a message."""
+    """Return the name of a value's type, for a message."""
     return type(value).__name__.strip("_")
 
 
 def _set_items(target, keys, values):
     for key, value in zip(keys, values, strict=True):
-        if type(key) not in (str, int) or key in target:  # both hash in no time; a tuple can be nested without end
-            raise ValueError(f"an entry's name is there twice or is of type {type_name(key)}")
+        if type(key) not in (str, int) or key in target:  # a deeply nested tuple would take very long to hash
+            raise ValueError(f"the name of an entry occurs twice or is of type {type_name(key)}")
         target[key] = value

@@ -1,12 +1,14 @@
 """The safetensors file format: read as memory-mapped arrays, written tensor by tensor.
 
+Own code, because the official package copies each tensor for NumPy and cannot give it BF16.
+
 A file is  8 bytes     n, the header's length, unsigned and little-endian
            n bytes     the header: JSON {name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...},
                        with an optional "__metadata__" of strings, padded with spaces
            the rest    the tensors' bytes, row-major and little-endian; the offsets count from here
 
-Source: the format's own description, github.com/huggingface/safetensors. As there, the tensors must cover the data
-exactly: no overlap and no hole, so that nothing can hide in a file.
+Source: the format's own description, github.com/huggingface/safetensors. It asks that the tensors cover the data
+exactly, without overlap or hole, so that nothing can hide in a file.
 """
 
 import json
@@ -19,7 +21,7 @@ import numpy as np
 from npgpt.files import atomic
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
-# In the order the official writer lays tensors out, last first: wide before narrow, so that all of them stay aligned.
+# The official writer writes tensors by dtype, the last of this list first: wide before narrow, so all stay aligned.
 DTYPES = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "BF16": "<u2",
     "I32": "<i4", "U32": "<u4", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U64": "<u8",
@@ -32,10 +34,11 @@ MAX_DIMENSIONS = 64  # NumPy's limit
 def read(path):
     """Return the tensors of the file `path` as a dict name -> read-only array, in the order of the header.
 
-    The arrays are views of the memory-mapped file: nothing is read before it is used. Copied are only tensors that are
-    not aligned for their dtype, and BF16, which NumPy does not have: it is the upper half of a float32 and becomes one.
+    The arrays are views of the memory-mapped file: nothing is read before it is used. Only two kinds are copied:
+    tensors that are not aligned for their dtype, and BF16. NumPy has no BF16; it is the upper half of a float32, and
+    becomes a float32.
 
-    Raises FileError where the file cannot be read and FormatError where it is not a whole, consistent safetensors file.
+    Raises FileError if the file cannot be read, FormatError if it is not a whole, consistent safetensors file.
     """
     try:
         with open(path, "rb") as file:
@@ -50,7 +53,7 @@ def read(path):
 
 
 def _read_header(path, file, size):
-    """Return the header's entries without its "__metadata__", and the position in the file where the data starts."""
+    """Return the header's entries without "__metadata__", and the position in the file at which the data starts."""
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     if prefix == b"version ":
@@ -68,11 +71,11 @@ def _read_header(path, file, size):
         raise FormatError(f"{path}: the header starts with {text[0]!r}, not '{{'; is this a safetensors file?")
     try:
         header = json.loads(text, object_pairs_hook=_unique)
-        "".join(header).encode()  # JSON can spell half of a surrogate pair, which is in no text
+        "".join(header).encode()  # fails for half of a surrogate pair, which JSON can spell but is not valid text
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
         raise FormatError(f"{path}: the header is not valid JSON: {error}") from error
     metadata = header.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata  # some write null, which the official reader takes
+    metadata = {} if metadata is None else metadata  # some write null, and the official reader accepts it
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{path}: __metadata__ must map strings to strings")
     return header, 8 + length
@@ -89,9 +92,9 @@ def _unique(pairs):
 
 
 def _check_entry(where, entry, available):
-    """Return begin, end, shape and dtype code of one header entry; its bytes lie inside the `available` ones.
+    """Return begin, end, shape and dtype code of one header entry, whose bytes lie inside the `available` bytes.
 
-    All arithmetic is on Python's integers, which do not overflow, and is done before any array is made.
+    All arithmetic uses Python's integers, which do not overflow, and comes before any array is made.
     """
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{where}: its entry must be an object of exactly dtype, shape and data_offsets")
@@ -99,7 +102,7 @@ def _check_entry(where, entry, available):
     if not isinstance(code, str) or code not in DTYPES:
         raise FormatError(f"{where}: dtype {code!r} is not supported; supported are {', '.join(DTYPES)}")
     itemsize = np.dtype(DTYPES[code]).itemsize
-    # NumPy multiplies the other sizes even where one is 0, so the product of those must be addressable too.
+    # NumPy multiplies the other sizes even if one is 0, so their product must be addressable too.
     width = 4 if code == "BF16" else itemsize  # in memory
     if (
         not _are_sizes(shape)
@@ -119,7 +122,7 @@ def _check_entry(where, entry, available):
 
 
 def _are_sizes(value):
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)  # a bool is no size
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)  # a bool is not a size
 
 
 def _check_cover(path, entries, available):
@@ -128,7 +131,7 @@ def _check_cover(path, entries, available):
     for begin, end, name in sorted((begin, end, name) for name, (begin, end, _, _) in entries.items()):
         if begin != reached:
             wrong = "overlaps another" if begin < reached else "leaves a hole before it"
-            raise FormatError(f"{path}: tensor {name!r} {wrong}: it begins at byte {begin} where {reached} is right")
+            raise FormatError(f"{path}: tensor {name!r} {wrong}: it begins at byte {begin}, but {reached} is right")
         reached = end
     if reached != available:
         raise FormatError(f"{path}: the tensors cover {reached} of {available} bytes of data; they must cover all")
@@ -139,7 +142,7 @@ def _array(mapped, offset, shape, code):
     array = np.ndarray(shape, DTYPES[code], mapped, offset)
     if code == "BF16":
         array = array.astype(np.uint32)
-        array <<= 16  # in place: of an array without dimensions, << would make a scalar
+        array <<= 16  # in place: << would turn an array without dimensions into a scalar
         array = array.view(np.float32)
     elif not array.flags.aligned:
         array = array.copy()
@@ -152,9 +155,9 @@ def write(path, tensors, metadata=None):
 
     metadata    dict of strings to strings; transformers and PEFT want {"format": "pt"}
 
-    The bytes are those the official writer would give. At most one tensor is copied at a time, and only where its bytes
-    are not laid out row-major and little-endian already. Raises ConfigError for an array whose dtype the format does
-    not have, FileError where the file cannot be written.
+    The bytes are the same as the official writer's. At most one tensor is copied at a time, and only if its bytes are
+    not row-major and little-endian already. Raises ConfigError for a dtype that the format does not have, FileError if
+    the file cannot be written.
     """
     codes = {}
     for name, array in tensors.items():

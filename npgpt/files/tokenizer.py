@@ -1,4 +1,4 @@
-"""Text to ids and back: a thin face over the `tokenizers` library, which does the work."""
+"""Text to ids and back. The `tokenizers` library does the work; this is a thin layer above it."""
 
 import contextlib
 import functools
@@ -15,16 +15,16 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer:
-    """Turns text into ids and ids into text; made by `from_pretrained`, or around a `tokenizers.Tokenizer`."""
+    """Turns text into ids and ids into text. `from_pretrained` makes one from files."""
 
     def __init__(self, tokenizer, eos_id=None):
-        """Wrap a `tokenizers.Tokenizer`; `eos_id` None is the id of <|endoftext|>, where there is one."""
-        # A file may switch these on for another program's batches; here nothing is padded and no text is cut unseen.
+        """Wrap a `tokenizers.Tokenizer`. If `eos_id` is None, it is the id of <|endoftext|>, if there is one."""
+        # A file may switch these on for another program's batches. Here nothing is padded, and no text is cut silently.
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self._eos_id = tokenizer.token_to_id(END_OF_TEXT) if eos_id is None else eos_id
-        self._plain = None  # made when it is needed
+        self._plain = None  # `_reading` makes it when it is needed
 
     @classmethod
     def from_pretrained(cls, name, revision=None, local_files_only=False):
@@ -36,12 +36,12 @@ class Tokenizer:
 
         Raises FileError (no such files), FormatError (corrupt), HubError (unknown id, no network).
         """
-        import tokenizers  # here, not above: a run that only wants weights should not wait for it
+        import tokenizers  # here, not above: a run that needs only weights should not wait for it
 
         def find(filename):
             return hub.file(name, filename, revision=revision, local_files_only=local_files_only)
 
-        path = find(("tokenizer.json", "vocab.json"))  # in one question, so that a cache with either is enough
+        path = find(("tokenizer.json", "vocab.json"))  # both at once, so that a cache with one of them is enough
         merges = find("merges.txt") if path and path.name == "vocab.json" else None
         if not path or (path.name == "vocab.json" and not merges):
             raise FileError(f"no tokenizer in {name}: expected tokenizer.json, or vocab.json and merges.txt")
@@ -58,46 +58,46 @@ class Tokenizer:
         return cls(tokenizer, eos_id)
 
     def encode(self, text, split_special_tokens=False):
-        """Return the ids of `text`, int64 (T,), with nothing put before or after.
+        """Return the ids of `text`, int64 (T,), with nothing added before or after.
 
-        split_special_tokens  False: as in the official GPT-2 tokenizer, the thirteen characters <|endoftext|> become
-                              the one end-of-text id, and every other special token likewise. True: they are plain
-                              text, so that no text can end a turn or pose as another. Transformers' name.
+        split_special_tokens  transformers' name. False: the thirteen characters <|endoftext|> become the one
+                              end-of-text id, as in the official GPT-2 tokenizer, and any other special token becomes
+                              its id. True: they are plain text, so that no text can end a turn or fake another
 
-        Tokens that were added to the vocabulary as not special are words like others, and are found either way.
-        Raises ConfigError where the vocabulary has no token for a part of the text (byte-level BPE always has).
+        Added tokens that are not special are ordinary words, and are found in both cases.
+        Raises ConfigError if the vocabulary has no token for a part of the text (byte-level BPE always has one).
         """
         with _encoding(text):
             encoding = self._reading(split_special_tokens).encode(text, add_special_tokens=False)
             return np.array(encoding.ids, dtype=np.int64)
 
     def encode_batch(self, texts, split_special_tokens=False):
-        """Return the ids of each of `texts`, as `encode` does, on all cores (TOKENIZERS_PARALLELISM=0: on one)."""
+        """Return the ids of each of `texts`, as `encode` does, on all cores (on one with TOKENIZERS_PARALLELISM=0)."""
         with _encoding(texts):
             encodings = self._reading(split_special_tokens).encode_batch_fast(texts, add_special_tokens=False)
             return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def _reading(self, split_special_tokens):
-        """The `tokenizers.Tokenizer` that reads texts in this way.
+        """Return the `tokenizers.Tokenizer` that splits special tokens, or the one that does not.
 
-        For `tokenizers` the way is a setting of the object, which another thread may be using: so there are two.
+        In `tokenizers`, this is a setting of the object. Another thread may be using the object, so there are two.
         """
         if not split_special_tokens:
             return self._tokenizer
         if self._plain is None:
             plain = type(self._tokenizer).from_str(self._tokenizer.to_str())
             end = None if self._eos_id is None else plain.id_to_token(self._eos_id)
-            if end is not None:  # it ends texts, be it called special in the file or not
+            if end is not None:  # it ends texts, even if the file does not call it special
                 plain.add_special_tokens([end])
             plain.encode_special_tokens = True
             self._plain = plain
         return self._plain
 
     def decode(self, ids):
-        """Return the text of `ids`, special tokens included, so that decode(encode(text)) == text.
+        """Return the text of `ids` with special tokens, so that decode(encode(text)) == text.
 
-        Bytes that are not UTF-8, as when a character is cut in two, become U+FFFD; an id beyond the vocabulary becomes
-        nothing. Raises ConfigError unless `ids` is one row of integers >= 0.
+        Bytes that are not UTF-8 become U+FFFD, for example if a character is cut in two. An id beyond the vocabulary
+        becomes nothing. Raises ConfigError unless `ids` is one row of integers >= 0.
         """
         try:
             return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
@@ -105,9 +105,9 @@ class Tokenizer:
             raise ConfigError(f"cannot decode ids: expected one row of integers >= 0 ({error})") from error
 
     def token(self, i):
-        """Return the text of the one token `i`; where it holds a part of a character, that part as bytes, \\xf0\\x9f.
+        """Return the text of the one token `i`. A part of a character is written as bytes, \\xf0\\x9f.
 
-        Raises ConfigError where there is no such token.
+        Raises ConfigError if there is no such token.
         """
         if not 0 <= i < self.vocab_size:
             raise ConfigError(f"there is no token {i}: ids go from 0 to {self.vocab_size - 1}")
@@ -118,20 +118,20 @@ class Tokenizer:
         return bytes(alphabet[letter] for letter in self._tokenizer.id_to_token(i)).decode("utf-8", "backslashreplace")
 
     def add_tokens(self, tokens):
-        """Add tokens, such as "<|user|>", that no text is ever cut within; returns the ids of those that are new.
+        """Add tokens such as "<|user|>", which are never split, and return the ids of the new ones. In place.
 
-        tokens  str, or several; one that the vocabulary has already stays as it is
+        tokens  str, or several; a token that the vocabulary has already stays as it is
 
-        They are special tokens, with the ids after the last one: the model then needs rows for them,
-        `model.resize_token_embeddings(tokenizer.vocab_size)`. In place. Raises ConfigError.
+        The new tokens are special tokens, and their ids follow the last id. The model then needs rows for them:
+        `model.resize_token_embeddings(tokenizer.vocab_size)`. Raises ConfigError.
         """
         import tokenizers
 
         tokens = [tokens] if isinstance(tokens, str) else list(tokens)
         for token in tokens:
             if not isinstance(token, str) or not token.strip() or not token.isprintable():
-                raise ConfigError(f"cannot add the token {token!a}: a token is a string of characters that can be "
-                                  "printed, and not blank")
+                raise ConfigError(f"cannot add the token {token!a}: it must be a string of printable characters, and "
+                                  "not blank")
         known = self._tokenizer.get_vocab()
         new = [token for token in dict.fromkeys(tokens) if token not in known]
         self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in new])
@@ -139,21 +139,21 @@ class Tokenizer:
         ids = [self._tokenizer.token_to_id(token) for token in new]
         if len(set(ids) | set(known.values())) < len(ids) + len(known):
             raise ConfigError(f"cannot add tokens to this tokenizer: its ids are not the numbers from 0 to "
-                              f"{len(known) - 1}, and a new token got an id that another has")
+                              f"{len(known) - 1}, so a new token got the id of another token")
         return ids
 
     def to_dict(self):
-        """Return what `tokenizer.json` holds: vocabulary, merges, added tokens, .. as `tokenizers` writes them."""
+        """Return the content of `tokenizer.json` as `tokenizers` writes it: vocabulary, merges, added tokens, .."""
         return json.loads(self._tokenizer.to_str())
 
     def save(self, folder):
-        """Write `tokenizer.json` into `folder`. Raises FileError where that cannot be done."""
+        """Write `tokenizer.json` into `folder`. Raises FileError if this fails."""
         with replacing(Path(folder) / "tokenizer.json") as temporary:
             temporary.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
 
     @property
     def eos_id(self):
-        """The end-of-text id: of <|endoftext|> in the vocabulary, else `eos_token_id` of the config.json beside it."""
+        """The end-of-text id: the id of <|endoftext|>, or else `eos_token_id` in the config.json beside it."""
         if self._eos_id is None:
             raise ConfigError(
                 f"the tokenizer has no end-of-text token: expected {END_OF_TEXT} in its vocabulary, "
@@ -163,53 +163,56 @@ class Tokenizer:
 
     @property
     def end_id(self):
-        """The end-of-text id, as `eos_id`; None where there is none, as in a vocabulary of characters."""
+        """The same as `eos_id`, but None if there is no such token, as in a vocabulary of characters."""
         return self._eos_id
 
     @property
     def special_tokens(self):
-        """The special tokens and the end of text, as they are spelled: dict text -> id."""
+        """The special tokens and the end-of-text token: dict text -> id."""
         added = self._tokenizer.get_added_tokens_decoder()
         return {token.content: i for i, token in added.items() if token.special or i == self._eos_id}
 
     @property
     def vocab_size(self):
-        """How many tokens there are, special ones included."""
+        """The number of tokens, with the special ones."""
         return self._tokenizer.get_vocab_size()
 
 
 @contextlib.contextmanager
 def _encoding(text):
+    """Turn an error of `tokenizers` inside this block into a ConfigError."""
     try:
         yield
-    except Exception as error:  # `tokenizers` has no class of its own; a lone surrogate is a TypeError
+    except Exception as error:  # `tokenizers` has no exception class; half of a surrogate pair is a TypeError
         reason = "it is not a string of valid Unicode" if isinstance(error, TypeError) else error
         raise ConfigError(f"cannot encode {ascii(text)[:60]}: {reason}") from error
 
 
 @functools.cache
 def _byte_level_alphabet():
-    """Return dict character -> the byte it stands for in GPT-2's vocabulary: printable bytes stand for themselves, the
-    others have the characters from 256 on (a space is "\u0120")."""
+    """Return dict character -> its byte in GPT-2's vocabulary.
+
+    A printable byte is its own character. The other bytes have the characters from 256 on (a space is "\u0120").
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _from_vocab(vocab, merges):
-    """GPT-2's tokenizer from its two original files, the same as from its tokenizer.json."""
+    """Return GPT-2's tokenizer from its two original files; it equals the one from tokenizer.json."""
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocab, merges))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    if tokenizer.token_to_id(END_OF_TEXT) is not None:  # adding a new one would outgrow the model's embedding
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:  # a new token would have no row in the model's token table
         tokenizer.add_special_tokens([END_OF_TEXT])
     return tokenizer
 
 
 def _load(build, *paths):
-    """Return build(*paths); what `tokenizers` cannot read becomes a FileError or a FormatError."""
+    """Return build(*paths). Raises FileError, and FormatError if `tokenizers` cannot read a file."""
     try:
         for path in paths:
             with open(path, "rb"):
@@ -217,14 +220,15 @@ def _load(build, *paths):
         tokenizer = build(*map(str, paths))
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except BaseException as error:  # `tokenizers` raises plain Exception, and where it panics, what is not even that
+    except BaseException as error:  # `tokenizers` raises plain Exception; its panics are not even Exceptions
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         names = " and ".join(map(str, paths))
         raise FormatError(f"{names}: not a tokenizer that `tokenizers` can read: {error}") from error
-    # `tokenizers` takes any ids, but saving two tokens of one id loses one, and an id of billions takes the memory.
+    # `tokenizers` accepts any ids. But if two tokens have one id, saving loses one; and an id of billions needs as much
+    # memory.
     ids = tokenizer.get_vocab().values()
     if len(set(ids)) < len(ids) or max(ids, default=0) > 2 * len(ids):
-        raise FormatError(f"{paths[0]}: {len(ids)} tokens have {len(set(ids))} different ids up to {max(ids)}; a "
-                          "vocabulary's ids are the numbers from 0 on, one for each token")
+        raise FormatError(f"{paths[0]}: {len(ids)} tokens have {len(set(ids))} different ids up to {max(ids)}; the "
+                          "ids must be the numbers from 0 on, one for each token")
     return tokenizer

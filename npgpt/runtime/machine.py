@@ -1,4 +1,4 @@
-"""Where and with what a run is made: what a result has to be read with."""
+"""The machine and the software of a run: a result cannot be compared with another without them."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ from npgpt.runtime.threads import available
 
 
 def versions():
-    """Return dict name -> version of what decides the bits of a result, down to the kernels of NumPy's BLAS."""
+    """Return dict name -> version for all that decides the bits of a result, down to the kernels of NumPy's BLAS."""
     try:
         own = importlib.metadata.version("npgpt")
     except importlib.metadata.PackageNotFoundError:
@@ -24,12 +24,13 @@ def versions():
 
 
 def machine():
-    """Return dict of JSON values: system, processor, cores, and how many threads BLAS would use."""
+    """Return a dict of JSON values: system, processor, cores, and how many threads BLAS would use."""
     return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": os.cpu_count(),
             "threads": available()}
 
 
 def _processor():
+    """Return the name of the processor. On Linux, `platform.processor` often does not know it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

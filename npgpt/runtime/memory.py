@@ -1,4 +1,7 @@
-"""Memory of the process: how much it holds, and freed memory kept at hand for the next step."""
+"""The memory of the process: how much it holds, and how to keep freed memory for the next step.
+
+psutil would give the first, but two lines here do, and save a dependency.
+"""
 
 import ctypes
 import os
@@ -8,23 +11,23 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 def keep_freed_memory():
-    """Let this process keep the memory it frees, up to its peak, for what it allocates next. For programs that train.
+    """Let this process keep the memory that it frees, up to its peak, for later use. For programs that train.
 
-    Every training step allocates the arrays of the step before. glibc returns them to the system in between, and what
-    it gets back is zeroed page by page at the first touch: for one sequence of 1,024 tokens, 5 to 10 % of the step.
-    A thread's own heap is returned whatever the threshold, so all threads share one.
-    The settings are the whole process's and cannot be taken back, so a library does not choose them for its user.
-    Elsewhere than with glibc, nothing happens.
+    Every training step allocates the same arrays as the step before. Between two steps, glibc returns the memory to
+    the system, and the system zeroes each page again at its first use: for one sequence of 1,024 tokens, this takes
+    5 to 10 % of the step. glibc returns a thread's own heap whatever the threshold is, so all threads share one heap.
+    The settings apply to the whole process and cannot be undone, so a library does not choose them for its user.
+    Without glibc, nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # bytes, the most it takes: larger arrays are still returned
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # bytes, glibc's maximum: larger arrays are still returned
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(M_ARENA_MAX, 1)
 
 
 def resident():
-    """Return the bytes of memory that this process holds now; where the system does not tell, 0."""
+    """Return the bytes of memory that this process holds now, or 0 if the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
-"""Random generators by name: every draw in npgpt is keyed by a seed and by what the draw is for.
+"""Random generators by name: a seed and a purpose decide every draw in npgpt.
 
-Nothing is stored between draws, so a run can resume at any step and draw what it would have drawn; and two purposes
-never share a stream, so changing the number of draws of one (the data order, say) leaves the others alone.
+Nothing is stored between draws, so a run can resume at any step and gets the same draws as without the interruption.
+Two purposes never share a stream, so more draws for one (the data order, say) do not change the draws for another.
 """
 
 import zlib
@@ -15,8 +15,8 @@ def generator(seed, purpose, *index):
     """Return the `np.random.Generator` of this seed, purpose and index.
 
     seed      int >= 0
-    purpose   str, what is drawn ("dropout", "order", a parameter's name)
-    index     ints >= 0 that number the draws of one purpose (step, epoch, head), always as many for one purpose
+    purpose   str, what the draw is for ("dropout", "order", a parameter's name)
+    index     ints >= 0 that number the draws for one purpose (step, epoch, head); one purpose always has as many
 
     Philox is counter-based: its state is a key and a counter, so making one costs microseconds.
     Raises ConfigError for a negative seed.

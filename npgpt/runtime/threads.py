@@ -1,5 +1,9 @@
-"""How many threads work. Operations cut their arithmetic into shares (see `shares`), which workers take one after
-another; BLAS, which makes a share's product, then has one thread for each of them."""
+"""How many threads work, and the workers that share one job.
+
+An operation cuts its arithmetic into shares (see `shares`). The workers take the shares one after another, and BLAS
+computes the product of a share with one thread. An executor's `map` would do less: with it, the calling thread would
+only wait, and the others would go on after an error.
+"""
 
 import collections
 import concurrent.futures
@@ -12,11 +16,11 @@ import threadpoolctl
 
 from npgpt.runtime.errors import ConfigError
 
-LEAST_WIDTH = 300     # with fewer tokens than LEAST_WORK allows, a narrower model's matrices fit into one core's cache
-MOST = 1024           # threads: more than the cores of any machine this is for; each further one only takes memory
-LEAST_WORK = 1 << 15  # tokens times width: with less, handing shares round costs more than it gives
+LEAST_WIDTH = 300     # the matrices of a narrower model fit into one core's cache, so it needs LEAST_WORK to gain
+MOST = 1024           # threads: more than the cores of any machine this is for; each further thread only takes memory
+LEAST_WORK = 1 << 15  # tokens times width: with less, handing out shares costs more than it gains
 
-_lock, _inside = threading.Lock(), []  # the threads that are in a block of `blas_threads`
+_lock, _inside = threading.Lock(), []  # the threads that are inside a block of `blas_threads`
 
 
 class _Workers(threading.local):
@@ -30,18 +34,18 @@ _this = _Workers()
 
 @functools.cache
 def _controller():
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")  # looks through loaded libraries: once
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")  # it searches the loaded libraries, so once
 
 
 def available():
-    """How many threads BLAS would use now: all cores, or what the environment allows it."""
+    """Return how many threads BLAS would use now: one for each core, or as many as the environment allows."""
     return max((info["num_threads"] for info in _controller().info()), default=1)
 
 
 def checked(threads):
-    """Return `threads`. Raises ConfigError where so many threads cannot work.
+    """Return `threads`. Raises ConfigError unless it is a whole number from 1 to MOST.
 
-    The bound is no machine's own number of cores, so that a run of a large one can be made again on a small one.
+    The bound does not depend on this machine's cores, so that a small machine can repeat the run of a large one.
     """
     if isinstance(threads, bool) or not isinstance(threads, numbers.Integral) or not 1 <= threads <= MOST:
         raise ConfigError(f"threads = {threads!r}: it must be a whole number from 1 to {MOST:,}")
@@ -49,8 +53,10 @@ def checked(threads):
 
 
 def that_pay(model, tokens, threads=None):
-    """How many threads should work on so many tokens at once: `threads`, or where that is None, as many as pay.
-    Raises ConfigError: see `checked`."""
+    """Return how many threads should work on `tokens` tokens: `threads`, or if it is None, as many as make it faster.
+
+    Raises ConfigError: see `checked`.
+    """
     if threads is not None:
         checked(threads)
     width = model.config.n_embd
@@ -59,8 +65,11 @@ def that_pay(model, tokens, threads=None):
 
 @contextlib.contextmanager
 def blas_threads(count):
-    """Let BLAS use `count` threads inside this block; its setting is put back as it was found. BLAS has one setting for
-    all: while another thread is in such a block, nothing is changed, since the two would undo each other's."""
+    """Let BLAS use `count` threads inside this block, and restore its setting afterwards.
+
+    BLAS has one setting for all threads. While another thread is inside such a block, this one changes nothing: the two
+    would undo each other's settings.
+    """
     me = threading.get_ident()
     with _lock:
         limits = _controller().limit(limits=count) if all(thread == me for thread in _inside) else None
@@ -77,8 +86,11 @@ def blas_threads(count):
 
 @contextlib.contextmanager
 def workers(count):
-    """Let operations share their work among `count` threads inside this block, this one included, with one BLAS thread
-    each. In another thread than the main one, BLAS gets the threads, and the rest of the work stays on this one."""
+    """Let operations share their work among `count` threads inside this block, each with one thread of BLAS.
+
+    The thread that enters the block is one of them. If it is not the main thread, BLAS gets all `count` threads, and
+    this thread does the rest of the work alone.
+    """
     before = _this.count, _this.pool
     alone = count == 1 or threading.current_thread() is not threading.main_thread()
     with contextlib.ExitStack() as stack:
@@ -94,13 +106,15 @@ def workers(count):
 
 
 def crew():
-    """How many workers this thread has now."""
+    """Return how many workers this thread has now."""
     return _this.count
 
 
 def spread(work, items):
-    """Return [work(item) for each of `items`]. This thread's workers do it, each taking the next when it is free. After
-    an error in one, none begins another."""
+    """Return [work(item) for item in items], done by this thread's workers: each takes the next item when it is free.
+
+    After an error in one item, no worker begins another. Raises what `work` raised.
+    """
     left = collections.deque(enumerate(items))
     results = [None] * len(left)
     helpers = min(len(left), crew()) - 1

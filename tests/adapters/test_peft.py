@@ -71,7 +71,7 @@ def base(dtype=np.float32, **changes):
 
 
 def adapted(targets=("c_attn",), r=2, lora_alpha=8, name="default", model=None):
-    """A small model under an adapter whose B is not zero, so that it has an effect."""
+    """A small model with an adapter. Its B is not zero, so that it has an effect."""
     model = add_lora(model or base(), LoraConfig(r, lora_alpha, 0.0, targets), seed=1, name=name)
     draw = np.random.default_rng(2)
     for update in updates(model, name).values():
@@ -102,7 +102,7 @@ def edit_config(folder, **fields):
 
 
 def edit_weights(folder, edit):
-    """Rewrite the weights as edit(dict key -> array) returns them."""
+    """Replace the weights by the result of edit(dict key -> array)."""
     path = folder / "adapter_model.safetensors"
     safetensors.write(path, edit({key: array.copy() for key, array in safetensors.read(path).items()}))
 
@@ -276,21 +276,21 @@ def test_other_spellings_of_keys(folder, spell):
 
 
 def test_names_of_wrapped_modules_in_the_configuration(tmp_path):
-    """PEFT writes "all-linear" out, with the wrapper's name where each block was compiled; and so its patterns."""
+    """PEFT lists the modules of "all-linear". If each block was compiled, the names have a wrapper's."""
     model = adapted(["mlp.c_fc", "h.1.attn.c_attn"], model=base())
     save_adapter(model, tmp_path)
     edit_weights(tmp_path, lambda tensors: {key.replace(".h.1.", ".h.1._orig_mod."): tensors[key] for key in tensors})
     edit_config(tmp_path, target_modules=["transformer.h.0.mlp.c_fc", "transformer.h.1._orig_mod.mlp.c_fc",
                                           "_orig_mod.transformer.h.1._orig_mod.attn.c_attn"],
                 rank_pattern={"h.1._orig_mod.mlp.c_fc": 2}, r=3)
-    refused(tmp_path, r"lora_A\.weight' has shape \(2, 8\), float32, where \(3, 8\)")
+    refused(tmp_path, r"lora_A\.weight' has shape \(2, 8\), float32, but \(3, 8\)")
     edit_config(tmp_path, rank_pattern={"_orig_mod.mlp.c_fc": 2, "h.1._orig_mod.attn.c_attn": 2},
                 alpha_pattern={"h.1._orig_mod.attn.c_attn": 8})
     assert_same_bits(arrays(load_adapter(base(), tmp_path)), arrays(model))
 
 
 def test_pattern_of_a_model_without_a_head(tmp_path):
-    """There, modules are called h.0.attn.c_attn, and the regular expression was written for that."""
+    """There, modules have names such as h.0.attn.c_attn, and the regular expression was written for them."""
     model = adapted(["h.1.attn.c_attn"])
     save_adapter(model, tmp_path)
     edit_weights(tmp_path, lambda tensors: {key.replace("transformer.", ""): tensors[key] for key in tensors})
@@ -327,7 +327,7 @@ def test_weights_are_taken_to_the_models_dtype(folder, dtype):
 @pytest.mark.parametrize("form", [archive, legacy])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_older_file_of_weights(folder, form, dtype):
-    """adapter_model.bin, read without unpickling it, gives what the same numbers in a safetensors file give."""
+    """adapter_model.bin, read without unpickling, gives the same as a safetensors file with the same numbers."""
     def narrow(array):
         return (array.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else array.astype(dtype)
 
@@ -352,7 +352,7 @@ def test_unknown_fields_are_named(folder):
 
 @pytest.mark.parametrize("version", ["0.2", "0.12"])
 def test_files_of_older_versions(folder, version):
-    """Every field of such a version, those that PEFT has dropped since too, and none that came later: no warning."""
+    """A file with all fields of such a version, also those that PEFT has dropped since, gives no warning."""
     path = folder / "adapter_config.json"
     fields = json.loads(path.read_text())
     old = {"base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout",
@@ -373,7 +373,7 @@ def test_a_base_of_another_name_is_pointed_out(folder):
     load_adapter(model, folder)
     model = base()
     model.name_or_path = "microsoft/DialoGPT-small"
-    with pytest.warns(UserWarning, match="for 'openai-community/gpt2', and this model is 'microsoft/DialoGPT-small'"):
+    with pytest.warns(UserWarning, match="for 'openai-community/gpt2', but this model is 'microsoft/DialoGPT-small'"):
         load_adapter(model, folder)
 
 
@@ -425,7 +425,7 @@ def test_the_same_fields_switched_off(folder):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"peft_type": "IA3"}, "peft_type = 'IA3', where npgpt reads 'LORA' only"),
+        ({"peft_type": "IA3"}, "peft_type = 'IA3', but npgpt reads only 'LORA'"),
         ({"peft_type": None}, "peft_type = None"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path = 3: it must be a string or null"),
         ({"r": 0}, r"adapter_config.json: .*r = 0"),
@@ -479,8 +479,8 @@ KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
         (lambda t: t | {"h.2.attn.c_attn.lora_A.weight": t[KEY]}, r"not expected 'h\.2.*lora_A\.weight'$"),
         (lambda t: t | {"h.1.attn.c_attn.lora_A.weight": t[KEY]}, "not expected .*lora_A.weight'$"),
         (lambda t: t | {KEY.replace("h.1", "h.1._orig_mod"): t[KEY]}, "not expected .*h.1.*lora_A.weight'$"),
-        (lambda t: t | {KEY: t[KEY].T.copy()}, r"lora_A\.weight' has shape \(8, 2\), .* where \(2, 8\) of floats"),
-        (lambda t: t | {KEY: t[KEY].astype(np.int32)}, r"has shape \(2, 8\), int32, where \(2, 8\) of floats"),
+        (lambda t: t | {KEY: t[KEY].T.copy()}, r"lora_A\.weight' has shape \(8, 2\), .* but \(2, 8\) of floats"),
+        (lambda t: t | {KEY: t[KEY].astype(np.int32)}, r"has shape \(2, 8\), int32, but \(2, 8\) of floats"),
         (lambda t: t | {"two\nlines": t[KEY]}, r"not expected 'two\\nlines'$"),
         (lambda t: t | {KEY.replace("lora_A", "lora_C"): t[KEY]}, "not expected .*lora_C.weight'$"),
     ],
@@ -494,14 +494,14 @@ def test_every_tensor_is_accounted_for(folder, edit, match):
 
 @pytest.mark.parametrize("form", [archive, legacy])
 def test_an_empty_file_of_the_older_form(folder, form):
-    """443 bytes of no tensors: what came of PEFT 0.3 where a script had replaced the model's state_dict."""
+    """443 bytes without tensors: PEFT 0.3 wrote such files if a script had replaced the model's state_dict."""
     (folder / "adapter_model.safetensors").unlink()
     (folder / "adapter_model.bin").write_bytes(form({}, {}))
-    refused(folder, r"adapter_model\.bin is not a whole adapter, it holds no tensors: .* with a replaced state_dict")
+    refused(folder, r"adapter_model\.bin is not a whole adapter, it holds no tensors: .* or a replaced state_dict")
 
 
 def test_a_file_that_holds_its_base_as_well(folder):
-    """The state of a whole PeftModel, saved as the adapter: PEFT puts equal weights over equal ones."""
+    """The state of a whole PeftModel, saved as the adapter. PEFT would replace weights by equal ones."""
     model = base()
     whole = {f"base_model.model.transformer.{name.replace('c_attn.', 'c_attn.base_layer.')}": tensor.data
              for name, tensor in model.parameters().items()}
@@ -515,7 +515,7 @@ def test_a_file_that_holds_its_base_as_well(folder):
 
 def test_rank_of_the_file_and_of_the_config(folder):
     edit_config(folder, r=4)
-    refused(folder, r"h\.0\.attn\.c_attn\.lora_A\.weight' has shape \(2, 8\), float32, where \(4, 8\) .* and 3 more$")
+    refused(folder, r"h\.0\.attn\.c_attn\.lora_A\.weight' has shape \(2, 8\), float32, but \(4, 8\) .* and 3 more$")
 
 
 @pytest.mark.parametrize(

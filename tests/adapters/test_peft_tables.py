@@ -1,4 +1,4 @@
-"""Tokens that were added: rows for them in a model, and what an adapter's file holds of them. PEFT's side of it is in
+"""Added tokens: their rows in a model, and their rows in an adapter's file. The comparison with PEFT is in
 tests/parity/test_matrix.py."""
 
 import numpy as np
@@ -61,7 +61,7 @@ def test_an_untied_head_needs_rows_of_its_own(tmp_path):
     {"target_modules": ["c_attn"], "trainable_token_indices": [14, 2]},
 ], ids=lambda fields: "-".join(fields["target_modules"] + fields.get("modules_to_save", []) + list(fields)[1:]))
 def test_saved_tables_take_the_place_of_other_rows(fields, tied, tmp_path, assert_close):
-    """As where another program drew the new rows of the base: what the adapter computes comes from its file alone."""
+    """Another program may have drawn the base's new rows. The adapter then computes only with the rows of its file."""
     model = base(tied)
     draw = np.random.default_rng(3)
     for weight in {id(table): table for table in (model.wte.weight, model.head())}.values():
@@ -87,9 +87,9 @@ def test_a_table_equal_to_the_bases_is_not_kept_twice(tied, tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "match"), [
-    (13, r"wte.weight' has shape \(15, 8\), float32, where this model's table has shape \(13, 8\); the adapter was "
+    (13, r"wte.weight' has shape \(15, 8\), float32, but this model's table has shape \(13, 8\); the adapter was "
          r"trained after tokens were added: call model.resize_token_embeddings\(15\) first$"),
-    (16, r"has shape \(15, 8\).* \(16, 8\); the adapter is for a vocabulary of 15: load it onto the base as it was"),
+    (16, r"has shape \(15, 8\).* \(16, 8\); the adapter is for a vocabulary of 15: load it onto the base without"),
 ])
 def test_another_number_of_rows(rows, match, tied, tmp_path):
     save_adapter(adapted(base(tied), target_modules=["c_attn"]), tmp_path)
@@ -131,7 +131,7 @@ def test_a_table_that_differs_from_the_bases_is_pointed_out(tmp_path):
     model = adapted(base(rows=13), target_modules=["c_attn"])
     model.wte.weight.data[4] += 1
     save_adapter(model, tmp_path, save_embedding_layers=True)
-    with pytest.warns(UserWarning, match="brings a token table of its own, in which this model's rows differ"):
+    with pytest.warns(UserWarning, match="has its own token table, whose rows differ from this model's"):
         loaded = load_adapter(base(rows=13), tmp_path)
     assert np.allclose(loaded.logits([4, 1]), model.logits([4, 1]), atol=1e-5)
 

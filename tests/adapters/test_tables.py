@@ -25,7 +25,7 @@ def base(tied=True, rows=15, dtype=np.float32):
 
 
 def adapted(model, **fields):
-    """`model` under an adapter, with all that trains moved."""
+    """Return `model` with an adapter, and with all trainable numbers changed."""
     add_lora(model, LoraConfig(**{"r": 2, "lora_alpha": 4, "lora_dropout": 0.0} | fields))
     draw = np.random.default_rng(1)
     for tensor in model.trainable_parameters().values():
@@ -50,7 +50,7 @@ def test_rows_are_listed_once(tied):
 
 
 def test_rows_of_which_no_text_has_any(tied):
-    """Their gradient at the look-up is zero; through a tied head it is not."""
+    """At the look-up their gradient is zero, but through a tied head it is not."""
     model = adapted(base(tied, dtype=np.float64), target_modules=["c_attn"], trainable_token_indices=[14])
     gradients = backward(model.loss(Batch.from_sequences([[1, 2, 3]])))
     (row,) = gradients[model.parameters()["wte.trainable_tokens_delta"]]
@@ -71,7 +71,7 @@ def test_rows_beyond_the_table():
 
 
 def test_two_adapters_with_rows(tied, assert_close):
-    """Weighted, each moves its rows from the base's by its weight; and one alone is what it was."""
+    """In a weighted sum, each adapter moves its rows by its weight; a single adapter stays the same."""
     model = adapted(base(tied, dtype=np.float64), target_modules=["c_attn"], trainable_token_indices=[13])
     alone = model.logits(IDS)
     add_lora(model, LoraConfig(r=2, lora_dropout=0.0, trainable_token_indices=[14, 13]), name="b")

@@ -214,7 +214,7 @@ def test_an_adapter_brings_its_own_head(tmp_path, assert_close):
     safetensors.write(path, tensors | {key: table})
     load_adapter(base, tmp_path)
     safetensors.write(path, tensors | {key: table + 1})
-    with pytest.warns(UserWarning, match="brings a token table of its own"):
+    with pytest.warns(UserWarning, match="has its own token table"):
         load_adapter(base, tmp_path, "other")
     own = base.logits(IDS)
     table += 1

@@ -5,7 +5,7 @@ import pytest
 
 
 class Characters:
-    """A tokenizer whose ids are code points; the end of a text is 0. A space has no id. <a> and <b> are special."""
+    """A tokenizer whose ids are code points. The end of text is 0, a space has no id, and <a> and <b> are special."""
 
     eos_id = 0
     special_tokens = {"<a>": 1, "<b>": 2, "<end>": 0}  # noqa: RUF012

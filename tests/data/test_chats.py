@@ -1,4 +1,4 @@
-"""Conversations as people write them down, to messages."""
+"""Conversations in the usual formats become messages."""
 
 import pytest
 
@@ -72,7 +72,7 @@ def test_calls_follow_the_content():
                                    [{"type": "function"}]])
 def test_what_is_no_call_is_refused(calls):
     given = {"messages": [{"role": "assistant", "content": None, "tool_calls": calls}]}
-    assert refusal(given).startswith('f:1: message 1: its "tool_calls" hold what is no call; expected [{"type": "func')
+    assert refusal(given).startswith('f:1: message 1: its "tool_calls" hold something that is not a call; expected [')
 
 
 @pytest.mark.parametrize("message", [{"content": None}, {"content": None, "tool_calls": None},
@@ -110,7 +110,7 @@ def test_sharegpt():
 
 
 def test_a_system_beside_the_messages_comes_first():
-    """As LLaMA-Factory writes ShareGPT's, and Anthropic its messages."""
+    """LLaMA-Factory writes ShareGPT's conversations so, and Anthropic its messages."""
     for name, given in (("conversations", {"from": "human", "value": "a"}),
                         ("messages", {"role": "user", "content": "a"})):
         assert messages({name: [given], "system": "s"}) == [("system", "s"), ("user", "a")]

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgpt.batch import NO_TARGET, Batch
-from npgpt.data import END, Document, Sequences, Stream, Text, encode, encode_prompt, encode_texts, encoding
+from npgpt.batch import NO_TARGET
+from npgpt.data import END, Document, Stream, Text, encode, encode_prompt, encode_texts
 from npgpt.files.tokenizer import Tokenizer
 from npgpt.runtime.errors import ConfigError, FileError
 
@@ -103,7 +103,7 @@ def literal(words):
 
 
 def test_special_tokens_are_plain_text_but_in_a_template(characters):
-    """Where the template has a special token the text is cut; elsewhere it is one."""
+    """The text is cut only at a special token that the template spells out."""
     read = []
 
     class Noting(type(characters)):
@@ -166,7 +166,7 @@ conversations = st.lists(st.lists(st.tuples(words, st.booleans()), min_size=1, m
 
 @given(conversations, st.integers(2, 12))
 def test_nothing_is_lost_unseen(characters, texts, max_length):
-    """Every id is in a sequence or counted as cut; what is learned is in one, as a target once or as the first id."""
+    """Every id is in a sequence or counted as cut. A learned id is in one, once as a target or as the first id."""
     encoded, _ = encode(characters, [document(*segments) for segments in texts], max_length)
     for text in texts:
         one, _ = encode(characters, [document(*text)], max_length)
@@ -208,7 +208,7 @@ def test_a_stream_is_one_text(characters):
 
 
 def test_a_text_has_the_ids_it_has_alone(characters):
-    """However many are handed to the tokenizer together."""
+    """The number of texts that the tokenizer gets together does not matter."""
     texts = ["a" * n for n in (3, 300_000, 2, 200_000, 100_000, 1)]
     encoded = encode_texts(characters, texts, max_length=300_001)
     assert [len(sequence) for sequence in encoded.sequences] == [len(text) + 1 for text in texts]
@@ -222,7 +222,7 @@ def test_blocks_too_short_to_predict_anything_are_refused(characters, max_length
 
 def test_a_full_disk_is_said(characters, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/proc")
-    with pytest.raises(FileError, match=r"cannot write the tokens into a temporary file: .*; TMPDIR names another"):
+    with pytest.raises(FileError, match=r"cannot write the tokens into a temporary file: .*; set TMPDIR to another"):
         encode_texts(characters, ["a"], 3)
 
 
@@ -280,40 +280,13 @@ def test_the_fingerprint_is_of_all_that_is_trained_on(characters):
     assert len({first, *others}) == 6
 
 
-# Sequences
-
-
-def test_sequences_of_arrays():
-    arrays, masks = [[5, 6, 7], np.array([8, 9], np.uint16)], [[1, 0, 1], [1, 1]]
-    sequences = Sequences.of(arrays, masks)
-    assert [s.tolist() for s in sequences] == [[5, 6, 7], [8, 9]]
-    assert [mask.tolist() for mask in sequences.loss_masks] == masks
-    assert sequences.lengths.tolist() == [3, 2]
-    assert len(sequences) == len(sequences.loss_masks) == 2
-    assert sequences[-1].tolist() == [8, 9]
-    with pytest.raises(IndexError):
-        sequences[2]
-    expected = Batch.from_sequences(arrays[::-1], masks[::-1])
-    batch = sequences.batch([1, 0])
-    for name in ("ids", "targets", "lengths"):
-        assert np.array_equal(getattr(batch, name), getattr(expected, name))
-    assert Sequences.of(arrays).batch([0, 1]).n_targets == 3
-
-
 def test_what_is_encoded_lies_in_a_file(characters, memory):
-    """What is held in the end is far less than the ids and the masks, 500 kB here."""
+    """In the end, memory holds far less than the ids and the masks, which are 500 kB here."""
     encoded, held, _ = memory(lambda: encode(characters, (document(("a" * 100, True)) for _ in range(1000)), 256)[0])
     assert encoded.tokens == 101_000
     assert held < 60_000
     with pytest.raises(ValueError, match="read-only"):
         encoded.sequences._values[0] = 1
-
-
-def test_ids_that_occur_nowhere(monkeypatch):
-    monkeypatch.setattr(encoding, "AT_ONCE", 2)
-    sequences = Sequences.of([np.array([3, 1, 4]), np.array([1, 5])])
-    assert sequences.missing([5, 2, 3, 9]) == [2, 9]
-    assert sequences.missing([]) == []
 
 
 def test_texts_that_begin_alike_are_held_out_apart():

@@ -1,4 +1,4 @@
-"""Which sequences each step sees."""
+"""The order of the data: which sequences each step sees."""
 
 import itertools
 
@@ -82,7 +82,7 @@ def test_a_step_can_be_asked_for_in_any_turn():
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=40), st.integers(2, 4))
 def test_wherever_a_step_is_cut_the_parts_have_about_equal_tokens(lengths, parts):
-    """No part is off its share by more than the longest sequence, and mostly by much less."""
+    """No part differs from its share by more than the longest sequence, and most differ by much less."""
     step = Order(lengths, 0, len(lengths))[0]
     batch = Batch.from_sequences([np.zeros(lengths[i], int) for i in step])
     prefix = np.cumsum([0, *batch.lengths])
@@ -111,5 +111,5 @@ def test_equal_sequences_stay_as_they_were_drawn():
 
 def test_fewer_tokens_than_a_sequence_has_are_refused():
     assert Order([3, 9, 4], 0, 1, 9).steps_per_epoch == 2
-    with pytest.raises(ConfigError, match="batch_tokens = 8: it must be at least 9, as many as the longest"):
+    with pytest.raises(ConfigError, match="batch_tokens = 8: it must be at least 9, the length of the longest"):
         Order([3, 9, 4], 0, 1, 8)

@@ -1,4 +1,4 @@
-"""Sequences to look at."""
+"""A sequence as lines of text to look at."""
 
 import re
 

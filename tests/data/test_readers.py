@@ -16,7 +16,7 @@ ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def fields_of(path, **options):
-    """The fields of each record, a stream's text in one piece."""
+    """Return the fields of each record, with a stream's text in one piece."""
     return [{name: "".join(value) if isinstance(value, readers.Stream) else value
              for name, value in record.fields.items()} for record in read_records(path, **options)]
 
@@ -30,7 +30,7 @@ def places_of(path, **options):
 
 
 def refusal(path, **options):
-    """What is said of a file that cannot be read, without its path."""
+    """Return the message for a file that cannot be read, without its path."""
     with pytest.raises(FormatError) as caught:
         fields_of(path, **options)
     assert str(caught.value).isprintable()
@@ -60,8 +60,8 @@ def test_a_text_file_holds_a_text_a_line(written, content, texts):
 def test_json_objects_in_a_text_file_are_warned_of(written, split):
     line = '{"text": "not JSON here"}'
     path = written("data.txt", f"{line}\n\n{line}")
-    with pytest.warns(UserWarning, match=r"data\.txt: its first lines are JSON objects, taken for plain text; where "
-                                         r"the name ends in \.jsonl their fields are read"):
+    with pytest.warns(UserWarning, match=r"data\.txt: the first lines are JSON objects, but are read as plain text; "
+                                         r"to read their fields, let the file.s name end in \.jsonl"):
         assert "".join(texts_of(path, split=split)).startswith(line)
     for content in ("{}\nno JSON", "1\n2\n", "[]\n", "a {}\n", "\n", "[" * 100_000):
         assert texts_of(written("data.txt", content), split=split) or not content.strip()
@@ -116,7 +116,7 @@ def test_a_separator_divides_prompt_and_completion(written):
     assert fields_of(path, separator="=>", split="blank") == [
         {"prompt": "a\nb\n", "completion": "\nc"}, {"prompt": "d", "completion": "e"}]
     assert refusal(written("data.txt", "a||b\nc|d\n"), separator="||") == (
-        "2: no '||' in it; expected prompt||completion")
+        "2: the text has no '||'; expected prompt||completion")
 
 
 @given(st.lists(st.sampled_from(["a", "bc ", " ", "\n", "\r\n", "\r", "\u2603", "\t\u3000", "\U0001f600"])),
@@ -142,7 +142,7 @@ def test_a_stream_comes_in_pieces_that_end_where_a_word_does(tmp_path_factory, p
 
 
 def test_tokens_do_not_reach_across_the_pieces_of_a_stream(written, monkeypatch):
-    """So a text has the ids it would have whole."""
+    """So the pieces of a text have the same ids as the whole text."""
     from npgpt import Tokenizer
     tokenizer = Tokenizer.from_pretrained("tiny")
     words = ["don't", "a", "  two", "3.14", "\n", "\n\n def", "naïve", "?!", "\t", "word's", "\u3000"]
@@ -248,14 +248,14 @@ def test_a_csv_file_names_its_columns(written):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("a,b\n1,2\n3\n", "3: 1 columns, where the first row names 2: a, b"),
-    ("a,b\n1,2,3\n", "2: 3 columns, where the first row names 2: a, b"),
-    ("a,a\n1,2\n", "1: expected a first row that names each column, each by another name, not a,a"),
-    ("a,,b\n1,2,3\n", "1: expected a first row that names each column, each by another name, not a,,b"),
-    (",,a\n1,2,3\n", "1: expected a first row that names each column, each by another name, not ,,a"),
-    (",a,b\n1,2\n", "2: 2 columns, where the first row names 3"),
-    ("text;label\na, b;c\n", "1: one column, 'text;label'; columns must stand apart by commas, not by ';'"),
-    ("text\tlabel\n", "1: one column, 'text\\tlabel'; columns must stand apart by commas, not by '\\t'"),
+    ("a,b\n1,2\n3\n", "3: 1 columns, but the first row names 2: a, b"),
+    ("a,b\n1,2,3\n", "2: 3 columns, but the first row names 2: a, b"),
+    ("a,a\n1,2\n", "1: expected a first row that gives each column a different name, not a,a"),
+    ("a,,b\n1,2,3\n", "1: expected a first row that gives each column a different name, not a,,b"),
+    (",,a\n1,2,3\n", "1: expected a first row that gives each column a different name, not ,,a"),
+    (",a,b\n1,2\n", "2: 2 columns, but the first row names 3"),
+    ("text;label\na, b;c\n", "1: one column, 'text;label'; separate columns by commas, not by ';'"),
+    ("text\tlabel\n", "1: one column, 'text\\tlabel'; separate columns by commas, not by '\\t'"),
     ('a\n1\n"b\n\n', "3: not valid CSV: unexpected end of data"),
     ('a\n"b"c\n', "2: not valid CSV: ',' expected after '\"'"),
 ])
@@ -332,7 +332,7 @@ def test_options_that_cannot_be_used(written):
         fields_of(path, split="word")
     with pytest.raises(ConfigError, match="separator = ''"):
         fields_of(path, separator="")
-    with pytest.raises(ConfigError, match=r"separator = '=': .* does not go with split none"):
+    with pytest.raises(ConfigError, match=r"separator = '=': .* cannot be empty or be used with split none"):
         fields_of(path, separator="=", split="none")
 
 
@@ -347,7 +347,7 @@ def test_a_file_without_text_is_an_error(written, name, content):
     [b"{", b"}", b"[", b"]", b'"', b"text", b":", b",", b"\n", b"\\", b" ", b"\r", b"1", b"||"])).map(b"".join),
     st.sampled_from(["any.txt", "any.jsonl", "any.json", "any.csv"]), st.sampled_from([*readers.SPLITS, "||"]))
 @ANY_FILE
-@pytest.mark.filterwarnings("ignore:.*its first lines are JSON objects")
+@pytest.mark.filterwarnings("ignore:.*the first lines are JSON objects")
 def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory, content, name, split):
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content)

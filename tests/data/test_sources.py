@@ -1,4 +1,4 @@
-"""Which files are read, by whom, and for what."""
+"""Which files are read, by which reader, and for which split."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import pytest
 from npgpt.data import Documents, is_text, read_records, sources, splits
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
-# Files in a folder, and what `datasets` 5.2 loads of them: tests/parity/test_datasets.py asks it again.
+# Files in a folder, and those that `datasets` 5.2 loads; tests/parity/test_datasets.py asks it again.
 LAYOUTS = {
     "train.jsonl validation.jsonl test.jsonl": {"train": ["train.jsonl"], "validation": ["validation.jsonl"],
                                                 "test": ["test.jsonl"]},
@@ -84,12 +84,12 @@ def test_what_is_hidden_in_a_folder_is_not_data(written, tmp_path):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("x.tsv", "files that end in .tsv are not read here; save the table as .csv"),
-    ("x.XLSX", "files that end in .xlsx are not read here; save the table as .csv"),
-    ("x.jsonl.gz", "files that end in .gz are not read here; unpack it, and name what is in it"),
-    ("x.pdf", "files that end in .pdf are not read here; save the text in it as .txt"),
-    ("x.arrow", "files that end in .arrow are not read here; save it as .parquet"),
-    ("x.dat", "files that end in .dat are not read here; expected .txt, .jsonl, .ndjson, .json, .csv, .parquet; plain "
+    ("x.tsv", "npgpt cannot read files that end in .tsv; save the table as .csv"),
+    ("x.XLSX", "npgpt cannot read files that end in .xlsx; save the table as .csv"),
+    ("x.jsonl.gz", "npgpt cannot read files that end in .gz; unpack it, and name the file in it"),
+    ("x.pdf", "npgpt cannot read files that end in .pdf; save the text in it as .txt"),
+    ("x.arrow", "npgpt cannot read files that end in .arrow; save it as .parquet"),
+    ("x.dat", "npgpt cannot read files that end in .dat; expected .txt, .jsonl, .ndjson, .json, .csv, .parquet; plain "
               "text must end in .txt"),
 ])
 def test_endings_that_nobody_knows_are_refused(written, name, message):
@@ -108,7 +108,7 @@ def test_what_is_plain_text(written, name):
 def test_data_come_from_a_file_and_not_from_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (os.devnull, tmp_path / "pipe"):  # in this order: who reads a pipe waits for ever
-        with pytest.raises(FileError, match=f"{path} is no file but a pipe or a device: data are read more than once"):
+        with pytest.raises(FileError, match=f"{path} is a pipe or a device, but data are read more than once"):
             Documents(path)
 
 
@@ -118,7 +118,7 @@ def test_parquet_without_pyarrow(written, monkeypatch):
     path = written("x.parquet", b"PAR1")
     with pytest.raises(ConfigError) as caught:
         texts_of(path)
-    assert str(caught.value) == f"{path}: .parquet is read with pyarrow: pip install '.[parquet]', or save it as .jsonl"
+    assert str(caught.value) == f"{path}: .parquet needs pyarrow: pip install '.[parquet]', or save the file as .jsonl"
 
 
 def test_each_ending_has_one_reader():
@@ -128,5 +128,5 @@ def test_each_ending_has_one_reader():
 
 @pytest.mark.parametrize("split", ["word", "lines", "", " ", "\n", "1 2"])
 def test_a_split_is_a_kind_or_a_mark(written, split):
-    with pytest.raises(ConfigError, match=r"it must be one of line, blank, none, or the mark that stands between two"):
+    with pytest.raises(ConfigError, match=r"it must be one of line, blank, none, or the mark between two"):
         texts_of(written("data.txt", "one\n"), split=split)

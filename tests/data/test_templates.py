@@ -95,7 +95,7 @@ def test_a_stream_stays_one():
 
 
 def literals(text):
-    """The parts of a text that are its template's."""
+    """Return the parts of a text that come from its template."""
     return [text[begin:end] for begin, end in getattr(text, "literals", ())]
 
 
@@ -110,7 +110,7 @@ def test_a_text_knows_the_words_of_its_template(template, fields, expected):
 
 
 def test_the_role_of_a_message_is_a_word_of_the_template():
-    """So that a token can be made of it; one that is no plain word cannot pose as anything."""
+    """So a role can make a token; but a role that is not a plain word cannot fake one."""
     given = messages(("user", "<|user|>"), ("x|><|user", "c"), ("assistant", "d"))
     [(asked, _), (learned, _), _] = segments(given, "<|{role}|>{content}\n")
     assert asked == "<|user|><|user|>\n<|x|><|user|>c\n<|assistant|>"
@@ -174,8 +174,8 @@ def test_records_that_ask_the_same_have_one_key():
     ({"prompt": "a"}, {"prompt": "a", "completion": "b"}, 'f:2: no "completion"; it has "prompt"'),
     ({}, {"text": "a"}, 'f:2: no "text"; it has nothing'),
     ({"text": "a"}, {"prompt": "a", "completion": "b"},
-     'f:2: a record with "text", where those before have "prompt", "completion"; expected one kind'),
-    (messages(("user", "a")), {"text": "a"}, 'f:2: a record with "messages", where those before have "text"'),
+     'f:2: a record with "text", but the records before have "prompt", "completion"; expected one kind'),
+    (messages(("user", "a")), {"text": "a"}, 'f:2: a record with "messages", but the records before have "text"'),
     ({"text": 1}, None, 'f:2: its "text" is a number, expected a string'),
     ({"text": None}, None, 'f:2: its "text" is null'),
     ({"text": ["one"]}, None, 'f:2: its "text" is an array'),
@@ -188,8 +188,8 @@ def test_records_that_ask_the_same_have_one_key():
     ({"messages": [{"role": "user"}]}, None, 'f:2: message 1: no "content"; it has "role"'),
     (messages(("user", "a"), ("assistant", None)), None, 'f:2: message 2: its "content" is null'),
     (messages(("user", "a"), ("assistant", " ")), None, 'f:2: message 2: its "content" is blank'),
-    (messages(("assistant", "a"), ("user", "b")), None, "f:2: the last message is of the role 'user'; expected "
-                                                        "'assistant', the one whose content is learned"),
+    (messages(("assistant", "a"), ("user", "b")), None, "f:2: the last message has the role 'user'; expected "
+                                                        "'assistant', whose content is learned"),
 ])
 def test_a_record_that_does_not_fit_is_named(fields, first, message):
     assert refusal(fields, first).startswith(message)
@@ -200,7 +200,8 @@ def test_a_template_says_which_fields_a_record_must_have():
 
 
 @pytest.mark.parametrize("template, reason", [
-    ("no field", "no field, as in {prompt}"), ("", "no field"), ("{a", "expected '}' before end of string"),
+    ("no field", "it has no field such as {prompt}"), ("", "it has no field"),
+    ("{a", "expected '}' before end of string"),
     ("a}", "Single '}' encountered"), ("{}", "a field has a name and nothing else"),
     ("{a:>3}", "a field has a name and nothing else"), ("{a!r}", "a field has a name and nothing else"),
 ])
@@ -212,7 +213,7 @@ def test_texts_that_are_no_templates(template, reason):
 
 @pytest.mark.parametrize("template", ["{content}", "{content} {role}", "{role} {content} {a}", "{role}{content}{name}"])
 def test_a_template_of_messages_has_a_role_and_a_content(template):
-    with pytest.raises(ConfigError, match=r"that of a message has \{role\} and then \{content\}, and may have "):
+    with pytest.raises(ConfigError, match=r"a message's template must have \{role\} and then \{content\}, and may"):
         Template("messages", template)
 
 

@@ -1,4 +1,4 @@
-"""What a GGUF file cannot hold is refused before anything is written. What it holds: tests/parity/test_gguf.py."""
+"""A model that a GGUF file cannot hold is refused before writing. tests/parity/test_gguf.py checks the content."""
 
 import dataclasses
 import sys
@@ -39,12 +39,12 @@ def test_a_tokenizer_of_another_kind(tmp_path):
         inner = tokenizers.Tokenizer.from_str(byte_tokenizer()._tokenizer.to_str())
         ((attribute, value),) = change.items()
         setattr(inner, attribute, value)
-        refused(tmp_path, "the tokenizer is not byte-level BPE as GPT-2's", Tokenizer(inner))
+        refused(tmp_path, "the tokenizer is not GPT-2's byte-level BPE", Tokenizer(inner))
     refused(tmp_path, "byte-level BPE", Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a"))))
 
 
 def test_more_tokens_than_the_model_has_rows(tmp_path):
-    refused(tmp_path, "a token of id 256, and the model a vocabulary of 256", vocab_size=256)
+    refused(tmp_path, "a token with id 256, but the model has a vocabulary of 256", vocab_size=256)
 
 
 def test_other_numbers(tmp_path):

@@ -1,4 +1,4 @@
-"""loralib's checkpoints, against its own mathematics written out: each third of c_attn has matrices of its own."""
+"""loralib's checkpoints, compared with its formulas: each third of c_attn has its own matrices."""
 
 import json
 
@@ -22,7 +22,7 @@ def base(dtype=np.float64):
 
 
 def checkpoint(enabled="qv", prefix="transformer.", layers=2, seed=2):
-    """The tensors of a checkpoint, and the model's c_attn weights, by layer, under its updates."""
+    """Return the tensors of a checkpoint, and c_attn's weight in each layer with its updates added."""
     draw = np.random.default_rng(seed)
     tensors, weights = {}, {}
     for layer in range(layers):
@@ -74,7 +74,7 @@ def test_spellings_and_files(tmp_path, assert_close, prefix, form):
 
 
 def test_the_older_form_of_peft(tmp_path, assert_close):
-    """adapter_model.bin of PEFT until 0.2, which load_adapter refuses by its configuration: B is a convolution's."""
+    """adapter_model.bin of PEFT until 0.2: B is a convolution's, and load_adapter refuses the configuration."""
     tensors, weights = checkpoint(prefix="base_model.model.transformer.")
     tensors = {f"{key}.weight": array[:, :, None] if key.endswith("B") else array for key, array in tensors.items()}
     (tmp_path / "adapter_model.bin").write_bytes(saved(tensors))
@@ -83,7 +83,7 @@ def test_the_older_form_of_peft(tmp_path, assert_close):
         "enable_lora": [True, False, True], "merge_weights": False, "fan_in_fan_out": True, "bias": "none",
     }))
     with pytest.raises(FormatError, match=r"enable_lora = \[True, False, True\] means A and B for each of q, k and v"
-                                          r".*; convert_adapter\.py makes today's form of its folder"):
+                                          r".*; convert the folder with convert_adapter\.py"):
         load_adapter(base(), tmp_path)
     loralib.convert(tmp_path / "adapter_model.bin", tmp_path / "adapter", ALPHA)
     assert_close(load_adapter(base(), tmp_path / "adapter").logits(IDS), logits_under(weights))
@@ -99,7 +99,7 @@ def test_fields_of_the_configuration(tmp_path):
 
 
 def test_modules_of_another_rank(tmp_path):
-    """loralib's Linear is in PEFT's form already; beside MergedLinear its rank and alpha are exceptions."""
+    """loralib's Linear is in PEFT's form already. Beside MergedLinear, its rank and alpha become exceptions."""
     tensors = checkpoint()[0]
     for layer in range(2):
         name = f"transformer.h.{layer}.mlp.c_fc"
@@ -118,7 +118,7 @@ def test_modules_of_another_rank(tmp_path):
 
 
 def test_trained_biases(tmp_path):
-    """lora_state_dict(bias="lora_only") and "all": the masks, which it takes for biases too, are none."""
+    """lora_state_dict(bias="lora_only") and "all". loralib saves masks as biases too, but they are not biases."""
     tensors = checkpoint()[0]
     for layer in range(2):
         tensors[f"transformer.h.{layer}.attn.bias"] = np.ones((1, 1, 16, 16), "f4")
@@ -133,7 +133,7 @@ def test_trained_biases(tmp_path):
 
 
 def test_a_whole_model_is_compared_with_the_base(tmp_path):
-    """The code that made the published results saves all of the model in the end."""
+    """The program of the published results saves the whole model at the end."""
     tensors, _ = checkpoint()
     model = base(np.float32)
     whole = tensors | {f"transformer.{name}": tensor.data for name, tensor in model.parameters().items()}
@@ -145,7 +145,7 @@ def test_a_whole_model_is_compared_with_the_base(tmp_path):
     whole["transformer.ln_f.bias"] = np.ones(8, "f4")
     assert convert(tmp_path, whole, model=model)["bias"] == "all"
     whole["transformer.ln_f.weight"] = np.zeros(8, "f4")
-    with pytest.raises(FormatError, match=r"'ln_f\.weight' is not that of None: the base is another, or its weights"):
+    with pytest.raises(FormatError, match=r"'ln_f\.weight' differs from None: the base is another one, or its weights"):
         convert(tmp_path, whole, model=model)
 
 
@@ -158,15 +158,15 @@ def test_a_whole_model_is_compared_with_the_base(tmp_path):
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A[:4], "h.0.attn.c_attn.lora_B": B}, r"\(4, 8\) and \(16, 3\)"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A[0], "h.0.attn.c_attn.lora_B": B}, r"it has \(8,\) and"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A[:3], "h.0.attn.c_attn.lora_B": B[:8]},
-         "are 1 updates of rank 3, and enable_lora names 2 of q, k, v"),
-        (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B[:8]}, "are 2 updates of rank 3, and"),
+         "are 1 updates of rank 3, but enable_lora names 2 of q, k, v"),
+        (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B[:8]}, "are 2 updates of rank 3, but"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B[:, :, None, None]},
          r"it has \(6, 8\) and \(16, 3, 1, 1\)"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": np.stack([B, B], 2)},
          r"it has \(6, 8\) and \(16, 3, 2\)"),
         (lambda A, B: {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B, "_orig_mod.h.0.attn.c_attn.lora_A": A},
-         "'_orig_mod.h.0.attn.c_attn.lora_A' is not the only tensor that means h.0.attn.c_attn.lora_A"),
-        (lambda A, B: {"h.0.mlp.c_fc.lora_A": A, "h.0.mlp.c_fc.lora_B": B}, "and that is for c_attn only"),
+         "'_orig_mod.h.0.attn.c_attn.lora_A' is not the only tensor for h.0.attn.c_attn.lora_A"),
+        (lambda A, B: {"h.0.mlp.c_fc.lora_A": A, "h.0.mlp.c_fc.lora_B": B}, "but only c_attn can have that"),
     ],
 )
 def test_what_is_no_such_checkpoint_is_refused(tmp_path, edit, message):
@@ -178,7 +178,7 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, edit, message):
 
 def test_a_checkpoint_itself_is_no_adapter(tmp_path):
     (tmp_path / "model.pt").write_bytes(saved(checkpoint()[0]))
-    with pytest.raises(FileError, match=r"model\.pt is a file, .*; convert_adapter\.py makes one of a loralib"):
+    with pytest.raises(FileError, match=r"model\.pt is a file, .*; convert a loralib checkpoint with convert_adapter"):
         load_adapter(base(), tmp_path / "model.pt")
 
 

@@ -1,4 +1,4 @@
-"""A merged model, written tensor by tensor, is the one `merge_lora` makes; the certificate measures what it says."""
+"""A model that is merged tensor by tensor equals `merge_lora`'s, and the certificate measures what it promises."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ IDS = np.random.default_rng(3).integers(0, 23, 700)
 
 
 def adapted(config=CONFIG, names=("default",), **fields):
-    """A model under adapters, all in force, none of whose numbers are as they started."""
+    """A model with active adapters. All numbers of the adapters differ from their start."""
     model, draw = GPT2(config, seed=1), np.random.default_rng(2)
     for i, name in enumerate(names):
         add_lora(model, LoraConfig(**FIELDS | fields), seed=i, name=name)
@@ -67,7 +67,7 @@ def test_the_folder_is_that_of_the_merged_model(tmp_path, names, tied):
     ids=str,
 )
 def test_every_feature_of_an_adapter(tmp_path, assert_close, fields, unties, tied):
-    """Also on the token table and the head: they become two matrices, and the configuration says so."""
+    """Also for the token table and the head: they become two matrices, and the configuration says so."""
     model = adapted(dataclasses.replace(CONFIG, tie_word_embeddings=tied), **fields)
     expected = model.logits(IDS[:50])
     merge.save_merged(model, tmp_path / "ours")
@@ -155,6 +155,11 @@ def test_what_a_certificate_measures():
     for each, probabilities in ((found.unmerged, p), (found.merged, q)):
         assert each.tokens == len(predicted)
         assert each.nll == pytest.approx(-np.log(probabilities[predicted - 1, IDS[predicted]]).mean(), rel=1e-9)
+        assert each.ppl == np.exp(each.nll)
+
+
+def test_a_perplexity_beyond_floats_is_infinite():
+    assert merge.TextLoss(800.0, 1).ppl == np.inf
 
 
 def test_certificate_of_a_merged_folder(tmp_path):

@@ -1,4 +1,4 @@
-"""MLX's files: what it wrote and computes, and what is refused."""
+"""MLX's files compute the same here as in MLX, and wrong files are refused."""
 
 import json
 import shutil
@@ -26,14 +26,14 @@ def folder(tmp_path):
 
 
 def edit(folder, change):
-    """Rewrite the tensors as change(dict key -> array) returns them."""
+    """Replace the tensors by the result of change(dict key -> array)."""
     path = folder / "adapters.safetensors"
     safetensors.write(path, change({key: array.copy() for key, array in safetensors.read(path).items()}))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_what_mlx_wrote_computes_the_same_here(tmp_path, assert_close, kind):
-    with pytest.raises(FormatError, match=r"adapter_config\.json is MLX's, not PEFT's; convert_adapter\.py makes"):
+    with pytest.raises(FormatError, match=r"adapter_config\.json is MLX's, not PEFT's; convert its folder with"):
         load_adapter(base(), FOLDER / kind)
     fields = mlx.convert(FOLDER / kind, tmp_path)
     assert (fields["r"], fields["lora_alpha"], fields["lora_dropout"]) == (2, 20.0, 0.25)
@@ -55,11 +55,11 @@ def test_numbers_are_the_same(tmp_path, folder):
 
 
 def test_a_whole_model(tmp_path, assert_close):
-    """Linear weights (out, in): refused where a model is read, and turned by the converter of nanoGPT's."""
+    """Linear weights are (out, in): loading a model refuses them, and nanoGPT's converter transposes them."""
     path = FOLDER / "model.safetensors"
     (tmp_path / "config.json").write_text(json.dumps(base().config.to_dict()))
     shutil.copy(path, tmp_path)
-    with pytest.raises(FormatError, match=r"holds the weights of linear layers \(out, in\), as nanoGPT and MLX do, "):
+    with pytest.raises(FormatError, match=r"stores the weights of linear layers as \(out, in\), like nanoGPT and"):
         GPT2.from_pretrained(tmp_path)
     model = nanogpt.convert(path, tmp_path / "new", n_head=2, activation="gelu_new")
     assert_close(GPT2.from_pretrained(tmp_path / "new").logits(ANSWERS["ids"]), ANSWERS["model"], 1e-5, "logits")
@@ -77,9 +77,9 @@ KEY = "model.h.1.mlp.c_proj.lora_a"
     (lambda t: t | {KEY: t[KEY].ravel()}, "must have lora_a"),
     (lambda t: t | {KEY: t[KEY][:0].copy()}, "must have lora_a"),
     (lambda t: t | {KEY[:-6] + "m": np.ones(16, "f4")}, "it has lora_a, lora_b, m$"),
-    (lambda t: t | {KEY[:-6] + "bias": np.ones(16, "f4")}, "has no place in an adapter of PEFT"),
+    (lambda t: t | {KEY[:-6] + "bias": np.ones(16, "f4")}, "has no place in PEFT's adapter"),
     (lambda t: t | {"model.wte.lora_a": np.ones((53, 2), "f4")}, "'model.wte.lora_a' has no place"),
-    (lambda t: t | {KEY.removeprefix("model."): t[KEY]}, "has no place in an adapter of PEFT: .* each once"),
+    (lambda t: t | {KEY.removeprefix("model."): t[KEY]}, "has no place in PEFT's adapter: .* each once"),
 ])
 def test_tensors_that_cannot_be_converted(tmp_path, folder, change, message):
     edit(folder, change)
@@ -103,7 +103,7 @@ def test_dora_wants_its_magnitudes(tmp_path, folder):
 def test_a_configuration_of_something_else(tmp_path, folder, fields):
     old = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(old | fields))
-    with pytest.raises(FormatError, match=r"adapter_config\.json is not that of an MLX adapter: fine_tune_type must"):
+    with pytest.raises(FormatError, match=r"adapter_config\.json does not describe an MLX adapter: fine_tune_type"):
         mlx.convert(folder, tmp_path / "new")
     with pytest.raises(FileError, match="cannot read"):
         mlx.convert(tmp_path / "nowhere", tmp_path / "new")

@@ -1,4 +1,4 @@
-"""nanoGPT's and minGPT's checkpoints: files that torch wrote with what their models compute, and others made here."""
+"""nanoGPT's and minGPT's checkpoints: files that torch wrote, with their models' results, and files made here."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ def test_what_torch_wrote_computes_the_same_here(tmp_path, assert_close, name):
 
 
 def state(bias=True, tied=True, prefix="transformer.", vocab_size=29, positions=12):
-    """Tensors as such a model has them, those of linear layers (out, in)."""
+    """Return the tensors of such a model; linear layers' weights are (out, in)."""
     draw = np.random.default_rng(0)
     shapes = {"wte.weight": (vocab_size, C), "wpe.weight": (positions, C), "ln_f.weight": (C,), "ln_f.bias": (C,)}
     for layer in range(2):
@@ -52,7 +52,7 @@ def state(bias=True, tied=True, prefix="transformer.", vocab_size=29, positions=
 
 @pytest.fixture
 def write(tmp_path):
-    """write(tensors, model_args, form) -> path of a checkpoint; without model_args the tensors alone."""
+    """write(tensors, model_args, form) -> path of a checkpoint; without model_args, it holds only the tensors."""
     def put(tensors, arguments=None, form=archive):
         beside = {} if arguments is None else {"under": "model", "model_args": arguments, "iter_num": 5}
         (tmp_path / "ckpt.pt").write_bytes(saved(tensors, form, **beside))
@@ -87,7 +87,7 @@ def test_spellings(tmp_path, write, prefix):
 
 
 def test_the_activation(tmp_path, write):
-    """Model_args without a word of bias are older than the exact form; what is given decides."""
+    """model_args without "bias" are older than the exact form; an argument takes precedence."""
     for i, (arguments, given, activation) in enumerate([
         (ARGUMENTS, None, "gelu"), (SIZES, None, "gelu_new"), (ARGUMENTS, "gelu_new", "gelu_new"),
         (SIZES, "gelu", "gelu"), (None, "gelu", "gelu"),
@@ -119,8 +119,8 @@ def without(tensors, *names):
 
 REFUSED = {
     "no model_args": (state(), None, {}, ConfigError, "tensors tell neither the number of heads nor the activation"),
-    "a variant": (state(), ARGUMENTS | {"use_rmsnorm": True}, {}, FormatError, "have 'use_rmsnorm', which is"),
-    "arguments of another type": (state(), ["n_head"], {}, FormatError, "which is not nanoGPT's"),
+    "a variant": (state(), ARGUMENTS | {"use_rmsnorm": True}, {}, FormatError, "have 'use_rmsnorm', which nanoGPT"),
+    "arguments of another type": (state(), ["n_head"], {}, FormatError, "which nanoGPT does not have"),
     "number as a name": (state(), {5: 1, **ARGUMENTS}, {}, FormatError, "model_args have '5'"),
     "layers": (state(), ARGUMENTS | {"n_layer": 3}, {}, FormatError, "n_layer = 3, but its tensors 2"),
     "context": (state(), ARGUMENTS | {"block_size": 16}, {}, FormatError, "block_size = 16, but its tensors 12"),
@@ -138,15 +138,15 @@ REFUSED = {
     "a tensor more": (state() | {"score.weight": np.ones((1, C), "f4")}, ARGUMENTS, {}, FormatError,
                       "1 unexpected: 'score.weight'"),
     "another width": (state() | {"transformer.wte.weight": np.ones((1, 10**6), "f2")}, ARGUMENTS, {},
-                      FormatError, r"c_attn.weight has shape \(24, 8\), where \(3000000, 1000000\) is right"),
+                      FormatError, r"c_attn.weight has shape \(24, 8\), but \(3000000, 1000000\) is right"),
     "another shape": (state() | {"transformer.h.0.mlp.c_proj.weight": np.ones((C, C), "f4")}, ARGUMENTS, {},
                       FormatError, r"h\.0\.mlp\.c_proj\.weight has shape \(8, 8\), but"),
     "twice": (state() | {"_orig_mod.lm_head.weight": np.ones((29, C), "f4")}, ARGUMENTS, {}, FormatError,
-              "'_orig_mod.lm_head.weight' is not the only tensor that means lm_head.weight"),
+              "'_orig_mod.lm_head.weight' is not the only tensor for lm_head.weight"),
     "whole numbers": (state() | {"transformer.ln_f.bias": np.ones(C, "i4")}, ARGUMENTS, {}, FormatError,
                       "'transformer.ln_f.bias' holds int32 numbers"),
     "transformers' own": (state() | {"transformer.h.0.attn.c_attn.weight": np.ones((C, 3 * C), "f4")}, ARGUMENTS, {},
-                          FormatError, r"stores its weights \(in, out\), as transformers does"),
+                          FormatError, r"stores its weights as \(in, out\), like transformers"),
 }
 
 
@@ -163,7 +163,7 @@ def test_what_is_no_such_checkpoint(tmp_path, write, kind):
 def test_a_folder_that_is_there_is_left_alone(tmp_path, write):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "file").write_text("kept")
-    with pytest.raises(FileError, match=r"cannot write .*model: it is there already"):
+    with pytest.raises(FileError, match=r"cannot write .*model: it exists already"):
         nanogpt.convert(write(state(), ARGUMENTS), tmp_path / "model")
     assert [each.name for each in (tmp_path / "model").iterdir()] == ["file"]
 
@@ -192,7 +192,7 @@ def test_a_vocabulary_of_characters(tmp_path):
 
 def test_a_tokenizer_of_tokens(tmp_path, write):
     tiny = Tokenizer.from_pretrained("tiny")
-    with pytest.raises(ConfigError, match=r"the tokenizer has 3,072 tokens, and .*ckpt\.pt has 29: the model was trai"):
+    with pytest.raises(ConfigError, match=r"the tokenizer has 3,072 tokens, but .*ckpt\.pt has 29: the model was trai"):
         nanogpt.convert(write(state(), ARGUMENTS), tmp_path / "model", tokenizer=tiny)
     path = write(state(vocab_size=3100), ARGUMENTS | {"vocab_size": 3100})
     assert nanogpt.convert(path, tmp_path / "model", tokenizer=tiny).config.eos_token_id == tiny.eos_id
@@ -206,5 +206,5 @@ def test_a_tokenizer_of_tokens(tmp_path, write):
 ])
 def test_what_is_no_vocabulary_of_characters(tmp_path, meta):
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
-    with pytest.raises(FormatError, match=r"meta\.pkl is no meta\.pkl of nanoGPT: its 'stoi' must map characters"):
+    with pytest.raises(FormatError, match=r"meta\.pkl is not nanoGPT's meta\.pkl: its 'stoi' must map characters"):
         nanogpt.character_tokenizer(tmp_path / "meta.pkl")

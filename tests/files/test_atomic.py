@@ -56,7 +56,7 @@ def test_a_new_folder_takes_no_place_that_is_taken(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("")
-    taken = "it is there already, and is not an empty folder"
+    taken = "it exists already and is not an empty folder"
     for name, message in (("full", taken), ("file", taken), ("file/below", "cannot write .*below: Not a directory")):
         with pytest.raises(FileError, match=message), atomic.new_folder(tmp_path / name):
             pytest.fail("the block ran")

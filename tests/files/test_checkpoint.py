@@ -42,7 +42,7 @@ def assert_same(model, other):
 
 
 def refused(folder, kind=FormatError):
-    """Return the message with which loading fails; it is one line and names the folder."""
+    """Return the message of the error in loading; it is one line and names the folder."""
     with pytest.raises(kind) as caught:
         GPT2.from_pretrained(folder)
     message = str(caught.value)
@@ -124,7 +124,7 @@ def test_prefixes_and_masks(tmp_path, model, prefix):
 
 
 def test_wrappers_around_blocks(tmp_path, model):
-    """torch.compile, FSDP and checkpoints of activations may stand around each block, and masks are inside them."""
+    """torch.compile, FSDP and activation checkpointing may wrap each block, with the masks inside it."""
     put(tmp_path, {f"transformer.{name}".replace(".attn.", "._orig_mod.attn._fsdp_wrapped_module."): array
                    for name, array in weights(model).items() if name != "lm_head.weight"}
         | {"transformer.h.0._orig_mod.attn.bias": np.ones((1, 1, 6, 6), np.uint8)}
@@ -192,10 +192,10 @@ UNFIT = {
     "labels of tokens": ("classifier.bias", np.ones(2, "f4"), "is the head of a model that gives labels"),
     "answers": ("qa_outputs.weight", np.ones((2, 8), "f4"), "is the head of a model that gives labels"),
     "under LoRA": ("base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight", np.ones((2, 8), "f4"),
-                   "is LoRA's, not merged: PEFT's merge_and_unload() would make a plain model of it"),
-    "ZeRO-3": ("transformer.wpe.weight", np.ones(0, "f4"), "holds no numbers, as DeepSpeed's ZeRO-3 saves what"),
+                   "belongs to LoRA that was not merged: make a plain model with PEFT's merge_and_unload()"),
+    "ZeRO-3": ("transformer.wpe.weight", np.ones(0, "f4"), "holds no numbers: DeepSpeed's ZeRO-3 saves such a tensor"),
     "int8": ("transformer.h.0.attn.c_attn.weight", np.ones((24, 8), "i1"),
-             "holds int8 numbers; weights must be F64, F32, F16 or BF16: of a quantised model, load it with what"),
+             "holds int8 numbers; weights must be F64, F32, F16 or BF16; if the model is quantised, load it with the"),
     "4 bits": ("transformer.h.0.attn.c_attn.weight", np.ones((96, 1), "u1"), "holds uint8 numbers; weights must be"),
     "GPTQ": ("transformer.h.0.attn.c_attn.qweight", np.ones((1, 24), "i4"), "holds int32 numbers; weights must be F64"),
 }
@@ -218,7 +218,7 @@ def test_a_quantised_model_is_refused_by_its_configuration(tmp_path, tied):
 
 
 def test_general_names_in_the_configuration(tmp_path, tied):
-    """transformers takes them; passed over, another number of heads would go unnoticed."""
+    """transformers accepts them. If npgpt ignored them, nobody would notice a wrong number of heads."""
     put(tmp_path, weights(tied))
     fields = json.loads((tmp_path / "config.json").read_text())
     names = {"n_embd": "hidden_size", "n_positions": "max_position_embeddings", "n_head": "num_attention_heads",
@@ -228,15 +228,15 @@ def test_general_names_in_the_configuration(tmp_path, tied):
     (tmp_path / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 2}))
     assert_same(GPT2.from_pretrained(tmp_path), tied)
     (tmp_path / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 4}))
-    assert "n_head = 2 and num_attention_heads = 4 are one field's names" in refused(tmp_path, ConfigError)
+    assert "n_head = 2 and num_attention_heads = 4 are two names of one field" in refused(tmp_path, ConfigError)
 
 
 def test_wrong_shapes(tmp_path, tied):
     tensors = weights(tied)
     put(tmp_path, tensors | {"h.0.attn.c_attn.weight": tensors["h.0.attn.c_attn.weight"].T.copy()})
-    assert "(out, in), as nanoGPT and MLX do, where GPT-2's are (in, out); convert_checkpoint.py" in refused(tmp_path)
+    assert "(out, in), like nanoGPT and MLX; GPT-2's are (in, out); convert the file with" in refused(tmp_path)
     put(tmp_path, tensors | {"h.1.attn.c_attn.weight": tensors["h.1.attn.c_attn.weight"].T.copy()})
-    assert "h.1.attn.c_attn.weight has shape (24, 8), but this configuration's is (8, 24)" in refused(tmp_path)
+    assert "h.1.attn.c_attn.weight has shape (24, 8), but this configuration needs (8, 24)" in refused(tmp_path)
     put(tmp_path, tensors | {"ln_f.bias": np.zeros((1, 8), np.float32), "ln_f.weight": np.zeros(9, np.float32)})
     assert "ln_f.bias has shape (1, 8)" in refused(tmp_path)
     assert "(2 wrong: 'ln_f.bias', 'ln_f.weight')" in refused(tmp_path)
@@ -250,7 +250,7 @@ def test_wrong_shapes(tmp_path, tied):
         ("n_embd", 12, "wte.weight has 8 columns, but config.json says n_embd 12"),
         ("n_positions", 1024, "wpe.weight has 6 rows, but config.json says n_positions 1024"),
         ("n_inner", 10**15, "h.0.mlp.c_fc.weight has 32 columns, but config.json says n_inner 1000000000000000"),
-        ("n_layer", 10**9, "missing layers, 2 are there, but config.json says n_layer 1000000000"),
+        ("n_layer", 10**9, "missing layers: it has 2, but config.json says n_layer 1000000000"),
         ("n_layer", 1, "12 unexpected: 'h.1.attn.c_attn.bias', "),
     ],
 )
@@ -308,7 +308,7 @@ def test_shards(tmp_path, tied):
 
     moved = weight_map | {names[0]: weight_map[names[1]]}
     put_shards(tmp_path, moved, shards)
-    assert f"disagree on '{names[0]}'; each shard must hold just what" in refused(tmp_path)
+    assert f"disagree on '{names[0]}'; each shard must hold exactly" in refused(tmp_path)
     put_shards(tmp_path, {key: shard for key, shard in weight_map.items() if key != names[0]}, shards)
     assert f"disagree on '{names[0]}'" in refused(tmp_path)
     put_shards(tmp_path, weight_map | {"more": weight_map[names[0]]}, shards)
@@ -327,7 +327,7 @@ def test_an_index_that_points_elsewhere(tmp_path, shard):
 
 def test_a_model_with_lora_is_not_saved(tmp_path, tied):
     add_lora(tied, LoraConfig(r=2, target_modules=["c_attn"]), seed=0)
-    with pytest.raises(ConfigError, match=r"it has LoRA layers; merge_lora\(model\) first, or save_adapter"):
+    with pytest.raises(ConfigError, match=r"it has LoRA layers; call merge_lora\(model\) first, or save_adapter"):
         tied.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Where a model is looked for; downloads themselves are in tests/hub."""
+"""Where a model is looked for. tests/hub has the tests of downloads."""
 
 import threading
 from pathlib import Path
@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache, and no network: a test that reaches for it fails."""
+    """An empty cache and no network: a test that uses the network fails."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("downloaded"))
@@ -30,11 +30,11 @@ def http_error(kind, status):
 
 
 class TransportError(Exception):
-    """Stands for the errors of whatever HTTP library huggingface_hub is built on."""
+    """Stands for the errors of the HTTP library below huggingface_hub."""
 
 
 def put_in_cache(cache, repo, filename, ref="main", commit=COMMIT, absent=False):
-    """Add a file as huggingface_hub would, or the mark it leaves where the model has no such file."""
+    """Add a file to the cache as huggingface_hub does, or its mark that the model has no such file."""
     base = cache / f"models--{repo.replace('/', '--')}"
     path = base / (".no_exist" if absent else "snapshots") / commit / filename
     (base / "refs").mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def test_unusable_names(cache, tmp_path):
     with pytest.raises(FileError, match=r"file is a file; a model is a folder with config.json"):
         hub.file(tmp_path / "file", "config.json")
     for name in ("", None, 3):
-        with pytest.raises(ConfigError, match="a model is named by a folder or a hub id"):
+        with pytest.raises(ConfigError, match="names no model; a folder or a hub id"):
             hub.file(name, "config.json")
     for name in ("a--b", "-a", "a b", "a" * 300, "a\0"):
         with pytest.raises(FileError, match="is neither a folder nor a hub id"):

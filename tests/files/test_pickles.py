@@ -1,4 +1,4 @@
-"""Pickles of plain values; what is allowed beside them, and what hostile pickles meet, is in test_torchfile.py."""
+"""Pickles of plain values. test_torchfile.py has tensors, and hostile pickles."""
 
 import pickle
 
@@ -20,7 +20,7 @@ def test_plain_values_are_read(tmp_path, protocol):
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "its pickle is damaged"),
     (pickle.dumps(PLAIN)[:-1], "its pickle is damaged"),
-    (pickle.dumps(PLAIN) + b"x", "more follows the end of its pickle"),
+    (pickle.dumps(PLAIN) + b"x", "more bytes follow the end of its pickle"),
     (pickle.dumps(PLAIN, 0), "which no file of plain values needs; nothing was run"),
     (pickle.dumps({1, 2}), "its pickle uses EMPTY_SET, which no file of plain values needs"),
     (pickled(Name("builtins dict")), "its pickle names 'builtins.dict', which no file of plain values needs"),

@@ -13,7 +13,7 @@ DTYPES = ["?", "u1", "i1", "<i2", "<u2", "<f2", "<i4", "<u4", "<f4", "<f8", "<i8
 
 
 def layout(header, data=b""):
-    """The bytes of a file with this header: an object, or the header's own bytes."""
+    """Return the bytes of a file with this header: an object, or the header's bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
@@ -157,7 +157,7 @@ WRONG = {
     "wrong size": (layout({"a": entry("F64")}, bytes(8)), r"F64 of shape \[2\] takes 16 bytes, but .*\[0, 8\] hold 8"),
     "overlap": (layout({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12)), "'b' overlaps another"),
     "same place": (layout({"a": entry(), "b": entry()}, bytes(8)), "'b' overlaps another"),
-    "hole": (layout({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20)), "'b' leaves a hole .* 12 where 8 is"),
+    "hole": (layout({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20)), "'b' leaves a hole .* 12, but 8 is"),
     "hole first": (layout({"a": entry(offsets=[8, 16])}, bytes(16)), "'a' leaves a hole before it"),
     "rest": (layout({"a": entry()}, bytes(9)), "the tensors cover 8 of 9 bytes"),
     "newline in a name": (layout({"a\nb": entry("Q")}, bytes(8)), r"tensor 'a\\nb': dtype 'Q'"),
@@ -165,7 +165,7 @@ WRONG = {
 
 
 def test_metadata_may_be_null(tmp_path):
-    """So some programs write it; the official reader takes it."""
+    """Some programs write it so, and the official reader accepts it."""
     header = b'{"__metadata__":null,"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + np.float32(2).tobytes())
     assert safetensors.read(tmp_path / "x.safetensors") == {"w": np.float32([2])}

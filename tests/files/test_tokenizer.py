@@ -1,4 +1,4 @@
-"""The tokenizer: both file forms, the end-of-text id, round trips, and what is refused."""
+"""The tokenizer: both kinds of files, the end-of-text id, round trips, and refusals."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ SIZE = 275  # end-of-text, the 256 bytes and 18 merges, with which every word of
 
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory):
-    """A folder with a byte-level BPE in both forms; its tokenizer.json asks for padding, cutting and additions."""
+    """A folder with a byte-level BPE in both kinds of files. tokenizer.json asks for padding, cutting, additions."""
     folder = tmp_path_factory.mktemp("bpe")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -54,7 +54,7 @@ def tokenizer(request, bpe, tmp_path_factory):
 
 
 def words(folder, vocab, config=None):
-    """A folder whose tokenizer.json knows these words only and has no end-of-text token."""
+    """A folder whose tokenizer.json knows only these words and has no end-of-text token."""
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="?")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -65,7 +65,7 @@ def words(folder, vocab, config=None):
 
 
 def test_encode_gives_the_merged_ids_and_nothing_else(tokenizer, bpe):
-    """One token a word: no padding, no cutting, no end-of-text around it, no space put in front."""
+    """One token for each word: no padding, no cutting, no end of text around it, no space before it."""
     vocab = json.loads((bpe / "vocab.json").read_text())
     ids = tokenizer.encode("the cat sat")
     assert ids.dtype == np.int64 and ids.ndim == 1
@@ -76,7 +76,7 @@ def test_encode_gives_the_merged_ids_and_nothing_else(tokenizer, bpe):
 
 
 def test_a_token_of_its_own(tokenizer):
-    """A part of a character is shown as bytes; all else is text."""
+    """A part of a character is shown as bytes, and everything else as text."""
     shown = [tokenizer.token(i) for i in tokenizer.encode(f"the cat\n<\u00e9\ufffd{END_OF_TEXT}\U0001f600").tolist()]
     assert shown == ["the", " cat", "\n", "<", r"\xc3", r"\xa9", r"\xef", r"\xbf", r"\xbd", END_OF_TEXT,
                      r"\xf0", r"\x9f", r"\x98", r"\x80"]
@@ -120,7 +120,7 @@ def test_end_of_text_is_one_id_and_its_literal_text_encodes_to_it(tokenizer):
 
 
 def test_special_tokens_that_are_spelled_out_can_be_plain_text(tokenizer, bpe):
-    """What BPE makes of the characters, as transformers' split_special_tokens=True gives."""
+    """The ids are those of BPE for the characters, as with transformers' split_special_tokens=True."""
     eos, text = tokenizer.eos_id, f"the cat{END_OF_TEXT}the"
     bare = tokenizers.Tokenizer.from_file(str(bpe / "tokenizer.json")).model  # which knows of no added token
     letters = bare.tokenize(END_OF_TEXT[:2]), bare.tokenize("endoftext"), bare.tokenize(END_OF_TEXT[-2:])
@@ -216,7 +216,7 @@ def test_without_any_end_of_text_only_asking_for_it_fails(tmp_path, config):
 
 
 def test_vocab_without_the_token_does_not_grow(bpe, tmp_path):
-    """A new id would lie beyond the model's embedding."""
+    """The model would have no row for a new id."""
     shutil.copy(bpe / "merges.txt", tmp_path)
     vocab = json.loads((bpe / "vocab.json").read_text())
     del vocab[END_OF_TEXT]
@@ -317,7 +317,7 @@ def test_importing_the_module_does_not_wait_for_the_library():
 if SHARED.is_dir():
 
     def test_gpt2_as_released(tmp_path):
-        """The official files in both forms, over running text; 'Hello world' is known from OpenAI's encoder."""
+        """Both kinds of official files, on running text; the ids of 'Hello world' are known from OpenAI's encoder."""
         released = SHARED / "data" / "gpt2-tokenizer"
         for name in ("vocab.json", "merges.txt"):
             shutil.copy(released / name, tmp_path)
@@ -375,7 +375,7 @@ def test_one_token_or_any_that_can_be_listed():
 def test_what_cannot_be_a_token(token):
     tokenizer = Tokenizer.from_pretrained("tiny")
     before = tokenizer.vocab_size
-    with pytest.raises(ConfigError, match=r"cannot add the token .*: a token is a string of characters that can"):
+    with pytest.raises(ConfigError, match=r"cannot add the token .*: it must be a string of printable characters"):
         tokenizer.add_tokens(["<|user|>", token])
     assert tokenizer.vocab_size == before
 

@@ -1,4 +1,4 @@
-"""`pytorch_model.bin` without torch: two files that torch wrote, and many put together here, whole and broken."""
+"""`pytorch_model.bin` without torch: two files that torch wrote, and many files made here, good and broken."""
 
 import base64
 import copyreg
@@ -15,7 +15,7 @@ import pytest
 from npgpt.files import torchfile
 from npgpt.runtime.errors import FileError, FormatError
 
-# What torch 2.13 wrote of the tensors in `expected`, with torch.save(state) and torch.save(state,
+# torch 2.13 wrote these from the tensors in `expected`, with torch.save(state) and torch.save(state,
 # _use_new_zipfile_serialization=False); "p" was a Parameter and state an OrderedDict with the attribute _metadata.
 WRITTEN_BY_TORCH = {
     "zip": (
@@ -78,7 +78,7 @@ def test_what_torch_wrote(tmp_path, kind):
     assert not np.shares_memory(found["w"], found["half"])
 
 
-# A small pickler, for what torch would and for what it would never write.
+# A small pickler, for files as torch writes them and for files that torch would never write.
 
 
 class Name(str):
@@ -141,7 +141,7 @@ DATA = np.arange(6, dtype=np.float32)
 
 
 def archive(value, records=None, root="archive", order=b"little", **options):
-    """The bytes of a zip file as torch.save writes; `records` are the storages' bytes by key."""
+    """Return the bytes of a zip file as torch.save writes it; `records` are the storages' bytes by key."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", **options) as file:
         file.writestr(f"{root}/data.pkl", value if type(value) is bytes else pickled(value))
@@ -154,7 +154,7 @@ def archive(value, records=None, root="archive", order=b"little", **options):
 
 
 def legacy(value, records=None, magic=torchfile.MAGIC, protocol=1001, keys=None):
-    """The bytes of a file in the old form; `records` are pairs of length and bytes by key."""
+    """Return the bytes of a legacy file; `records` are pairs of length and bytes by key."""
     records = {"0": (6, DATA.tobytes())} if records is None else records
     pickles = (magic, protocol, {"little_endian": True, "protocol_version": 1001, "type_sizes": {"int": 4}})
     data = b"".join(map(pickled, pickles)) + (value if type(value) is bytes else pickled(value))
@@ -163,9 +163,9 @@ def legacy(value, records=None, magic=torchfile.MAGIC, protocol=1001, keys=None)
 
 
 def saved(tensors, form=archive, under=None, **beside):
-    """The bytes that torch.save writes of the tensors, {name: array}, or of {under: them, **beside}, in either form.
+    """Return torch.save's bytes, in either form, of the tensors {name: array}, or of {under: tensors, **beside}.
 
-    uint16 is taken for bfloat16.
+    uint16 stands for bfloat16.
     """
     kinds = {np.dtype(dtype): name for name, dtype in reversed(torchfile.DTYPES.items())}
     state, records = {}, {}
@@ -179,7 +179,7 @@ def saved(tensors, form=archive, under=None, **beside):
 
 @pytest.fixture
 def read(tmp_path):
-    """read(content): what torchfile.read makes of a file of these bytes."""
+    """read(content): the result of torchfile.read for a file of these bytes."""
 
     def read_bytes(content):
         (tmp_path / "x.bin").write_bytes(content)
@@ -289,7 +289,7 @@ def test_arrays_are_views_of_the_mapped_file(tmp_path):
 
 
 def shared(count):
-    """A file of `count` tensors that are all the whole of one storage of 2^17 bfloat16."""
+    """Return a file of `count` tensors. Each is one and the same storage of 2^17 bfloat16."""
     whole = tensor(storage("BFloat16Storage", "0", 2**17), 0, (2**17,), (1,))
     return archive({str(i): whole for i in range(count)}, {"0": bytes(2**18)})
 
@@ -304,7 +304,7 @@ def test_tensors_may_share_a_storage_but_not_without_end(read, refused):
     refused(shared(5), f"its 5 tensors of {5 * 2**19} bytes share storages of {2**19} bytes")
 
 
-# Values that make the folder `path` while they are unpickled, and what the refusal must name.
+# Values that would make the folder `path` if they were unpickled, and the name that the refusal must give.
 HOSTILE = {
     "os": ("os.mkdir", lambda path: Call((Name("os mkdir"), (path,)))),
     "shell": ("os.system", lambda path: Call((Name("os system"), (f"mkdir {path}",)))),
@@ -370,7 +370,7 @@ BAD_VALUES = {
     "name": ({"w": Name("torch FloatStorage")}, "'w' is of type Global"),
     "storage": ({"w": storage()}, "'w' is of type Storage"),
     "numbered": ({5: tensor()}, "5 is of type Tensor; every entry must be a named tensor"),
-    "twice": (Raw(opcodes({"w": tensor()})[:-1] + opcodes("w") + opcodes(tensor()) + b"u"), "name is there twice"),
+    "twice": (Raw(opcodes({"w": tensor()})[:-1] + opcodes("w") + opcodes(tensor()) + b"u"), "an entry occurs twice"),
     "tuple as a name": ({(1, 2): tensor()}, "is of type tuple"),
     "odd": (Raw(b"}(" + opcodes("w") + b"u"), "damaged"),
     "call of a string": ({"w": Call(("os.mkdir", ("x",)))}, "type str where another belongs"),
@@ -483,7 +483,7 @@ def test_wrong_archives(tmp_path, refused):
 
 
 def test_records_that_overlap_are_refused(refused):
-    """The zip bomb: many entries of one directory share the same bytes, each of which would be widened."""
+    """A zip bomb: many entries of the directory share the same bytes, and each would be widened."""
     keys = [str(i) for i in range(50)]
     views = {key: tensor(storage("BFloat16Storage", key, 2**17), 0, (2**17,), (1,)) for key in keys}
     content = archive(views, {"0": bytes(2**18), **dict.fromkeys(keys[1:], b"")})
@@ -506,10 +506,10 @@ def test_wrong_legacy_files(refused):
     refused(legacy(good, protocol=1000), "its pickles do not start with 1001")
     refused(legacy(good, protocol=(1001,)), "its pickles do not start with 1001")
     for keys in ([], ["0", "1"], ["1"], [0], ("0",), [["0"]]):
-        refused(legacy(good, keys=keys), "the list of its storages is not that of the tensors")
-    refused(legacy(good, keys=["0", "0"]), "ends after the file does|not that of the tensors")
+        refused(legacy(good, keys=keys), "the storages in its list are not the storages of its tensors")
+    refused(legacy(good, keys=["0", "0"]), "ends after the end of the file|not the storages of its tensors")
     for length in (7, 2**62, -1):
-        refused(legacy(good, {"0": (length, DATA.tobytes())}), "storage '0' ends after the file does")
+        refused(legacy(good, {"0": (length, DATA.tobytes())}), "storage '0' ends after the end of the file")
     refused(legacy(good) + b"\0", "1 bytes follow the last storage")
 
 

@@ -1,6 +1,6 @@
-"""Corrupting JSON, bytes, safetensors and torch's files: at random, and where readers are known to trip.
+"""Corrupt JSON, bytes, safetensors and torch's files: at random, and in places that readers often get wrong.
 
-Everything is drawn from the `random.Random` that is passed in.
+All draws come from the caller's `random.Random`.
 """
 
 import io
@@ -41,11 +41,11 @@ BAD_TEXT = [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x
 
 
 class Raw(str):
-    """Text that stands in the JSON as it is."""
+    """Text that is put into the JSON as it is."""
 
 
 class Object(list):
-    """A JSON object: its [key, value] pairs, of which several may have one key."""
+    """A JSON object as [key, value] pairs; a key may occur several times."""
 
 
 def parse(text):
@@ -54,7 +54,7 @@ def parse(text):
 
 
 def spell(value):
-    """Write what `parse` reads, and what was made of it since."""
+    """Return the JSON text of a value that `parse` has read, with its later changes."""
     if isinstance(value, Raw):
         return value
     if isinstance(value, Object):
@@ -65,7 +65,7 @@ def spell(value):
 
 
 def strange(rng):
-    """A JSON value, or no JSON at all, that hardly belongs where it is put."""
+    """Return a JSON value, or text that is not JSON, that is probably wrong in its place."""
     depth = rng.choice(DEPTHS)
     return rng.choice([
         lambda: Raw(rng.choice(NUMBERS)), lambda: Raw(rng.choice(NUMBERS)), lambda: rng.choice(STRINGS),
@@ -76,7 +76,7 @@ def strange(rng):
 
 
 def corrupted_json(rng, value):
-    """The bytes of `value` as JSON, changed in one place or a few, and sometimes once more as bytes."""
+    """Return the bytes of `value` as JSON, changed in one or a few places, and sometimes damaged as bytes too."""
     value = parse(json.dumps(value))
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         corrupt_json(rng, value)
@@ -85,7 +85,7 @@ def corrupted_json(rng, value):
 
 
 def corrupt_json(rng, value):
-    """Change one place of `value`, which `parse` has read, in place. The nearer to the root, the likelier."""
+    """Change one place of `value`, which `parse` has read. In place. A place near the root is more likely."""
     place = value
     while True:
         if not isinstance(place, list) or not place:
@@ -155,7 +155,7 @@ def _flip(rng, data):
 
 
 def tensors_file(arrays):
-    """The bytes of a safetensors file of `arrays`, dict name -> array, in their order; made without npgpt."""
+    """Return a safetensors file's bytes for `arrays`, dict name -> array, in their order; made without npgpt."""
     codes = {dtype: code for code, (_, dtype) in DTYPES.items() if code != "BF16"}
     header, data = Object(), b""
     for name, array in arrays.items():
@@ -166,7 +166,7 @@ def tensors_file(arrays):
 
 
 def random_tensors_file(rng):
-    """The bytes of a safetensors file of a few small tensors of any dtype and shape, in the order of the header or
+    """Return the bytes of a safetensors file of a few small tensors, of any dtype and shape, in the header's order or
     another, with metadata or without."""
     header, data = Object(), b""
     for i in range(rng.randrange(5)):
@@ -185,7 +185,7 @@ def random_tensors_file(rng):
 
 
 def corrupt_tensors_file(rng, content):
-    """Return the safetensors file `content` damaged: as bytes, in its length field, its header's text or entries."""
+    """Return the safetensors file `content` with damage in its bytes, its length, its header's text or entries."""
     length = int.from_bytes(content[:8], "little")
     text, data = content[8 : 8 + length], content[8 + length :]
     match rng.randrange(10):
@@ -216,7 +216,7 @@ def corrupt_tensors_file(rng, content):
 
 
 def _corrupt_entry(rng, header, data):
-    """Change one entry of the header, or the data it points to, where it hurts. Returns the data."""
+    """Change one entry of the header, or the data it points to, in a harmful way. Returns the data."""
     entries = [entry for _, entry in header if isinstance(entry, Object) and {"dtype", "shape"} <= set(_keys(entry))]
     if not entries:
         header.append(["a", _entry(rng.choice(list(DTYPES)), [rng.choice([0, 1, 2])], 0, len(data))])
@@ -286,7 +286,7 @@ def _join(text, data):
 
 
 class Torch:
-    """A file as torch.save writes it, in the newer form (a zip archive) or the older, before it is put together.
+    """The parts of a file that torch.save writes, in the newer form (a zip archive) or in the older.
 
     tensors  name -> [storage key, offset, size, strides], storages  key -> [type, length, bytes]
     """

@@ -9,7 +9,7 @@ warning that is not about the file; a crash of the process, two seconds of work,
 was loaded as something it does not say, or refused although it is valid; anything changed by a file that was refused.
 
 The files are read in a forked process whose memory and processor time the system limits, so nothing a reader does can
-stop the count. A file depends on the seed, its kind and its index alone. Needs a POSIX system; memory is limited where
+stop the count. A file depends only on the seed, its kind and its index. Needs a POSIX system; memory is limited where
 it can be measured, on Linux.
 """
 
@@ -59,7 +59,7 @@ def outcome(subject, rng):
 
 
 def attempt(subject, kind, seed, index):
-    """`outcome` of one file, or ("FAILED", what happened)."""
+    """Return `outcome` of one file, or ("FAILED", what happened)."""
     try:
         return outcome(subject, random.Random(f"{seed} {kind} {index}"))
     except BaseException as error:  # as a panic in Rust is
@@ -84,7 +84,7 @@ def work(made, cases, seed, pipe):
 
 
 def supervise(made, cases, seed):
-    """Yield (kind, index, result, message) of every case, also of one that ends the process that reads it."""
+    """Yield (kind, index, result, message) for every case, also if it ends the process that reads the file."""
     done = 0
     while done < len(cases):
         reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""What is fuzzed: for each kind of file, how it is damaged, how it is read, and what must hold afterwards."""
+"""The kinds of files to fuzz: how each is damaged, how npgpt reads it, and what must be true afterwards."""
 
 import itertools
 import json
@@ -21,8 +21,8 @@ from npgpt.runtime.errors import ConfigError
 from npgpt.training.run import Run
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=6, bos_token_id=None, eos_token_id=0)
-BLANK = " \t\r\n"  # what JSON takes for white space
-UNSURE = "unsure"  # of a file that may be loaded or refused
+BLANK = " \t\r\n"  # JSON's white space
+UNSURE = "unsure"  # for a file that may be loaded or refused
 TEXT = "the cat sat on the mat; the hat that the cat had sat on the mat.\n"
 
 
@@ -39,15 +39,15 @@ class Subject:
         raise NotImplementedError
 
     def load(self):
-        """Have npgpt read them."""
+        """Read the files with npgpt."""
         raise NotImplementedError
 
     def check(self, loaded):
-        """Assert that what `load` returned is what the files say, and of use."""
+        """Assert that the result of `load` is what the files say, and that it works."""
         raise NotImplementedError
 
     def check_refusal(self):
-        """Assert that refusing was right, and left nothing behind."""
+        """Assert that the refusal was right, and that it left nothing behind."""
 
     def put(self, name, content):
         (self.folder / name).unlink(missing_ok=True)
@@ -73,7 +73,7 @@ class Safetensors(Subject):
 
 
 class Config(Subject):
-    """config.json of a model whose weights are whole."""
+    """config.json of a model with good weights."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -98,7 +98,7 @@ class Config(Subject):
 
 
 class Weights(Subject):
-    """model.safetensors of a model whose config.json is whole, and may ask for something else."""
+    """model.safetensors of a model with a good config.json, which may ask for something else."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -137,7 +137,7 @@ class Weights(Subject):
 
 
 class TorchWeights(Subject):
-    """pytorch_model.bin of a model whose config.json is whole."""
+    """pytorch_model.bin of a model with a good config.json."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -161,7 +161,7 @@ class TorchWeights(Subject):
 
 
 class Index(Subject):
-    """model.safetensors.index.json and three shards, of which one may be corrupted."""
+    """model.safetensors.index.json and three shards; one of the shards may be corrupted."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -213,7 +213,7 @@ TELLING = {
 
 
 class Adapter(Subject):
-    """PEFT's two files, of which either or both are corrupted."""
+    """PEFT's two files; one of them or both are corrupted."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -279,7 +279,7 @@ class Adapter(Subject):
 
 
 class OldAdapter(Adapter):
-    """The two files of PEFT before 2023, tensors in adapter_model.bin, of which that may be corrupted."""
+    """PEFT's two files before 2023, with tensors in adapter_model.bin, which may be corrupted."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -462,7 +462,7 @@ class Json(Subject):
 
 
 class Csv(Subject):
-    """A data file: rows whose first names the columns."""
+    """A data file: rows; the first one names the columns."""
 
     def damage(self, rng):
         fields = [TEXT, "one", "", " ", "a, b", 'say "so"', "two\nlines", "na\u00efve \u2603", "1"]
@@ -492,7 +492,7 @@ class Csv(Subject):
 
 
 class Chats(Subject):
-    """A file of conversations: messages in the forms that people write."""
+    """A file of conversations: messages in the usual formats."""
 
     MESSAGES = (
         {"role": "system", "content": ""}, {"role": "user", "content": TEXT, "name": "Ann"},
@@ -524,7 +524,7 @@ class Chats(Subject):
 
 
 class Parquet(Subject):
-    """A table of conversations and texts; where pyarrow is installed."""
+    """A table of conversations and texts, if pyarrow is installed."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -584,8 +584,8 @@ def assert_usable(model, folder):
 
 
 def held(content):
-    """What the bytes of a safetensors file hold, dict name -> array, or None where they are not valid: the format's
-    description once more, with no regard to speed."""
+    """Return the tensors of a safetensors file's bytes, dict name -> array, or None if they are not valid: the format's
+    description written a second time, as simple and slow code."""
     try:
         size = int.from_bytes(content[:8], "little")
         text, payload = content[8 : 8 + size], content[8 + size :]
@@ -616,8 +616,8 @@ def held(content):
 
 
 def json_objects(content):
-    """What the bytes of a .json data file hold, a list of dicts, or None where they are not valid. How deep values may
-    be nested depends on who asks."""
+    """Return a .json data file's records, a list of dicts, or None if its bytes are not valid. How deep values may
+    be nested depends on the reader."""
     if content.count(b"[") + content.count(b"{") > 300:
         return UNSURE
     try:
@@ -635,8 +635,8 @@ def json_objects(content):
 
 
 def csv_records(content):
-    """What the bytes of a .csv data file hold, a list of dicts, or None where they are not valid. What columns may be
-    called is the reader's to say, and Python 3.10 refuses zero bytes."""
+    """Return a .csv data file's records, a list of dicts, or None if its bytes are not valid. The reader decides
+    which names of columns are allowed, and Python 3.10 refuses zero bytes."""
     try:
         rows = csv_rows(content.decode("utf-8-sig"))
     except ValueError:
@@ -655,8 +655,8 @@ def csv_records(content):
 
 
 def csv_rows(text):
-    """The rows of a CSV text, lists of fields, or None where it is not valid: a quote opens a field only as its first
-    character, what follows the closing one ends the field, and a carriage return outside quotes ends the line."""
+    """Return a CSV text's rows, lists of fields, or None if it is not valid. A quote opens a field only as its first
+    character, the character after the closing quote ends it, and a carriage return outside quotes ends the line."""
     rows, row, field, state = [], [], "", "row begins"
     for character in itertools.chain.from_iterable([*line, None] for line in re.findall("[^\n]*\n|[^\n]+", text)):
         if state == "row has ended":
@@ -686,13 +686,13 @@ def csv_rows(text):
 
 
 def unique(pairs):
-    """A JSON object as a dict; no key may occur twice."""
+    """Return a JSON object as a dict; no key may occur twice."""
     assert isinstance(pairs, corrupt.Object) and len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
 
 def pretend(rng, config, tensors):
-    """Claim a large model by names and by tensors without elements."""
+    """Claim a large model, with names and with tensors without elements."""
     width, layers = rng.choice([8, 64, 256]), rng.choice([3, 100, 3000])
     config |= {"n_layer": layers, "n_embd": width, "vocab_size": 1, "n_positions": 1}
     tensors["wte.weight"] = tensors["wpe.weight"] = np.zeros((1, width), np.float16)
@@ -702,7 +702,7 @@ def pretend(rng, config, tensors):
 
 
 def corrupt_torch(rng, tensors):
-    """The bytes of a file as torch.save writes it of `tensors`, corrupted, and whether they still hold just these."""
+    """Return torch.save's bytes of `tensors`, corrupted, and whether they still hold exactly these tensors."""
     file, legacy = corrupt.Torch(tensors), rng.random() < 0.4
     match rng.randrange(8):
         case 0 | 1 | 2:
@@ -720,7 +720,7 @@ def corrupt_torch(rng, tensors):
 
 
 def corrupt_tensors(rng, tensors, name=None):
-    """Change one tensor of the dict `tensors`, `name` or any, in place: its name, its dtype, its shape, its values."""
+    """Change one tensor of the dict `tensors` (`name`, or any) in its name, dtype, shape or values. In place."""
     if name not in tensors:
         name = rng.choice(list(tensors) or [""])
     array = tensors.pop(name, np.zeros((2, 3), np.float32))

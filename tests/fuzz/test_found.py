@@ -1,4 +1,4 @@
-"""What fuzzing has found, each as one small file."""
+"""The errors that fuzzing has found, each as one small file."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def edit(path, **fields):
 
 
 def edit_tensors(path, **changed):
-    """Write the file again with one value of the tensor whose name ends so."""
+    """Write the file again with new tensors: each replaces the tensor whose name has this end."""
     held = {name: array.copy() for name, array in safetensors.read(path).items()}
     for end, array in changed.items():
         name = next(name for name in held if name.endswith(end))
@@ -83,7 +83,7 @@ def test_a_message_is_one_printable_line_that_ends(tmp_path):
 
 def test_warnings_about_an_adapter_end_too(adapter_folder):
     edit(adapter_folder / "adapter_config.json", **{"x" * 100_000: 1})
-    with pytest.warns(UserWarning, match="and goes on without$") as caught:
+    with pytest.warns(UserWarning, match="and ignores this$") as caught:
         load_adapter(GPT2(CONFIG, seed=1), adapter_folder)
     assert len(str(caught[0].message)) <= LONGEST
 
@@ -134,7 +134,7 @@ def test_layers_that_are_there_by_name_only(tmp_path, name):
     config = CONFIG.to_dict() | {"n_layer": 3000, "n_embd": 64, "vocab_size": 1, "n_positions": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     tracemalloc.start()
-    with pytest.raises(FormatError, match=r"missing layers, 1 are there, but config\.json says n_layer 3000"):
+    with pytest.raises(FormatError, match=r"missing layers: it has 1, but config\.json says n_layer 3000"):
         GPT2.from_pretrained(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""A sample of the fuzzing (fuzz.py runs more, and says what counts as a failure), and that the fuzzer sees failures."""
+"""A sample of fuzzing (fuzz.py runs more, and says what counts as a failure); and the fuzzer does see failures."""
 
 import os
 import subprocess

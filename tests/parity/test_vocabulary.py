@@ -55,7 +55,7 @@ def test_peft_finds_out_itself_that_the_vocabulary_has_grown(base, tmp_path):
     theirs = peft.get_peft_model(resized(base, 0), peft.LoraConfig(r=4, task_type="CAUSAL_LM", fan_in_fan_out=True))
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "adapter")
-    with pytest.warns(UserWarning, match=r"tokens were added for this adapter, and it has no tokenizer\.json"):
+    with pytest.warns(UserWarning, match=r"tokens were added for this adapter, but it has no tokenizer\.json"):
         model, _ = base_of(base, adapters=[tmp_path / "adapter"])
     ids = [1, 257, 5, 258, 259]
     npgpt.load_adapter(model, tmp_path / "adapter")

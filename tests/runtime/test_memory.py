@@ -44,7 +44,7 @@ if platform.libc_ver()[0] == "glibc":
 
     def test_memory_that_was_freed_is_used_again_without_asking_the_system():
         assert page_faults("keep") < 10
-        assert page_faults() > 10_000  # of 21,970 pages: what this is there to spare
+        assert page_faults() > 10_000  # of 21,970 pages: keep_freed_memory saves these
 
     def test_the_threads_of_a_step_leave_their_memory_to_those_of_the_next():
         assert page_faults("keep", "threads") < 100  # a thread's own stack among them

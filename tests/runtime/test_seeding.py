@@ -25,7 +25,7 @@ def test_streams_are_counter_based():
 
 
 def test_the_draws_are_the_same_on_every_machine_and_for_ever():
-    """Runs are resumed and results reproduced by these."""
+    """A resumed run and a reproduced result depend on them."""
     assert draws(0, "order", 0)[:2] == [28031937108968815, 1058963791438951810]
 
 

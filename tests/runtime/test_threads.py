@@ -35,7 +35,7 @@ def test_so_many_threads_are_refused(count):
 
 @pytest.mark.parametrize("count", [1, 4 * threads.available(), threads.MOST])
 def test_more_threads_than_cores_are_allowed(count):
-    """A run's threads decide its last bits, and it may have been another machine's."""
+    """The number of threads decides the last bits of a run, and the run may come from another machine."""
     assert threads.that_pay(model_of(8), 2, count) == TrainConfig(threads=count).threads == count
 
 
@@ -52,7 +52,7 @@ def test_the_setting_of_blas_is_put_back(many):
 
 @pytest.mark.parametrize("items, allowed, expected", [(5, 3, 3), (2, 3, 2), (5, 1, 1), (1, 3, 1), (0, 3, 0)])
 def test_items_are_spread_over_threads(items, allowed, expected):
-    """Each thread waits for the others at its first item: fewer of them would not get past it."""
+    """Each thread waits for the others at its first item, so fewer threads would never get past it."""
     meeting = threading.Barrier(max(expected, 1), timeout=10)
     seen = {}
 
@@ -84,7 +84,7 @@ def test_an_error_in_spread_work_comes_out():
 
 
 def test_an_error_of_the_caller_waits_for_the_others():
-    """Else they would still write into arrays that are not the caller's any more."""
+    """Otherwise they would still write into arrays that no longer belong to the caller."""
     done = []
 
     def work(item):

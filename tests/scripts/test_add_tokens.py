@@ -151,8 +151,8 @@ def test_an_adapter_without_its_tokenizer(run, model, run_script, tmp_path):
     (tmp_path / "bare" / "tokenizer.json").unlink()
     result = run_script(tmp_path, "generate.py", "--model", model, "--adapter", "bare", "--prompt", "a")
     assert result.returncode == 0
-    assert result.stderr == ("warning: bare: tokens were added for this adapter, and it has no tokenizer.json that "
-                             "knows them; put there the one it was trained with\n")
+    assert result.stderr == ("warning: bare: tokens were added for this adapter, but it has no tokenizer.json that "
+                             "knows them; copy the tokenizer.json of its training there\n")
 
 
 def test_an_adapter_without_its_rows(run, model, run_script, tmp_path):
@@ -162,12 +162,12 @@ def test_an_adapter_without_its_rows(run, model, run_script, tmp_path):
     shutil.copy(run[0] / "adapter" / "tokenizer.json", tmp_path / "bare")
     result = run_script(tmp_path, "generate.py", "--model", model, "--adapter", "bare", "--prompt", "a")
     assert result.returncode == 0
-    assert "bare: its tokenizer has 259 tokens, and the model has rows for 257; if the others are used" in result.stderr
+    assert "bare: its tokenizer has 259 tokens, but the model has rows for 257; if texts use the other" in result.stderr
 
 
 def test_wrong_tokens(refused, model, data):
     for token, shown in ((" ", "' '"), ("a\nb", r"'a\nb'")):
-        assert f"cannot add the token {shown}: a token is a string of characters that can be printed" in refused(
+        assert f"cannot add the token {shown}: it must be a string of printable characters" in refused(
             "finetune.py", "--model", model, "--data", data, "--add-tokens", token)
     assert "the head is tied to the token table" in refused(
         "finetune.py", "--model", model, "--data", data, *ADDED, "--template", TEMPLATE, "--targets", "lm_head")
@@ -176,6 +176,6 @@ def test_wrong_tokens(refused, model, data):
 def test_two_tokenizers(run, model, data, script, refused, tmp_path):
     script("finetune.py", "--model", model, "--data", data, "--template", "{prompt}<|other|>{completion}",
            "--add-tokens", "<|other|>", "--out", "run", "--max-steps", 1, "--samples", 0)
-    assert "have different tokenizers: use one of the adapters at a time" in refused(
+    assert "have different tokenizers: use only one of these adapters" in refused(
         "generate.py", "--model", model, "--adapter", run[0] / "adapter", "--adapter", tmp_path / "run" / "adapter",
         "--prompt", "a")

@@ -40,11 +40,11 @@ MERGE = ["merge.py", "--model", "model", "--adapter", "adapter", "--out", "out"]
     ("data.jsonl", b'{"text": 3}\n', 'data.jsonl:1: its "text" is a number, expected a string'),
     ("data.jsonl", b'{"text": ""}\n', "data.jsonl: nothing to learn: all its records are blank"),
     ("data.jsonl", b'{"text": "a"}\n{"prompt": "a", "completion": "b"}\n', "data.jsonl:2: a record with \"prompt\", "
-     '"completion", where those before have "text"; expected one kind'),
+     '"completion", but the records before have "text"; expected one kind'),
     ("data.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', 'data.jsonl:2: no "completion"'),
     ("data.json", b'[{"text": "fine"},\n{"text": 1}]', 'data.json:2: its "text" is a number, expected a string'),
-    ("data.csv", b"text,n\nfine,1\nbad\n", "data.csv:3: 1 columns, where the first row names 2"),
-    ("data.tsv", b"text\tn\n", "data.tsv: files that end in .tsv are not read here; save the table as .csv"),
+    ("data.csv", b"text,n\nfine,1\nbad\n", "data.csv:3: 1 columns, but the first row names 2"),
+    ("data.tsv", b"text\tn\n", "data.tsv: npgpt cannot read files that end in .tsv; save the table as .csv"),
     ("data.parquet", b"text", "data.parquet"),
     ("data.jsonl", b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
      "data.jsonl:1: message 1: part 1 of its \"content\" is of the type 'image'; only text can be learned"),
@@ -58,20 +58,20 @@ def test_data(refused, folder, name, content, message):
 
 def test_an_enormous_line(refused, folder):
     (folder / "data.txt").write_bytes(b"fine\n" + b"x" * (1 << 25) + b"\n")
-    assert "data.txt:2: a line of more than 32 MB: a record is held whole" in refused(*FINETUNE, "--data", "data.txt")
+    assert "data.txt:2: a line of more than 32 MB: a record must fit" in refused(*FINETUNE, "--data", "data.txt")
     (folder / "data.txt").unlink()
 
 
 @pytest.mark.parametrize("options, message", [
-    ("--separator ||", "texts.txt:1: no '||' in it; expected prompt||completion"),
+    ("--separator ||", "texts.txt:1: the text has no '||'; expected prompt||completion"),
     ("--val-fraction 0.5 --val-data texts.txt", "--val-fraction holds out a part of the data, --val-data names other"),
-    ("--val-fraction 1.5", "val_fraction is 1.5, expected a number of at least 0 and less than 1"),
+    ("--val-fraction 1.5", "val_fraction is 1.5, expected at least 0 and less than 1"),
     ("--val-fraction 1e-9", "texts.txt: nothing to measure on: --val-fraction leaves no record for it"),
     ("--template {text", "template '{text': expected '}' before end of string"),
     ("--template {question}", 'texts.txt:1: no "question"; it has "text"'),
-    ("--split none --separator =", "separator = '=': it must be what stands between prompt and completion"),
-    ("--split lines", "split = 'lines': it must be one of line, blank, none, or the mark that stands between two"),
-    ("--batch-tokens 20", "batch_tokens = 20: it must be at least 32, as many as the longest sequence has"),
+    ("--split none --separator =", "separator = '=': it must stand between prompt and completion"),
+    ("--split lines", "split = 'lines': it must be one of line, blank, none, or the mark between two"),
+    ("--batch-tokens 20", "batch_tokens = 20: it must be at least 32, the length of the longest sequence"),
     ("--preview -1", "--preview -1: it must be at least 0"),
 ])
 def test_options_of_data(refused, options, message):
@@ -109,7 +109,7 @@ def test_held_out_data(refused, folder):
 
 def test_an_empty_name_is_not_the_default(refused):
     """As of an unset variable of the shell."""
-    assert "a model is named by a folder or a hub id, not by ''" in refused(*FINETUNE, "--model", "")
+    assert "'' names no model; a folder or a hub id would be right" in refused(*FINETUNE, "--model", "")
 
 
 # Models
@@ -318,7 +318,7 @@ def test_folders_that_cannot_be_written(refused, out):
 
 def test_folders_that_hold_something(refused):
     assert "run holds a run already" in refused(*FINETUNE, "--out", "run")
-    assert "cannot write model: it is there already, and is not an empty folder" in refused(*MERGE, "--out", "model")
+    assert "cannot write model: it exists already and is not an empty folder" in refused(*MERGE, "--out", "model")
 
 
 @pytest.mark.parametrize("spoil, message", [

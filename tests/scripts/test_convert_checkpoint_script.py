@@ -54,8 +54,8 @@ def test_what_cannot_be_converted(folder, refused, model):
     assert "model.pt has no model_args" in refused(script, "model.pt", "--out", "new")
     assert "n_head = 4, but the model_args" in refused(script, "ckpt.pt", "--n-head", 4, "--out", "new")
     assert "invalid choice: 'relu'" in refused(script, "ckpt.pt", "--activation", "relu", "--out", "new")
-    assert "is there already" in refused(script, "ckpt.pt", "--out", model)
+    assert "exists already" in refused(script, "ckpt.pt", "--out", model)
     assert "cannot read nowhere.pt" in refused(script, "nowhere.pt", "--out", "new")
     old = "ckpt-compiled-no-bias.pt"  # several pickles one after another
-    assert f"{old}: more follows" in refused(script, "ckpt.pt", "--tokenizer", old, "--out", "new")
+    assert f"{old}: more bytes follow" in refused(script, "ckpt.pt", "--tokenizer", old, "--out", "new")
     assert "the tokenizer has 257 tokens" in refused(script, "ckpt.pt", "--tokenizer", model, "--out", "new")

@@ -33,7 +33,7 @@ def test_an_adapter_of_mlx(script, refused, tmp_path):
     assert stdout == (f"converted {folder}: rank 2, alpha 20, scale 10, targets attn.c_attn, mlp.c_proj, bias none: "
                       "adapter\n")
     assert "holds an adapter already" in refused("convert_adapter.py", folder, "--out", "adapter")
-    assert "adapter/adapter_config.json: the adapter is in PEFT's form already" in refused(
+    assert "adapter/adapter_config.json: enable_lora is not set, so the adapter is in PEFT's form already" in refused(
         "convert_adapter.py", "adapter", "--out", "new")
     assert f"name its folder, {folder}, whose adapter_config.json says the rest" in refused(
         "convert_adapter.py", folder / "adapters.safetensors", "--out", "new")
@@ -54,7 +54,7 @@ def test_an_adapter_of_peft_until_0_2(script, refused, tmp_path):
     one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
     (folder / "adapter_config.json").write_text(json.dumps(config | {"enable_lora": [True]}))
-    assert "enable_lora = [True], lora_alpha = 8: they must be three of true and false" in refused(
+    assert "enable_lora = [True], lora_alpha = 8: they must be a list of three truth values" in refused(
         "convert_adapter.py", "old", "--out", "three")
 
 
@@ -63,6 +63,6 @@ def test_what_cannot_be_converted(refused, tmp_path, model, adapter):
     arguments = ["convert_adapter.py", "gpt2.pt", "--alpha", 8, "--out"]
     assert "holds an adapter already" in refused(*arguments, adapter)
     assert "enable_lora = ['q', 'x']" in refused(*arguments, "new", "--enable", "q,x")
-    assert "are 2 updates of rank 2, and enable_lora names 3" in refused(*arguments, "new", "--enable", "q,k,v")
+    assert "are 2 updates of rank 2, but enable_lora names 3" in refused(*arguments, "new", "--enable", "q,k,v")
     assert "arguments are required: --alpha" in refused("convert_adapter.py", "gpt2.pt", "--out", "new")
     assert "cannot read nowhere.pt" in refused("convert_adapter.py", "nowhere.pt", "--alpha", 8, "--out", "new")

@@ -116,5 +116,5 @@ def test_an_adapter_of_another_base_is_warned_of(run_script, tmp_path, model, ad
     npgpt.Tokenizer.from_pretrained(model).save(tmp_path / "other")
     result = run_script(tmp_path, "merge.py", "--model", "other", "--adapter", adapter, "--out", "merged")
     assert result.returncode == 0
-    assert re.fullmatch(f"warning: the adapter in {adapter} was made for .*{model}.*, and this model is .*other.*\n",
+    assert re.fullmatch(f"warning: the adapter in {adapter} was made for .*{model}.*, but this model is .*other.*\n",
                         result.stderr)

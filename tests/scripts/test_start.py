@@ -173,6 +173,6 @@ def test_a_full_temporary_folder(root, tmp_path, environment, model, texts):
     result = subprocess.run([sys.executable, "full.py", "--model", model, "--data", "texts.txt"], cwd=tmp_path,
                             env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
-    assert result.stderr == ("error: cannot write the tokens into a temporary file: File too large; TMPDIR names "
-                             "another folder for it\n")
+    assert result.stderr == ("error: cannot write the tokens into a temporary file: File too large; set TMPDIR "
+                             "to another folder\n")
     assert not (tmp_path / "runs").exists()
