@@ -10,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
+from npgpt.runtime.encodings import decoded
 from npgpt.runtime.errors import FileError, FormatError, NpgptError
 
 
@@ -103,13 +104,17 @@ def _flush(path):
 
 
 def read_text(path):
-    """Return the text of the file `path`, with its own line ends. Raises FileError or FormatError (not UTF-8)."""
+    """Return the text of the file `path`, with its own line ends. It is UTF-8, or what its byte order mark says.
+
+    Raises FileError or FormatError (not UTF-8).
+    """
     try:
-        return Path(path).read_bytes().decode()
+        return decoded(Path(path).read_bytes())
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise FormatError(f"{path} is not {error.encoding.upper()} text: {error.reason} at byte {error.start}; save "
+                          "it as UTF-8") from error
 
 
 def read_json(path):

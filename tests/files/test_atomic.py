@@ -106,3 +106,10 @@ def test_what_others_left_stays(tmp_path):
 def test_a_folder_that_cannot_be_removed(tmp_path):
     with pytest.raises(FileError, match="cannot remove"):
         atomic.remove_folder(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_mark_says_how_a_file_is_encoded(tmp_path, encoding):
+    (tmp_path / "file.json").write_text('{"na\u00efve": "\U0001f600"}', encoding=encoding)
+    assert atomic.read_json(tmp_path / "file.json") == {"na\u00efve": "\U0001f600"}
+    assert atomic.read_text(tmp_path / "file.json") == '{"na\u00efve": "\U0001f600"}'

@@ -474,7 +474,17 @@ TABLE = {
         ("splits together", "if len(named) > 1:", "if len(named) > 3:"),
         ("hidden files", 'part.startswith((".", "__"))', "False"),
         ("a word as a mark", r'not re.search(r"[^\w\s]", split)', "not split"),
-        ("a pipe is read", "if path.exists() and not path.is_file():", "if path.is_dir():"),
+        ("a pipe is always text", "if isinstance(path, Copied) and not ending:", "if False:"),
+    ],
+    "data/text_files.py": [
+        ("a pipe is not copied", "return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))", "return False"),
+        ("a device without an end is read", "endless = stat.S_ISBLK(about.st_mode) or stat.S_ISCHR(about.st_mode)",
+         "endless = False"),
+        ("two readers of a copy share a place", "self._at += len(read)", "self._at += 1"),
+        ("\\r\\n is divided", 'held = "\\r" if piece and text.endswith("\\r") else ""', 'held = ""'),
+        ("\\r ends no line", 'line.endswith(("\\n", "\\r"))', 'line.endswith("\\n")'),
+        ("the mark is a part of the text", "piece = start[mark:] + file.read(PIECE)",
+         "piece = start + file.read(PIECE)"),
     ],
     "data/readers.py": [
         ("marks across the border of two pieces are lost", "(held + piece).split(mark)", '[held, *piece.split(mark)]'),
