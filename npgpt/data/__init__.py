@@ -10,6 +10,7 @@ Read in this order; within the folder, a file imports only from files above it:
     chats.py       conversations, in the forms in which people save them
     templates.py   records to text, and which part of the text is learned
     documents.py   a file, or a folder of files, as documents
+    recipe.py      how a run made its documents, kept beside its adapter
     sequences.py   sequences of ids with loss masks
     encoding.py    documents to sequences, kept in a file
     order.py       which sequences each step sees
@@ -24,11 +25,12 @@ from npgpt.data.encoding import encode, encode_prompt, encode_texts
 from npgpt.data.order import Order
 from npgpt.data.preview import preview
 from npgpt.data.readers import SPLITS, Record, Stream
+from npgpt.data.recipe import Recipe, documents_like
 from npgpt.data.sequences import Encoded, Sequences
 from npgpt.data.sources import is_text, read_records, splits
 from npgpt.data.templates import END, TEMPLATES, Document, Template, Text
 from npgpt.data.text_files import Copied, readable_again
 
-__all__ = ["END", "SPLITS", "TEMPLATES", "Copied", "Document", "Documents", "Encoded", "Order", "Record", "Sequences",
-           "Stream", "Template", "Text", "encode", "encode_prompt", "encode_texts", "is_text", "preview",
-           "read_records", "read_texts", "readable_again", "splits"]
+__all__ = ["END", "SPLITS", "TEMPLATES", "Copied", "Document", "Documents", "Encoded", "Order", "Recipe", "Record",
+           "Sequences", "Stream", "Template", "Text", "documents_like", "encode", "encode_prompt", "encode_texts",
+           "is_text", "preview", "read_records", "read_texts", "readable_again", "splits"]
