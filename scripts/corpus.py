@@ -4,7 +4,10 @@
 downloaded, and the same Python and NumPy give the same list. Run this file to print its size and a sample.
 """
 
-import cli
+if __name__ == "__main__":
+    from npgpt.commands import start  # before the imports that take time: it handles Ctrl-C during them
+
+    start.begin()
 
 import ast
 import importlib
@@ -17,6 +20,8 @@ import warnings
 from pathlib import Path
 
 import numpy
+
+from npgpt.commands import cli
 
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "encodings", "site-packages"}
 # Functions written in C have no source to parse: these modules are imported and their objects asked.

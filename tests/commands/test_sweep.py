@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from npgpt.commands import plot
 from npgpt.runtime.errors import NpgptError
 from npgpt.training.run import Run
 
@@ -67,14 +68,13 @@ def test_sweeps_that_cannot_go_well(run_script, refused, tmp_path, model, texts,
 
 
 def test_plotting_needs_matplotlib_and_says_so(root, environment, tmp_path, model):
-    code = (f"import sys; sys.path.insert(0, {str(root / 'scripts')!r}); sys.modules['matplotlib'] = None; "
-            "import plot; sys.exit(plot.cli.run(lambda: plot.main(plot.parse_arguments(['run']))))")
+    code = ("import sys; sys.modules['matplotlib'] = None; from npgpt.commands import cli, plot; "
+            "sys.exit(cli.run(lambda: plot.main(plot.parse_arguments(['run']))))")
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (2, "error: plot.py needs matplotlib: pip install '.[plot]'\n")
+    assert (result.returncode, result.stderr) == (2, "error: plot needs matplotlib: pip install 'npgpt[plot]'\n")
 
 
 def test_runs_are_named_by_what_differs(tmp_path):
-    import plot
     runs = []
     for name, rank in (("one", 4), ("two", 8)):
         runs.append(Run.create(tmp_path / name))
@@ -85,7 +85,7 @@ def test_runs_are_named_by_what_differs(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--lr", "--out", "--resume"])
 def test_a_flag_that_the_sweep_sets_itself_is_refused(refused, flag):
-    assert f"error: {flag} behind --: " in refused("sweep.py", "--out", "sweep", "--lr", 1e-3, "--", flag, "1")
+    assert f"error: {flag} after --: " in refused("sweep.py", "--out", "sweep", "--lr", 1e-3, "--", flag, "1")
 
 
 def test_flags_that_no_run_began_with_can_be_corrected(run_script, script, tmp_path, flags):
@@ -96,7 +96,6 @@ def test_flags_that_no_run_began_with_can_be_corrected(run_script, script, tmp_p
 
 
 def test_runs_without_settings_are_refused(tmp_path):
-    import plot
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(NpgptError, match="does not hold the settings of a run"):
         plot.names([Run(tmp_path)])
