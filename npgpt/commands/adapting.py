@@ -6,7 +6,7 @@ import warnings
 import npgpt
 from npgpt import lora
 from npgpt.adapters import lora_config
-from npgpt.runtime.errors import NpgptError
+from npgpt.runtime.errors import ConfigError, NpgptError
 
 
 def add_tokens(model, tokenizer, tokens):
@@ -37,7 +37,10 @@ def prepare(model, config, added, settings):
     added   ids of tokens that were added; their rows train, unless the adapter updates the whole table anyway
     """
     if config is None:
-        model.set_dropout(settings["dropout"])
+        try:
+            model.set_dropout(settings["dropout"])
+        except ConfigError as error:
+            raise NpgptError(f"--dropout {settings['dropout']}: it must be a probability in [0, 1)") from error
         return
     model.set_dropout(0.0)  # the only dropout is before the LoRA update
     tables = [name for name in lora_config.tables(model) if name not in lora_config.match_targets(model, config)]

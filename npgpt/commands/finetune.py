@@ -54,14 +54,15 @@ def main(given):
     if "max_memory" in given and not run:
         config = fit_into(given["max_memory"], held, model, training, config, settings, printer)
 
+    total = config.total_steps(config.order(training.sequences.lengths))  # wrong micro-batches are refused here
     run = open_run(run, given, identity.description(settings, weights, training, held_out), opt)
     run.tokenizer = tokenizer if added else None
     threads = identity.threads_of(run.read_config(), run.folder)
-    job = running.Job(settings, config, keeping, model, tokenizer, training, held_out, opt, run, threads)
+    job = running.Job(settings, config, total, keeping, model, tokenizer, training, held_out, opt, run, threads)
     announce(job, "resume" in given, held, started, printer)
     place, stopped = running.train(job, printer.quiet)
     if stopped:
-        printer.result(*lines.stopped(run, opt.steps, job.total, place))
+        printer.result(*lines.stopped(run, opt.steps, total, place))
         return 130
     report(job, place, started, printer)
     return 0

@@ -122,12 +122,13 @@ def spelled(default):
 
 def usage(flags):
     """Return the line of usage: what must be given, and that there are flags."""
-    words = ["%(prog)s", *(f"{flag.name} {flag.metavar}" for flag in flags if flag.required)]
+    words, last = ["%(prog)s", *(f"{flag.name} {flag.metavar}" for flag in flags if flag.required)], []
     for flag in flags:
         if not flag.name.startswith("-"):
-            more = f" [{flag.metavar} ...]"
-            words.append({"": flag.metavar, "+": flag.metavar + more, "*": more.lstrip()}[flag.many])
-    return " ".join([*words, "[FLAG ...]"])
+            several = f"[{flag.metavar} ...]"
+            words += {"": [flag.metavar], "+": [flag.metavar, several], "*": []}[flag.many]
+            last += [several] if flag.many == "*" else []
+    return " ".join([*words, "[FLAG ...]", *last])
 
 
 def filled_paragraphs(text):

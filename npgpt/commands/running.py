@@ -21,10 +21,11 @@ SAMPLE_TEMPERATURE = 0.3
 
 @dataclasses.dataclass
 class Job:
-    """Everything that a run works with. threads: those it began with, which decide the last bits."""
+    """Everything that a run works with. total: its steps; threads: those it began with, which decide the last bits."""
 
     settings: dict
     config: TrainConfig
+    total: int
     keeping: FitConfig
     model: npgpt.GPT2
     tokenizer: npgpt.Tokenizer
@@ -33,11 +34,6 @@ class Job:
     opt: npgpt.AdamW
     run: Run
     threads: int
-
-    @property
-    def total(self):
-        """How many steps the run has."""
-        return self.config.total_steps(self.config.order(self.training.sequences.lengths))
 
 
 def train(job, quiet):

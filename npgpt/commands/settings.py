@@ -12,7 +12,7 @@ from npgpt.adapters.lora_config import LoraConfig
 from npgpt.commands import models
 from npgpt.commands.flags import Flag, Parser, filled, path, size, threads
 from npgpt.files.atomic import read_json, read_text
-from npgpt.runtime.errors import FormatError, NpgptError
+from npgpt.runtime.errors import ConfigError, FormatError, NpgptError
 from npgpt.training.fit import FitConfig
 from npgpt.training.train import TrainConfig
 
@@ -92,7 +92,7 @@ FLAGS = [
              sets=(TrainConfig, "batch_tokens")),
         Flag("--accumulate", "micro-batches in a step", int, 1, sets=(TrainConfig, "accumulate")),
         Flag("--lr", "highest learning rate", float, 3e-4, tiny=2e-3, sets=(TrainConfig, "lr")),
-        Flag("--weight-decay", "weight decay of AdamW", float, 0.01),
+        Flag("--weight-decay", "weight decay of AdamW", float, 0.01, least=0),
         Flag("--warmup", "number of steps in which the learning rate rises", int, 0, sets=(TrainConfig, "warmup")),
         Flag("--schedule", "how the learning rate goes on", str, "linear", ("constant", "linear", "cosine"),
              sets=(TrainConfig, "schedule")),
@@ -245,6 +245,10 @@ def resumed_settings(run, given):
         if not (flag.place and settings[key] is not None and models.same_place(given[key], settings[key])):
             raise NpgptError(f"{flag.name} {given[key]} differs from {settings[key]} in {run.folder}: a resumed run "
                              "goes on as it began; leave the flag out")
+    try:
+        configuration(TrainConfig, settings), configuration(FitConfig, settings), adapter_configuration(settings)
+    except ConfigError as error:
+        raise FormatError(f"{run.folder}/config.json: {error}") from error
     return settings
 
 
