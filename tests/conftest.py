@@ -14,8 +14,10 @@ from npgpt import Tensor, backward
 # each of BLAS's kernels and several numbers of threads.
 NO_ARITHMETIC = ("data/", "files/test_atomic.py", "files/test_hub.py", "files/test_names.py", "files/test_pickles.py",
                  "files/test_tokenizer.py", "files/test_torchfile.py", "fuzz/", "hub/", "kills/", "mutation/",
-                 "official/", "parity/", "commands/test_bad_input.py", "commands/test_cli.py", "commands/test_convert",
-                 "commands/test_harness", "commands/test_inspect_s", "commands/test_memory", "commands/test_sweep.py",
+                 "official/", "parity/", "commands/test_bad_input.py", "commands/test_cli.py",
+                 "commands/test_console.py", "commands/test_convert", "commands/test_flags.py",
+                 "commands/test_harness", "commands/test_inspect_adapter.py", "commands/test_memory",
+                 "commands/test_sweep.py",
                  "training/test_estimate.py", "runtime/test_memory.py", "evaluation/test_wikitext.py",
                  "test_imports.py", "test_texts.py")
 TESTS = pathlib.Path(__file__).parent

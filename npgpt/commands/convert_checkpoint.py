@@ -9,8 +9,8 @@ from npgpt.files import nanogpt
 FLAGS = [
     Flag("checkpoint", "nanoGPT's ckpt.pt, minGPT's model.pt, or MLX's model.safetensors", path, metavar="FILE"),
     Flag("--n-head", "number of heads; needed if the file has no model_args, as with minGPT and MLX", int),
-    Flag("--activation", "gelu: nanoGPT since June 2023, and the default for its files; gelu_new: nanoGPT before that, "
-         "minGPT and MLX; needed if the file has no model_args", choices=("gelu", "gelu_new")),
+    Flag("--activation", "gelu: nanoGPT since June 2023, assumed for its files; gelu_new: nanoGPT before that, minGPT "
+         "and MLX; needed if the file has no model_args", choices=("gelu", "gelu_new")),
     Flag("--tokenizer", "also write the tokenizer: meta.pkl, which nanoGPT writes beside data of characters, or the "
          "name of a model that has it, gpt2 for most", filled, metavar="NAME"),
     Flag("--out", "new folder to write the model to", path, required=True, metavar="DIR"),

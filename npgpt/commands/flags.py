@@ -122,13 +122,14 @@ def spelled(default):
 
 def usage(flags):
     """Return the line of usage: what must be given, and that there are flags."""
-    words, last = ["%(prog)s", *(f"{flag.name} {flag.metavar}" for flag in flags if flag.required)], []
+    words, last = ["%(prog)s"], []
     for flag in flags:
         if not flag.name.startswith("-"):
             several = f"[{flag.metavar} ...]"
             words += {"": [flag.metavar], "+": [flag.metavar, several], "*": []}[flag.many]
             last += [several] if flag.many == "*" else []
-    return " ".join([*words, "[FLAG ...]", *last])
+    required = [f"{flag.name} {flag.metavar}" for flag in flags if flag.required]
+    return " ".join([*words, *required, "[FLAG ...]", *last])
 
 
 def filled_paragraphs(text):

@@ -19,7 +19,7 @@ from npgpt.runtime.errors import ConfigError, FileError
 TOGETHER = 8    # samples that are made at once
 RUNNERS_UP = 3  # beside each token of --show-probs
 RULES = [  # each sets the field of Sampling with its name
-    Flag("--min-p", "drop tokens less likely than this fraction of the likeliest token's probability", float,
+    Flag("--min-p", "drop tokens whose probability is below this fraction of the highest probability", float,
          metavar="P"),
     Flag("--typical-p", "keep the tokens nearest to the expected surprise that reach this probability together", float,
          metavar="P"),
@@ -33,8 +33,8 @@ RULES = [  # each sets the field of Sampling with its name
 ]
 FLAGS = [
     *models.MODEL,
-    Flag("--adapter", "folder of a LoRA adapter; if given several times, the answers of the base model and of each "
-         "adapter, one below the other", filled, (), again=True, metavar="DIR"),
+    Flag("--adapter", "folder of a LoRA adapter; given several times, it prints the answers of the base model and of "
+         "each adapter, one below the other", filled, (), again=True, metavar="DIR"),
     Flag("--prompt", "text to continue; '-', or no prompt at all, reads it from standard input", metavar="TEXT"),
     Flag("--prompt-file", "file with the text to continue", path, metavar="FILE"),
     Flag("--interactive", "continue each line that you type; Ctrl-C stops an answer, Ctrl-D ends", bool, False),
@@ -44,7 +44,7 @@ FLAGS = [
     Flag("--top-k", "choose among the k likeliest tokens; 0: among all", int, 40),
     Flag("--top-p", "choose among the likeliest tokens that reach this probability together", float, 1.0),
     *RULES,
-    Flag("--bad-word", "never complete this text, at the start of a text or after a space", filled, (), again=True,
+    Flag("--bad-word", "never generate this text, alone or after a space; may be given several times", filled, (), again=True,
          metavar="TEXT"),
     Flag("--stop", "end before this text; may be given several times", filled, (), again=True, metavar="TEXT"),
     Flag("--context", "what to do at the end of the model's context: whole, refuse a longer text; slide, drop the "

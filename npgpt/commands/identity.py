@@ -34,9 +34,9 @@ def repeat(path, about):
 
 def threads_of(about, place):
     """Return the number of BLAS threads in a run's config.json. Raises NpgptError."""
-    machine = about.get("machine")
+    written = about.get("machine")
     try:
-        return checked(machine.get("threads") if isinstance(machine, dict) else None)
+        return checked(written.get("threads") if isinstance(written, dict) else None)
     except ConfigError as error:
         raise NpgptError(f"{place}: machine.{error}") from error
 

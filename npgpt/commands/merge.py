@@ -1,6 +1,6 @@
-"""Merge LoRA adapters into their base model, as a folder that transformers loads.
+"""Merge LoRA adapters into their base model: a new model folder, which transformers loads too.
 
-Then compare its outputs with those of base and adapters, in a certificate.
+A certificate then says how far its outputs are from those of the unmerged model.
 """
 
 import shutil

@@ -4,6 +4,7 @@ A new flag is a row of FLAGS. The parser, --help, files of settings, config.json
 defaults for tiny and the configurations are all made from these rows.
 """
 
+import dataclasses
 import difflib
 import re
 import sys
@@ -33,7 +34,7 @@ def targets(text):
 
 def section(group, *flags):
     """Return flags under one heading of --help."""
-    return [Flag(**{**vars(flag), "group": group}) for flag in flags]
+    return [dataclasses.replace(flag, group=group) for flag in flags]
 
 
 FLAGS = [

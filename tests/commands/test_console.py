@@ -125,7 +125,7 @@ def test_the_two_commands_of_convert(npgpt_program, tmp_path):
     status, stdout, _ = npgpt_program("convert", "--help")
     assert status == 0
     assert re.findall(r"^  convert (\w+) ", stdout, re.M) == ["adapter", "checkpoint"]
-    assert npgpt_program("convert adapter", "--help")[1].startswith("usage: npgpt convert adapter --out DIR FILE [FLAG")
+    assert npgpt_program("convert adapter", "--help")[1].startswith("usage: npgpt convert adapter FILE --out DIR [FLAG")
     (tmp_path / "ckpt.pt").write_text("no")
     status, _, stderr = npgpt_program("convert", "checkpoint", "ckpt.pt", "--out", "new")
     assert (status, stderr.startswith("error: ckpt.pt is not a file that torch.save")) == (2, True)

@@ -125,7 +125,7 @@ def test_defaults_are_filled_in():
 
 def test_help_is_made_of_the_rows():
     text = Parser("What it does, in 100 % of cases.\n\n    an example", FLAGS).format_help()
-    assert " --out FILE FILE [FILE ...] [FLAG ...]\n" in text
+    assert " FILE [FILE ...] --out FILE [FLAG ...]\n" in text
     for line in ("What it does, in 100 % of cases.\n\n    an example\n", "\nwords:\n",
                  "  --size N  how much (default 3)\n", "  --rate X  how fast (default 0.0003)\n", "  --fast  very\n",
                  "  --name {a,b}  one of these (default a)\n"):
