@@ -44,8 +44,8 @@ FLAGS = [
     Flag("--top-k", "choose among the k likeliest tokens; 0: among all", int, 40),
     Flag("--top-p", "choose among the likeliest tokens that reach this probability together", float, 1.0),
     *RULES,
-    Flag("--bad-word", "never generate this text, alone or after a space; may be given several times", filled, (), again=True,
-         metavar="TEXT"),
+    Flag("--bad-word", "never generate this text, alone or after a space; may be given several times", filled, (),
+         again=True, metavar="TEXT"),
     Flag("--stop", "end before this text; may be given several times", filled, (), again=True, metavar="TEXT"),
     Flag("--context", "what to do at the end of the model's context: whole, refuse a longer text; slide, drop the "
          "older half of the text and go on", default="whole", choices=("whole", "slide")),
