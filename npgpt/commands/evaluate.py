@@ -138,7 +138,7 @@ def table(report):
 def footnote(report):
     few = any(found["items"] < FEW for found in report["results"][0]["measures"].values())
     return (f"value ± standard error [95 % interval] by {report['samples']:,} bootstrap samples of the items; p by the "
-            "paired bootstrap\ntest (Koehn 2004)" + f"; of fewer than {FEW} items both are too sure of it" * few)
+            "paired bootstrap\ntest (Koehn 2004)" + f"; with fewer than {FEW} items both are too sure" * few)
 
 
 def cell(found, sign=""):

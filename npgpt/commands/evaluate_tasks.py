@@ -25,8 +25,8 @@ def perplexity(args, tokenizer, model):
     return task, about, f"""\
 {len(corpus.documents):,} texts, {corpus.words:,} words, {corpus.bytes:,} bytes
 {chr(10).join(lines)}
-Per token compares models of one tokenizer; per word, per byte and bits per byte compare any, on this text. Figures of
-different protocols don't compare. Tokens that are not predicted are charged at the mean of those that are."""
+Figures per token compare models with the same tokenizer; figures per word or byte compare any models on this text.
+Don't compare figures of different protocols. A token that is not predicted counts as the mean of the others."""
 
 
 def lambada(args, tokenizer, _model):

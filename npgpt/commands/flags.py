@@ -107,7 +107,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv):
         """Return what argv gives, and the default of each other flag: argparse.Namespace."""
-        return argparse.Namespace(**{flag.key: flag.default for flag in self._flags} | self.given(argv))
+        defaults = {flag.key: list(flag.default) if isinstance(flag.default, tuple) else flag.default
+                    for flag in self._flags}
+        return argparse.Namespace(**defaults | self.given(argv))
 
     def error(self, message):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")

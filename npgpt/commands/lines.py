@@ -1,7 +1,4 @@
-"""What finetune prints: every line of it is made here.
-
-Each line begins with a word of what it is about, in a column of its own.
-"""
+"""What finetune prints: every line is made here. A line begins with a word that says what it is about."""
 
 import re
 import shlex
@@ -167,6 +164,10 @@ def samples(run):
     for (prompt, old), (_, new) in zip(results["before"]["samples"], results["after"]["samples"], strict=True):
         yield f"\n{prompt}\n  before   {old}\n  after    {new}"
     yield ""
+
+
+def page(path):
+    yield f"report     {path}"
 
 
 def saved(place, seconds):

@@ -121,6 +121,7 @@ def test_defaults_are_filled_in():
     assert [path.name for path in args.files] == ["a", "b"]
     assert (args.out, args.size, args.rate, args.fast, args.word, args.name) == ("c", 3, 3e-4, None, ["x", "y"], "a")
     assert Parser("", FLAGS).given(["a", "--out", "c"]).keys() == {"files", "out"}
+    assert Parser("", FLAGS).parse(["a", "--out", "c"]).word == []  # as JSON would have it
 
 
 def test_help_is_made_of_the_rows():

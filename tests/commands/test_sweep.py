@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from npgpt.commands import plot
+from npgpt.commands import plot, sweep
 from npgpt.runtime.errors import NpgptError
 from npgpt.training.run import Run
 
@@ -93,6 +93,13 @@ def test_flags_that_no_run_began_with_can_be_corrected(run_script, script, tmp_p
     assert run_script(tmp_path, "sweep.py", "--out", "sweep", "--rank", 2, "--", *wrong).returncode == 2
     assert not list(tmp_path.glob("sweep/*/config.json"))
     script("sweep.py", "--out", "sweep", "--rank", 2, "--", *flags)
+
+
+def test_a_sweep_without_more_flags_goes_on(tmp_path):
+    flags = sweep.parse_arguments(["--out", "sweep", "--rank", "2"]).finetune
+    sweep.note_down(tmp_path / "sweep.json", flags)
+    Run.create(tmp_path / "rank=2").write_config({})
+    sweep.note_down(tmp_path / "sweep.json", flags)
 
 
 def test_runs_without_settings_are_refused(tmp_path):
