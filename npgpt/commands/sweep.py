@@ -21,6 +21,8 @@ from npgpt.training.fit import best_step
 from npgpt.training.run import Run
 
 AXES = {"rank": int, "alpha": float, "lr": float, "targets": str}
+# As `python -m npgpt`, but it imports from where this process does, and not from the working directory.
+CHILD = "import sys; sys.path[:] = {!r}; from npgpt.commands import console; sys.exit(console.main())"
 FLAGS = [
     Flag("--out", "folder of the sweep", path, required=True, metavar="DIR"),
     *(Flag(f"--{name}", f"values of finetune's --{name}", kind, many="+") for name, kind in AXES.items()),
@@ -77,7 +79,7 @@ def fine_tune(run, chosen, flags):
     """Make the run, or the rest of it. Raises NpgptError if it fails, and KeyboardInterrupt if it is stopped."""
     if "after" in run.results():
         return
-    command = [sys.executable, "-m", "npgpt", "finetune"]
+    command = [sys.executable, "-c", CHILD.format(sys.path), "finetune"]
     if (run.folder / "config.json").exists():  # it holds all the settings
         command += ["--resume", str(run.folder)]
     else:

@@ -49,6 +49,7 @@ def test_a_sweep_goes_on(script, tmp_path, contents, flags):
     script("sweep.py", "--out", "whole", "--rank", 2, 3, "--", *flags)
     script("finetune.py", "--out", "sweep/rank=2", "--rank", 2, *flags)
     (tmp_path / "sweep" / "rank=2" / "results.json").unlink()  # as of a run that was killed
+    (tmp_path / "random.py").write_text("raise ImportError('not the one of Python')")
     script("sweep.py", "--out", "sweep", "--rank", 2, 3, "--", *flags)
     name = "adapter/adapter_model.safetensors"
     for run in ("rank=2", "rank=3"):
