@@ -1,9 +1,9 @@
-"""Speed and memory of npgpt on the shapes of gpt2 (and gpt2-medium), beside the limit that its own matrix products set.
+"""Measure speed and memory of npgpt on the shapes of gpt2 and gpt2-medium, and the limit set by the matrix products.
 
-Every figure is a median over several runs after warm-up, in a process of its own. The limit of a training step is the
-time its matrix products take alone, on arrays of the same shapes, through the same BLAS and on the same threads; that
-of decoding is the time it takes to read the weights once. --peers measures PyTorch + PEFT and JAX in turn with npgpt,
-where they are installed (extra `peers`).
+Each figure is the median of several runs after a warm-up, in a process of its own. The limit of a training step is the
+time that its matrix products alone take, on arrays of the same shapes, with the same BLAS and the same threads. The
+limit of decoding is the time that reading the weights once takes. --peers also measures PyTorch + PEFT and JAX, in turn
+with npgpt, if they are installed (extra `peers`).
 """
 
 if __name__ == "__main__":

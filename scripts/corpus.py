@@ -136,7 +136,7 @@ def blocks(text):
 
 
 def prose(text, first, is_item):
-    """Return a block as a clean paragraph, or "" where it is not made of sentences.
+    """Return a block as a clean paragraph, or "" if it is not made of sentences.
 
     first, is_item    whether the block opens its document, and whether it is an item of a list; both are often written
                       without a capital and a full stop, which are supplied

@@ -1,12 +1,12 @@
-"""LoRA's experiment on the E2E data: low-rank updates, the last block alone, and all weights, for equal steps.
+"""Repeat LoRA's experiment on the E2E data: compare low-rank updates, the last block alone, and all weights.
 
-Each method trains the same model on the same batches, at a learning rate of its own that is looked for first: along 1,
-2, 5, 10, .. as long as the loss on a tenth of the meanings, held out, falls after short runs. Then every meaning of
---test is put into words, greedily, and all the words it has there are references.
+Each method trains the same model on the same batches for the same number of steps, with its own learning rate. To find
+that rate, short runs try 1, 2, 5, 10, .. as long as the held-out loss, on a tenth of the meanings, falls. The trained
+model then puts every meaning of --test into words, greedily. All words of --test for a meaning are references.
 
-The settings are those of Hu et al. 2021 (rank 4, alpha 32, dropout 0.1, AdamW, weight decay 0.01, linear schedule,
-batches of 8, no clipping, loss on the words alone) but for three: the update of c_attn is one for queries, keys and
-values, where theirs has two for queries and values; there is no label smoothing; and their words come from ten beams.
+The settings come from Hu et al. 2021: rank 4, alpha 32, dropout 0.1, AdamW, weight decay 0.01, linear schedule, batches
+of 8, no clipping, loss on the words alone. Three things differ. Here one update of c_attn serves queries, keys and
+values; theirs are two updates, for queries and for values. Here is no label smoothing. They search with ten beams.
 """
 
 if __name__ == "__main__":

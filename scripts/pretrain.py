@@ -115,8 +115,8 @@ def train_tokenizer(texts, vocab_size):
 def pack(pieces, length):
     """Yield the pieces in order, laid end to end into sequences of at most `length` ids. No piece is cut.
 
-    So a sequence starts where a document starts, at position 0, as a prompt will; and what follows an end of text is
-    the start of another document.
+    So a sequence begins with the beginning of a document, at position 0, as a prompt will; and after each end of text
+    another document begins.
     """
     block = []
     for piece in pieces:
@@ -141,7 +141,7 @@ def batches(pieces, length, tokens):
 
 
 def epochs(pieces, length, tokens, seed):
-    """Yield batches for ever, each pass over the pieces in a new order and so packed anew."""
+    """Yield batches for ever. Each pass over the pieces has a new order, and so other sequences."""
     epoch = 0
     while True:
         order = seeding.generator(seed, "order", epoch).permutation(len(pieces))

@@ -26,8 +26,8 @@ def check_added_occur(added, sequences, tokenizer):
     missing = sequences.missing(added)
     if missing:
         tokens = ", ".join(repr(tokenizer.token(i)) for i in missing)
-        warnings.warn(f"--add-tokens: the data hold no token {tokens}; what --template spells out is a token, and what "
-                      "the data spell out only with --special-tokens", stacklevel=2)
+        warnings.warn(f"--add-tokens: the data hold no token {tokens}; in --template it is always read as a token, in "
+                      "the data only with --special-tokens", stacklevel=2)
 
 
 def prepare(model, config, added, settings):

@@ -11,7 +11,7 @@ FLAGS = [
     Flag("--n-head", "number of heads; needed if the file has no model_args, as with minGPT and MLX", int),
     Flag("--activation", "gelu: nanoGPT since June 2023, assumed for its files; gelu_new: nanoGPT before that, minGPT "
          "and MLX; needed if the file has no model_args", choices=("gelu", "gelu_new")),
-    Flag("--tokenizer", "also write the tokenizer: meta.pkl, which nanoGPT writes beside data of characters, or the "
+    Flag("--tokenizer", "also write the tokenizer: meta.pkl, which nanoGPT writes for data of characters, or the "
          "name of a model that has it, gpt2 for most", filled, metavar="NAME"),
     Flag("--out", "new folder to write the model to", path, required=True, metavar="DIR"),
 ]

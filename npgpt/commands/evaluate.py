@@ -1,4 +1,4 @@
-"""Evaluate GPT-2, and adapters beside it, on a task: perplexity, or questions with known answers."""
+"""Evaluate GPT-2 on a task, alone and with adapters: perplexity, or questions with known answers."""
 
 import json
 import sys

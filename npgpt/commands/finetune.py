@@ -51,7 +51,7 @@ def main(given):
 
 @dataclasses.dataclass
 class Plan:
-    """What is to be done. adapter: None if all weights train; run: the run to resume, None for a new one."""
+    """What this run does. adapter: None if all weights train; run: the run to resume, None for a new one."""
 
     given: dict
     settings: dict
@@ -106,7 +106,7 @@ def load_data(plan, documents, base):
 
 
 def add_adapter(plan, base):
-    """Make trainable what is to be trained. Returns the AdamW over it."""
+    """Make trainable what the run trains. Returns the AdamW over it."""
     adapting.prepare(base.model, plan.adapter, base.added, plan.settings)
     plan.printer.detail(*lines.adapter(plan.adapter, base.model, base.added))
     return adapting.optimizer(base.model, plan.settings)

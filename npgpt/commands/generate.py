@@ -17,7 +17,7 @@ from npgpt.lora import set_adapter
 from npgpt.runtime.errors import ConfigError, FileError
 
 TOGETHER = 8    # samples that are made at once
-RUNNERS_UP = 3  # beside each token of --show-probs
+RUNNERS_UP = 3  # other tokens that --show-probs lists
 RULES = [  # each sets the field of Sampling with its name
     Flag("--min-p", "drop tokens whose probability is below this fraction of the highest probability", float,
          metavar="P"),

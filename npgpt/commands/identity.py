@@ -22,7 +22,7 @@ def description(settings, weights, training, held_out):
 
 
 def repeat(path, about):
-    """If the settings are those of another run, take its number of threads, and warn about other differences."""
+    """If another run has the same settings, take its number of threads, and warn about other differences."""
     before = read_json(path) if path.suffix.lower() != ".toml" else {}
     if before.get("settings") == about["settings"]:
         about["machine"]["threads"] = threads_of(before, path)

@@ -69,7 +69,7 @@ def describe(folder, found):
     yield f"           on {', '.join(on) or 'nothing'}"
     if found.others:
         keys = [re.sub(r"^base_model\.model\.(transformer\.)?", "", key) for key in found.others]
-        yield f"           and {len(keys)} tensors beside: {anatomy.few(keys)}"
+        yield f"           and {len(keys)} other tensors: {anatomy.few(keys)}"
 
 
 def table(found):

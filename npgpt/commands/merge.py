@@ -1,6 +1,6 @@
 """Merge LoRA adapters into their base model: a new model folder, which transformers loads too.
 
-A certificate then says how far its outputs are from those of the unmerged model.
+A certificate then says how far its outputs are from the outputs of the unmerged model.
 """
 
 import shutil
@@ -39,7 +39,7 @@ def parse_arguments(argv):
     parser = Parser(__doc__, FLAGS)
     args = parser.parse(argv)
     if args.text and args.no_certificate:
-        parser.error("--text is for the certificate, and has no effect beside --no-certificate")
+        parser.error("--text is for the certificate, and has no effect with --no-certificate")
     return args
 
 
@@ -70,7 +70,7 @@ def main(args):
     print(f"  KL divergence                   {found.kl:.1e} nats a token")
     print(f"  perplexity                      {found.unmerged.ppl:.4f} unmerged, {found.merged.ppl:.4f} merged")
     if not found.relative <= ROUNDING[args.dtype]:
-        print(f"  they DIFFER by {found.relative:.1e} of the largest logit: more than rounding to {args.dtype} does")
+        print(f"  they DIFFER by {found.relative:.1e} of the largest logit: more than by rounding to {args.dtype}")
         return 1
     return 0
 

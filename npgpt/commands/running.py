@@ -101,8 +101,8 @@ def samples(job, bar):
 
 
 def save(job, stopped):
-    """Save the run and the adapter or the model: that of the best step, if the best is kept and the run has ended.
-    Returns the folder of the adapter or the model."""
+    """Save the run, and its adapter or model: as of the best step, if the best is kept and the run has ended. Returns
+    the folder of the adapter or the model."""
     save_checkpoint(job.run, job.model, job.opt, job.keeping)
     best = best_step(job.run.evaluations())
     if job.keeping.keep_best and best and not stopped:

@@ -62,22 +62,22 @@ FLAGS = [
     ),
     *section(
         "adapter",
-        Flag("--rank", "rank of the LoRA update", int, 8, sets=(LoraConfig, "r"), idle_beside="full"),
+        Flag("--rank", "rank of the LoRA update", int, 8, sets=(LoraConfig, "r"), idle_with="full"),
         Flag("--alpha", "LoRA alpha: the update is multiplied by alpha / rank", float, 16.0,
-             sets=(LoraConfig, "lora_alpha"), idle_beside="full"),
+             sets=(LoraConfig, "lora_alpha"), idle_with="full"),
         Flag("--dropout", "dropout before the LoRA update; with --full, the model's own dropout", float, 0.1,
              sets=(LoraConfig, "lora_dropout")),
         Flag("--targets", "modules to adapt: names separated by commas, a regular expression, or all-linear", str,
              "c_attn", metavar="NAMES", tiny="all-linear", sets=(LoraConfig, "target_modules"), made=targets,
-             idle_beside="full"),
+             idle_with="full"),
         Flag("--rslora", "multiply the update by alpha / sqrt(rank) instead", bool, False,
-             sets=(LoraConfig, "use_rslora"), idle_beside="full"),
+             sets=(LoraConfig, "use_rslora"), idle_with="full"),
         Flag("--dora", "train the length and the direction of the weights separately (DoRA)", bool, False,
-             sets=(LoraConfig, "use_dora"), idle_beside="full"),
+             sets=(LoraConfig, "use_dora"), idle_with="full"),
         Flag("--init", "how A and B start", str, "kaiming", ("kaiming", "gaussian", "orthogonal", "pissa", "olora"),
-             sets=(LoraConfig, "init_lora_weights"), made=lambda name: name == "kaiming" or name, idle_beside="full"),
+             sets=(LoraConfig, "init_lora_weights"), made=lambda name: name == "kaiming" or name, idle_with="full"),
         Flag("--lr-ratio", "learning rate of B as a multiple of --lr; 16 is usual for LoRA+", float, 1.0,
-             idle_beside="full"),
+             idle_with="full"),
         Flag("--add-tokens", "tokens to add to the vocabulary, such as '<|user|>'; their rows of the token table train "
              "with the adapter, which is saved with them and with the tokenizer", many="+", again=True,
              metavar="TOKEN"),
@@ -88,7 +88,7 @@ FLAGS = [
         Flag("--epochs", "passes over the texts", int, 3, tiny=5, sets=(TrainConfig, "epochs")),
         Flag("--max-steps", "stop after this many steps", int, sets=(TrainConfig, "max_steps")),
         Flag("--batch-size", "texts in a micro-batch", int, 4, sets=(TrainConfig, "batch_size"),
-             idle_beside="batch_tokens"),
+             idle_with="batch_tokens"),
         Flag("--batch-tokens", "tokens in a micro-batch, about; instead of --batch-size", int,
              sets=(TrainConfig, "batch_tokens")),
         Flag("--accumulate", "micro-batches in a step", int, 1, sets=(TrainConfig, "accumulate")),
@@ -142,7 +142,7 @@ def all_settings():
 def given_in_all(given):
     """Return what the command line and the file of --config give; the command line takes precedence: dict.
 
-    Raises NpgptError for a setting that has no effect beside another. The config.json of a run holds every setting, so
+    Raises NpgptError for a setting that has no effect with another. The config.json of a run holds every setting, so
     its settings are not refused for that.
     """
     if "resume" in given:  # the run holds its settings
@@ -150,10 +150,10 @@ def given_in_all(given):
     from_file, of_run = read_settings(given["config"]) if "config" in given else ({}, False)
     everything = from_file | given
     chosen = given if of_run else everything
-    for name in dict.fromkeys(flag.idle_beside for flag in FLAGS if flag.idle_beside):
-        idle = [flag.name for flag in FLAGS if flag.idle_beside == name and flag.key in chosen]
+    for name in dict.fromkeys(flag.idle_with for flag in FLAGS if flag.idle_with):
+        idle = [flag.name for flag in FLAGS if flag.idle_with == name and flag.key in chosen]
         if name in everything and idle:
-            raise NpgptError(f"{', '.join(idle)} would have no effect beside {all_settings()[name].name}: leave one or "
+            raise NpgptError(f"{', '.join(idle)} would have no effect with {all_settings()[name].name}: leave one or "
                              "the other out")
     return everything
 
@@ -161,7 +161,7 @@ def given_in_all(given):
 def read_settings(file):
     """Return the settings in a TOML file or in the config.json of a run, and whether it is a run's: dict, bool.
 
-    Names are those of the flags, with "-" or "_". Raises FileError if the file cannot be read, and FormatError for a
+    Names are the names of flags, with "-" or "_". Raises FileError if the file cannot be read, and FormatError for a
     name that is no setting, with the nearest that is one, and for a wrong value.
     """
     values = read_toml(file) if file.suffix.lower() == ".toml" else read_json(file)

@@ -21,7 +21,7 @@ from npgpt.training.fit import best_step
 from npgpt.training.run import Run
 
 AXES = {"rank": int, "alpha": float, "lr": float, "targets": str}
-# As `python -m npgpt`, but it imports from where this process does, and not from the working directory.
+# Like `python -m npgpt`, but with the search path of this process: `python -m` searches the working directory first.
 CHILD = "import sys; sys.path[:] = {!r}; from npgpt.commands import console; sys.exit(console.main())"
 FLAGS = [
     Flag("--out", "folder of the sweep", path, required=True, metavar="DIR"),

@@ -75,14 +75,14 @@ def test_defaults_are_those_of_the_configurations(of_class):
 
 
 def test_keys_that_flags_name_are_those_of_settings():
-    assert {flag.idle_beside for flag in settings.FLAGS if flag.idle_beside} <= SETTINGS.keys()
+    assert {flag.idle_with for flag in settings.FLAGS if flag.idle_with} <= SETTINGS.keys()
     assert len({flag.key for flag in settings.FLAGS}) == len(settings.FLAGS)
 
 
 @pytest.fixture
 def one_more_flag():
     """A row more in finetune's table."""
-    flag = Flag("--lora-bias", "a bias beside B", bool, False, sets=(LoraConfig, "lora_bias"), idle_beside="full")
+    flag = Flag("--lora-bias", "a bias beside B", bool, False, sets=(LoraConfig, "lora_bias"), idle_with="full")
     settings.FLAGS.append(flag)
     yield
     settings.FLAGS.remove(flag)
@@ -100,7 +100,7 @@ def test_a_new_flag_is_one_row(one_more_flag, tmp_path, monkeypatch, capsys, mod
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["lora_bias"] is True
     assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["lora_bias"] is True
     assert finetune.main(finetune.parse_arguments(["--resume", "run", "--lora-bias", "--quiet"])) == 0
-    with pytest.raises(Exception, match="--lora-bias would have no effect beside --full"):
+    with pytest.raises(Exception, match="--lora-bias would have no effect with --full"):
         finetune.main(finetune.parse_arguments([*common, "--full", "--lora-bias"]))
 
 
