@@ -1,6 +1,6 @@
 """The command lines: npgpt COMMAND, python -m npgpt COMMAND, python scripts/COMMAND.py.
 
-Read in this order; within the folder, a file imports only from files above it:
+Read the files in this order. A file imports only from files above it:
 
     start.py               before everything else: Ctrl-C during imports, closed streams
     flags.py               Flag: name, type, default and help of a flag, declared once
@@ -32,5 +32,5 @@ Read in this order; within the folder, a file imports only from files above it:
 
 A command is a module with FLAGS, parse_arguments(argv) and main(arguments) -> exit status; it has a row in
 console.COMMANDS and a script of its name in scripts/. Commands alone read the command line and print.
-May import from the path and from all other rooms.
+This room may import from the path and from all other rooms.
 """
