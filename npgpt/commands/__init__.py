@@ -17,6 +17,7 @@ Read the files in this order. A file imports only from files above it:
     running.py             finetune's training, from the first step to what is saved
     estimates.py           memory and time of a run, before it starts
     finetune.py            npgpt finetune
+    prompts.py             what generate continues: texts, and records in a template
     generate.py            npgpt generate
     evaluate_tasks.py      the tasks that evaluate measures
     evaluate.py            npgpt evaluate

@@ -61,8 +61,6 @@ def parse_arguments(argv):
     args.protocol = args.protocol or list(tasks.Perplexity.PROTOCOLS)
     if args.stride is not None and "strided" not in args.protocol:
         parser.error("--stride is for --protocol strided, which is not asked for")
-    if args.template is not None:
-        args.template = args.template.replace("\\n", "\n").replace("\\t", "\t")
     return args
 
 

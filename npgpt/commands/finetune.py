@@ -41,6 +41,7 @@ def main(given):
     held = resident()
     fit_into_memory(plan, base, training, held)
     job = open_run(plan, base, training, held_out, opt)
+    job.run.recipe = dataset.recipe(documents, plan.settings, base.model.config)
     announce(plan, job, held, started)
     place, stopped = running.train(job, plan.printer.quiet)
     if stopped:

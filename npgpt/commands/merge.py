@@ -52,6 +52,9 @@ def main(args):
         model, tokenizer = models.load(name, args.revision, args.adapter)
         merge.save_merged(model, folder, args.dtype, args.max_shard_size)
         left_out = carry_over(name, args.revision, folder)
+        recipe = data.Recipe.load(args.adapter[0]) if len(args.adapter) == 1 else None
+        if recipe is not None:
+            recipe.save(folder)
         if tokenizer.to_dict() != npgpt.Tokenizer.from_pretrained(name, args.revision).to_dict():
             tokenizer.save(folder)  # an adapter's, with tokens that were added
     written = [path.stat().st_size for path in args.out.glob("model*.safetensors")]

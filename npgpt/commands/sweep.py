@@ -14,7 +14,8 @@ import sys
 
 from npgpt.commands import finetune, watch
 from npgpt.commands.flags import Flag, Parser, path
-from npgpt.files.atomic import read_json, replacing, write_json
+from npgpt.data.text_files import is_read_once
+from npgpt.files.atomic import read_json, write_json, write_text
 from npgpt.inspection import charts, html
 from npgpt.runtime.errors import NpgptError
 from npgpt.training.fit import best_step
@@ -33,8 +34,13 @@ FLAGS = [
 def parse_arguments(argv):
     parser = Parser(__doc__, FLAGS)
     args = parser.parse(argv)
+    given = finetune.parse_arguments(args.finetune)
+    for name in ("data", "val_data"):
+        if is_read_once(given.get(name, ".")):
+            parser.error(f"--{name.replace('_', '-')} {given[name]}: each run reads the data, and a pipe can be read "
+                         "only once; write them to a file")
     of_its_own = {"out", "resume", "config", *(name for name in AXES if getattr(args, name))}
-    for name in of_its_own & finetune.parse_arguments(args.finetune).keys():
+    for name in of_its_own & given.keys():
         parser.error(f"--{name} after --: the sweep gives each run its own; leave it out")
     return args
 
@@ -60,8 +66,7 @@ def main(args):
     head = [*axes, "lowest", "at step", "at the end"]
     show(head, [row[:-1] for row in rows])
     page = args.out / "sweep.html"
-    with replacing(page) as temporary:
-        temporary.write_text(picture(axes, head, rows), encoding="utf-8")
+    write_text(page, picture(axes, head, rows))
     print(f"\nsaved      {page}")
 
 

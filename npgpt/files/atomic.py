@@ -117,6 +117,15 @@ def read_text(path):
                           "it as UTF-8") from error
 
 
+def write_text(path, text):
+    """Write `text` to `path` as UTF-8, whole or not at all. Raises FileError.
+
+    A file's name need not be UTF-8. If the text quotes such a name, the other bytes are written as \\udcXX.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
+
+
 def read_json(path):
     """Return the object in the JSON file `path`. Raises FileError (unreadable) or FormatError (not a JSON object)."""
     text = read_text(path)
@@ -131,5 +140,4 @@ def read_json(path):
 
 def write_json(path, value, sort_keys=False):
     """Write `value` to `path` as indented JSON, whole or not at all. Raises FileError."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
