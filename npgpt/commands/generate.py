@@ -95,7 +95,7 @@ def main(args):
     sampling = Sampling(args.temperature, args.top_k or None, args.top_p, bad_words_ids=words, **rules)
     say = functools.partial(answers, args, model, tokenizer, voices, sampling)
     if args.field or args.records:
-        recipes = prompts.recipes_of(args.adapter, name)
+        recipes = models.recipes(args.adapter, name)
         template = prompts.template_of(args, recipes)
         special_tokens = any(recipe.special_tokens for recipe in recipes if recipe)
         for prompt in prompts.of_records(args, template, tokenizer, special_tokens):

@@ -69,7 +69,8 @@ def main(args):
     ids = tokenizer.encode(text, split_special_tokens=True)
     found = merge.certify(model, npgpt.GPT2.from_pretrained(args.out), ids)
     place = f"npgpt/texts/{TEXT.name}" if place == TEXT else place
-    print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {place}")
+    print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {place} "
+          f"in windows of {merge.WINDOW}")
     print(f"  largest |difference of logits|  {found.difference:.1e}, of logits up to {found.largest:.1f}")
     print(f"  KL divergence                   {found.kl:.1e} nats a token")
     print(f"  perplexity                      {found.unmerged.ppl:.4f} unmerged, {found.merged.ppl:.4f} merged")

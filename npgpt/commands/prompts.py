@@ -8,9 +8,8 @@ import numpy as np
 
 from npgpt import data
 from npgpt.commands.flags import unescaped
-from npgpt.data import END, Recipe, Record, Template
+from npgpt.data import END, Record, Template
 from npgpt.data.templates import KINDS, OPTIONAL, TEMPLATES
-from npgpt.files import hub
 from npgpt.files.tokenizer import END_OF_TEXT
 from npgpt.runtime.encodings import decoded
 from npgpt.runtime.errors import ConfigError, FileError, FormatError, NpgptError
@@ -120,8 +119,3 @@ def field(text):
     if not sign or not name:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=TEXT, such as question='Who?'")
     return name, unescaped(value)
-
-
-def recipes_of(adapters, model):
-    """Return the data.Recipe beside each adapter, or without adapters that of the model; None if there is none."""
-    return [Recipe.load(folder) for folder in adapters or filter(None, [hub.folder(model)])]

@@ -21,7 +21,7 @@ but it needs pyarrow, which is large, and it keeps no line numbers for messages.
 """
 
 from npgpt.data.documents import Documents, read_texts
-from npgpt.data.encoding import encode, encode_prompt, encode_texts
+from npgpt.data.encoding import encode, encode_prompt, encode_texts, is_held_out
 from npgpt.data.order import Order
 from npgpt.data.preview import preview
 from npgpt.data.readers import SPLITS, Record, Stream
@@ -33,4 +33,4 @@ from npgpt.data.text_files import Copied, readable_again
 
 __all__ = ["END", "SPLITS", "TEMPLATES", "Copied", "Document", "Documents", "Encoded", "Order", "Recipe", "Record",
            "Sequences", "Stream", "Template", "Text", "documents_like", "encode", "encode_prompt", "encode_texts",
-           "is_text", "preview", "read_records", "read_texts", "readable_again", "splits"]
+           "is_held_out", "is_text", "preview", "read_records", "read_texts", "readable_again", "splits"]

@@ -158,7 +158,8 @@ def test_a_new_line_can_be_a_stop(script, model, run_script, tmp_path):
 # Templates
 
 GREEDY = ["--temperature", 0, "--max-new-tokens", 20]
-PAIRS = [{"question": question, "answer": answer} for question, answer in [("one", "a"), ("two", "bb"), ("three", "ccc")]]
+PAIRS = [{"question": "one", "answer": "a"}, {"question": "two", "answer": "bb"},
+         {"question": "three", "answer": "ccc"}]
 TEMPLATE = "Q: {question}\\nA: {answer}"
 
 

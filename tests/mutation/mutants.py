@@ -443,7 +443,7 @@ TABLE = {
         ("what is cut is not counted", "own.cut += cut", "own.cut += 0"),
         ("overlaps count twice", "cut -= end - max(begin, covered)", "cut -= end - begin"),
         ("all is held out by the first id", "hashlib.sha256(key)", "hashlib.sha256(key[:4])"),
-        ("another fraction is held out", "self._val_fraction * 2**64", "self._val_fraction * 2**63"),
+        ("another fraction is held out", "< val_fraction * 2**64", "< val_fraction * 2**63"),
         ("the fingerprint is blind to the cuts", "starts, lengths]))", "]))"),
         ("a field may spell a special token", 'getattr(text, "literals", ())', "[(0, len(text))]"),
         ("a template may not", 'getattr(text, "literals", ())', "()"),
@@ -486,6 +486,11 @@ TABLE = {
         ("the mark is a part of the text", "piece = start[mark:] + file.read(PIECE)",
          "piece = start + file.read(PIECE)"),
     ],
+    "data/recipe.py": [
+        ("a template is used for any records", "return all(name in fields or", "return True or all(name in fields or"),
+        ("a separator that the texts lack", 'recipe.separator in first.fields["text"]', "True"),
+        ("what is given does not count", "if template is None and first is not None and", "if first is not None and"),
+    ],
     "data/readers.py": [
         ("marks across the border of two pieces are lost", "(held + piece).split(mark)", '[held, *piece.split(mark)]'),
         ("the last text without a mark is lost", "else [held, \"\"]", 'else ["", ""]'),
@@ -494,6 +499,8 @@ TABLE = {
         ("JSON is not looked for", "if objects and all(objects):", "if objects and not any(objects):"),
     ],
     "data/templates.py": [
+        ("an answer is asked together with its question", "asked[:-1] if asked and", "asked if asked and"),
+        ("the prompt of a record has the answer", "for text, _ in segments[:-2]]", "for text, _ in segments[:-1]]"),
         ("what stands before the last field is learned too",
          "(prompt.between(0, n), False)", "(prompt.between(0, n), True)"),
         ("the space before a word ends the prompt", 'prompt.rstrip(" ")', "prompt"),
@@ -638,6 +645,7 @@ TABLE = {
         ("the standard error of a sample of all", "n / (n - 1) * residuals", "residuals"),
     ],
     "evaluation/tasks.py": [
+        ("prompts count as completions", "np.where(mask[1:], ids[1:], NO_TARGET)", "ids[1:]"),
         ("strided without a stride", "evaluate.stream_spans(len(corpus.stream), context, stride)",
          "evaluate.stream_spans(len(corpus.stream), context)"),
         ("the end of text is counted as a word of the text",
