@@ -127,8 +127,10 @@ FLAGS = [
              bool, False, sets=(FitConfig, "keep_best")),
         Flag("--patience", "stop after this many measurements without a new lowest loss", int,
              sets=(FitConfig, "patience")),
-        Flag("--samples", "how many sample texts to show before and after training", int, 3,
-             tuple(range(len(PROMPTS) + 1))),
+        Flag("--samples", "how many sample texts to show before and after training; they begin like the first texts "
+             "that are held out, or else that are learned", int, 3, least=0),
+        Flag("--sample-prompts", "what the samples begin with instead: a text file with a prompt in each line (\\n for "
+             "a new line), or records, which the template makes prompts of", filled, place=True, metavar="FILE"),
         Flag("--preview", "show the first N sequences token by token, with what is learned in brackets, and stop", int,
              of_the_call=True, metavar="N"),
         Flag("--quiet", "print only the result", bool, False, of_the_call=True),
