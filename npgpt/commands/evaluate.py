@@ -24,7 +24,7 @@ FLAGS = [
     Flag("--data", "file to measure on; see below for what each task reads", filled, required=True, metavar="FILE"),
     Flag("--split", "where a text ends in a plain text file, as for finetune: line, blank, none, or a mark such as "
          "'<|endoftext|>' (default: line)", metavar="HOW"),
-    Flag("--special-tokens", "read special tokens that the data spell out, such as <|endoftext|>, as those tokens; "
+    Flag("--special-tokens", "treat <|endoftext|> and other special tokens in the data as tokens; "
          "without this flag they are plain text", bool, False),
     Flag("--limit", "take only the first N texts or questions", int, least=1, metavar="N"),
     Flag("--out", "keep each answer in this .jsonl file; the same command continues an interrupted evaluation", path,

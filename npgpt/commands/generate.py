@@ -21,7 +21,8 @@ RUNNERS_UP = 3  # other tokens that --show-probs lists
 RULES = [  # each sets the field of Sampling with its name
     Flag("--min-p", "drop tokens whose probability is below this fraction of the highest probability", float,
          metavar="P"),
-    Flag("--typical-p", "keep the tokens nearest to the expected surprise that reach this probability together", float,
+    Flag("--typical-p", "locally typical sampling: keep the tokens whose surprise is nearest to the average, up to "
+         "this total probability", float,
          metavar="P"),
     Flag("--repetition-penalty", "make tokens that are in the text already less likely; 1: no change", float,
          metavar="X"),
@@ -42,7 +43,7 @@ FLAGS = [
     Flag("--temperature", "above 1 more varied, below 1 more predictable; 0 always takes the likeliest token", float,
          0.8),
     Flag("--top-k", "choose among the k likeliest tokens; 0: among all", int, 40),
-    Flag("--top-p", "choose among the likeliest tokens that reach this probability together", float, 1.0),
+    Flag("--top-p", "choose among the likeliest tokens whose probabilities add up to this", float, 1.0),
     *RULES,
     Flag("--bad-word", "never generate this text, alone or after a space; may be given several times", filled, (),
          again=True, metavar="TEXT"),

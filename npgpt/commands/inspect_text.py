@@ -14,7 +14,7 @@ FLAGS = [
     *models.MODEL,
     Flag("--adapter", "folder of a LoRA adapter: show what it changes", filled, metavar="DIR"),
     Flag("--prompt", "the text to look at", required=True, metavar="TEXT"),
-    Flag("--max-tokens", "look at the first N tokens only, as the pictures grow with their square; at most the model's "
+    Flag("--max-tokens", "look at the first N tokens only: the page grows with the square of this; at most the model's "
          "context", int, 256, least=1, metavar="N"),
     Flag("--out", "the page to write", path, Path("inside.html"), metavar="FILE"),
 ]
