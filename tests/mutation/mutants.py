@@ -679,7 +679,11 @@ TABLE = {
         ("an interval of 90 %", "[2.5, 97.5]", "[5, 95]"),
         ("differences are not moved to 0", "np.abs(d - d.mean()) >=", "np.abs(d) >="),
         ("one side of the test", "np.abs(d - d.mean()) >= abs(found)", "d - d.mean() >= abs(found)"),
-        ("samples that are not paired", "scores - base_scores, value", "scores - base_scores[::-1], value"),
+        ("samples that are not paired", "d = scores - base_scores", "d = scores - base_scores[::-1]"),
+        ("a difference is measurable if one of the two is", "measurable(scores) and measurable(base_scores)",
+         "measurable(scores) or measurable(base_scores)"),
+        ("one sample that is no number does not count", "np.isfinite(scores).all()", "np.isfinite(scores).any()"),
+        ("a lowest score of 0 is a factor of infinity", "max(1, low)", "low"),
     ],
     "inspection/inside.py": [
         ("attention sees the next token", "-np.inf, qkv.dtype), k=1)", "-np.inf, qkv.dtype), k=2)"),
