@@ -171,8 +171,7 @@ def page(path):
 
 
 def saved(place, seconds):
-    total = sum(path.stat().st_size for path in place.iterdir())
-    size = f"{total / 1e6:.1f} MB" if total >= 1e6 else f"{total / 1e3:.0f} kB"
+    size = estimate.spelled(sum(path.stat().st_size for path in place.iterdir()))
     yield f"saved      {place} ({size}) after {seconds:.1f} s"
 
 

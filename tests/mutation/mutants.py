@@ -426,6 +426,11 @@ TABLE = {
         ("split: equal numbers of sequences, not of tokens",
          "ends[-1] * np.arange(1, parts) / parts", "ends[np.arange(1, parts) * len(ends) // parts - 1]"),
     ],
+    "files/characters.py": [
+        ("the second token of a character shows it", "self.part == 1 else GOES_ON", "self.part == 2 else GOES_ON"),
+        ("characters of two tokens at most", "min(start + LONGEST, len(ids)) + 1", "min(start + 2, len(ids)) + 1"),
+        ("the longest suffix that is text counts", "range(len(ids) - 1, -1, -1)", "range(len(ids))"),
+    ],
     "data/encoding.py": [
         ("blocks do not overlap, so a cut loses a target",
          "n - 1, self._max_length - 1)", "n - 1, self._max_length)"),
@@ -699,12 +704,14 @@ TABLE = {
     ],
     "inspection/inside_page.py": [
         ("probabilities instead of roots", "255 * np.sqrt(", "255 * ("),
-        ("the base is shown where there is an adapter", "seen, name = adapted or base,", "seen, name = base,"),
+        ("the base is shown where there is an adapter", "seen, names = adapted or base,", "seen, names = base,"),
         ("a loss that rose is green", '"up" if difference[t] > 0', '"up" if difference[t] < 0'),
-        ("losses are a token off", "values[t - 1], f", "values[t - 2], f"),
+        ("losses are a token off", "values, shades = [0, *values]", "values, shades = [*values, 0]"),
+        ("a token that is expected does not know what it completes", "self._ids[:t + 1], i)", "[], i)"),
     ],
     "inspection/html.py": [
         ("attributes are not escaped", "{escape(str(value))}", "{value}"),
+        ("a column has as many decimals as it needs at least", "decimals = max((len(text", "decimals = min((len(text"),
         ("data may end its script", '.replace("<", "\\\\u003c")', ""),
         ("0 leaves an attribute out", "if value is not None and value is not False", "if value"),
     ],
