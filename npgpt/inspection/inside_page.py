@@ -9,6 +9,7 @@ import numpy as np
 from npgpt.files.characters import GOES_ON, completed, labels
 from npgpt.inspection import charts, html, inside
 from npgpt.inspection.html import tag, tinted
+from npgpt.runtime.figures import figure
 
 ALTERNATIVES = 5  # number of likeliest tokens beside each true one
 CHANGED = 8  # number of places in the table of an adapter's largest changes
@@ -97,7 +98,9 @@ def _summary(base, adapted):
     losses = [inside.losses(seen) for seen in (base, adapted) if seen]
     if not losses[0].size:
         return tag("p", "The text has one token, so there is nothing to predict.")
-    means = [f"{loss.mean():.3f} nats per token (perplexity {math.exp(loss.mean()):.1f})" for loss in losses]
+    perplexities = [math.exp(loss.mean()) if loss.mean() < 709 else math.inf for loss in losses]
+    means = [f"{loss.mean():.3f} nats per token (perplexity {figure(perplexity, 1)})"
+             for loss, perplexity in zip(losses, perplexities, strict=True)]
     return tag("p", f"{len(base.ids)} tokens; the model predicts all except the first. Mean loss: ",
                f"{means[0]} without the adapter; {means[1]} with the adapter." if adapted else f"{means[0]}.")
 

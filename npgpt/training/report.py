@@ -9,6 +9,7 @@ import numpy as np
 from npgpt.files.atomic import replacing
 from npgpt.inspection import charts, html
 from npgpt.lora import adapted_layers
+from npgpt.runtime.figures import figure
 from npgpt.training.fit import best_step, smoothed
 
 
@@ -140,4 +141,4 @@ def _code(text):
 
 
 def _ppl(loss):
-    return f"{math.exp(loss):,.1f}" if loss < 700 else "beyond any number"
+    return figure(math.exp(loss), 1) if loss < 700 else "beyond any number"
