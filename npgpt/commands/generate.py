@@ -12,6 +12,7 @@ from npgpt.adapters import pretrained
 from npgpt.adapters.stack import set_adapter
 from npgpt.commands import models
 from npgpt.commands.flags import Flag, Parser, filled, path
+from npgpt.files.characters import completed, labels
 from npgpt.generation.generate import before_stop, pieces, tokens
 from npgpt.generation.sampling import Sampling
 from npgpt.runtime.errors import ConfigError, FileError
@@ -175,21 +176,21 @@ def print_sample(args, tokenizer, label, prompt, i, new):
     ids = [token for token, _ in new]
     text, stopped = before_stop(tokenizer.decode([token for token in ids if token != tokenizer.end_id]), args.stop)
 
-    def named(choices):
-        return [(tokenizer.decode([token]), p) for token, p in choices]
-
     if args.json:
         ended = "stop" if stopped else "eos" if ids[-1:] == [tokenizer.end_id] else "length"
-        probs = {"probs": [named(choices) for _, choices in new]} if args.show_probs else {}
+        probs = {}
+        if args.show_probs:
+            probs["probs"] = [[(tokenizer.decode([token]), p) for token, p in choices] for _, choices in new]
         seed = None if args.seed is None else args.seed + i
         print(json.dumps({"adapter": label, "prompt": prompt, "text": text, "ids": ids, "seed": seed, "ended": ended}
                          | probs))
         return
     print(prompt + text)
     if args.show_probs:
-        for _, choices in new:
-            (chosen, p), *others = named(choices)
-            print(f"{p:8.2%}  {chosen!r:16}  {'  '.join(f'{token!r} {q:.2%}' for token, q in others)}")
+        for at, (written, (_, choices)) in enumerate(zip(labels(tokenizer, ids), new, strict=True)):
+            (_, p), *others = choices
+            listed = "  ".join(f"{completed(tokenizer, ids[:at], token)!r} {q:.2%}" for token, q in others)
+            print(f"{p:8.2%}  {written.alone!r:16}  {listed}")
 
 
 def converse(args, model, tokenizer, voices, sampling):

@@ -9,6 +9,7 @@ from npgpt.commands import models
 from npgpt.commands.flags import Flag, Parser, filled, path
 from npgpt.files.atomic import replacing
 from npgpt.inspection import inside, inside_page
+from npgpt.training.estimate import spelled
 
 FLAGS = [
     *models.MODEL,
@@ -37,10 +38,15 @@ def main(args):
     if args.adapter is not None:
         npgpt.load_adapter(model, args.adapter, trainable=False)
         adapted = inside.look(model, shown)
-    title = f"Inside {name}" + (f" with {args.adapter}" if args.adapter else "")
+    title = f"Inside {short(name)}" + (f" with {short(args.adapter)}" if args.adapter else "")
     page = inside_page.build(title, tokenizer, model, base, adapted)
     with replacing(args.out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     rest = f"; {len(ids) - len(shown):,} more were left out, see --max-tokens" if len(ids) > len(shown) else ""
-    print(f"{args.out}: {len(shown)} tokens{rest}; {args.out.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    print(f"{args.out}: {len(shown)} tokens{rest}; {spelled(args.out.stat().st_size)}, open it in a browser")
+
+
+def short(name):
+    """Return the last two parts of a path, enough to know an adapter by; a hub id has no more."""
+    return "/".join(Path(name).parts[-2:])
 

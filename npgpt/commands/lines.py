@@ -9,6 +9,7 @@ from npgpt.adapters.tables import TrainedRows
 from npgpt.commands import dataset, start
 from npgpt.commands.settings import PROMPTS, TINY_REASON
 from npgpt.evaluation.evaluate import Perplexity
+from npgpt.runtime.figures import figure
 from npgpt.training import estimate
 
 
@@ -155,8 +156,8 @@ def losses(run, best):
         yield f"training   loss {found[0]:.3f} at the first step, {found[-1]:.3f} at the last"
         return
     best = f" at step {best}, the lowest" if best else ""
-    ppl = [Perplexity(loss, 1).ppl for loss in (old, new)]
-    yield f"held out   loss {old:.3f} -> {new:.3f}{best}, perplexity {ppl[0]:.1f} -> {ppl[1]:.1f}"
+    ppl = [figure(Perplexity(loss, 1).ppl, 1) for loss in (old, new)]
+    yield f"held out   loss {old:.3f} -> {new:.3f}{best}, perplexity {ppl[0]} -> {ppl[1]}"
 
 
 def samples(run):
@@ -171,8 +172,7 @@ def page(path):
 
 
 def saved(place, seconds):
-    total = sum(path.stat().st_size for path in place.iterdir())
-    size = f"{total / 1e6:.1f} MB" if total >= 1e6 else f"{total / 1e3:.0f} kB"
+    size = estimate.spelled(sum(path.stat().st_size for path in place.iterdir()))
     yield f"saved      {place} ({size}) after {seconds:.1f} s"
 
 

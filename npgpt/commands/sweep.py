@@ -94,7 +94,8 @@ def fine_tune(run, chosen, flags):
 
 def show(head, rows):
     """Print a table of numbers and words."""
-    cells = [head, *([value if isinstance(value, str) else html.number(value) for value in row] for row in rows)]
+    columns = [column if isinstance(column[0], str) else html.numbers(column) for column in zip(*rows, strict=True)]
+    cells = [head, *zip(*columns, strict=True)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     print()
     for row in cells:
@@ -106,7 +107,7 @@ def picture(axes, head, rows):
     curves = {}
     for row in rows:
         name = ", ".join(f"{axis} {value}" for axis, value in zip(axes, row[:len(axes)], strict=True))
-        curves[name] = tuple(zip(*row[-1].evaluations(), strict=True))
+        curves[name] = tuple(zip(*row[-1].held_out(), strict=True))
     return html.page(f"Sweep over {' and '.join(axes)}",
                      html.section("Held-out loss", charts.line_chart(curves, x="step", y="nats per token")),
                      html.section("The runs, the best first", html.table(head, [row[:-1] for row in rows])))

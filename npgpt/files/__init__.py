@@ -9,6 +9,7 @@ Read the files in this order. A file imports only from files above it:
     pickles.py      reading pickles without running them
     torchfile.py    reading PyTorch's own format without torch
     tokenizer.py    text to ids and back
+    characters.py   tokens as text, if several tokens make one character
     checkpoint.py   Hugging Face's files <-> a model
 
 This room may import from `runtime`.

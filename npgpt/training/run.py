@@ -126,6 +126,11 @@ class Run:
         """Return the measurements so far: [(step, val_loss), ...]."""
         return [(values["step"], values["val_loss"]) for values in self.metrics() if "val_loss" in values]
 
+    def held_out(self):
+        """Return the same with the loss before training as step 0, if it was measured."""
+        before = self.results().get("before", {}).get("val_loss")
+        return [*([] if before is None else [(0, before)]), *self.evaluations()]
+
     def record(self, moment, values):
         """Write `values` into results.json. moment: "before" or "after"."""
         write_json(self._results, self.results() | {moment: values})

@@ -36,7 +36,7 @@ def test_a_sweep(script, refused, tmp_path, contents, flags):
         lowest.append(min(evaluations.values()))
     assert lowest == sorted(lowest)
     page = (tmp_path / "sweep" / "sweep.html").read_text()
-    assert page.count('class="line ') == 4 * 2
+    assert page.count('class="line ') == 4 * 3  # in a wide and a narrow picture, and in the legend
     assert "rank 3, lr 0.05" in page
 
     before = contents(tmp_path / "sweep")
@@ -72,7 +72,7 @@ def test_plotting_needs_matplotlib_and_says_so(root, environment, tmp_path, mode
     code = ("import sys; sys.modules['matplotlib'] = None; from npgpt.commands import cli, plot; "
             "sys.exit(cli.run(lambda: plot.main(plot.parse_arguments(['run']))))")
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (2, "error: plot needs matplotlib: pip install 'npgpt[plot]'\n")
+    assert (result.returncode, result.stderr) == (2, "error: plot needs matplotlib: pip install '.[plot]'\n")
 
 
 def test_runs_are_named_by_what_differs(tmp_path):
