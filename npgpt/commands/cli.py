@@ -39,8 +39,9 @@ def run(command, flags=()):
         print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        start.ended()  # a second Ctrl-C must not interrupt this message
         print("stopped", file=sys.stderr)
-        return 130
+        return start.status()
     finally:
         start.ended()
 

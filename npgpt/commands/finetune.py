@@ -10,7 +10,7 @@ import warnings
 
 import npgpt
 from npgpt.adapters.lora_config import LoraConfig
-from npgpt.commands import adapting, dataset, estimates, identity, lines, models, preview, running, settings
+from npgpt.commands import adapting, dataset, estimates, identity, lines, models, preview, running, settings, start
 from npgpt.commands.flags import Parser
 from npgpt.commands.settings import FLAGS
 from npgpt.runtime.memory import keep_freed_memory, resident
@@ -45,7 +45,7 @@ def main(given):
     place, stopped = running.train(job, plan.printer.quiet)
     if stopped:
         plan.printer.result(*lines.stopped(job.run, opt.steps, job.total, place))
-        return 130
+        return start.status()
     report(plan, job, place, started)
     return 0
 

@@ -1,7 +1,8 @@
-"""The training of a run, from its first step to what is saved: with a progress bar, and a way to stop it by Ctrl-C."""
+"""The training of a run, from its first step to what is saved, with a progress bar. Ctrl-C and SIGTERM stop it."""
 
 import dataclasses
 import functools
+import signal
 
 import npgpt
 from npgpt.commands import lines, watch
@@ -37,10 +38,10 @@ class Job:
 
 
 def train(job, quiet):
-    """Train to the end, or until Ctrl-C. Returns (place, stopped).
+    """Train to the end, or until Ctrl-C or SIGTERM. Returns (place, stopped).
 
     place    folder of the adapter or the model that was saved; None: the run was stopped within a step
-    stopped  whether Ctrl-C stopped it before its end
+    stopped  whether it was stopped before its end
     """
     with blas_threads(job.threads), watch.Bar(job.opt.steps, job.total, quiet) as bar:
         try:
@@ -54,7 +55,7 @@ def train(job, quiet):
         except DivergedError as error:
             kept = [job.run.checkpoint(step) for step in job.run.steps()[-1:]]
             raise NpgptError(f"{error}; the last checkpoint before it is {kept[0]}" if kept else str(error)) from error
-        with watch.uninterrupted():
+        with watch.handled(signal.SIG_IGN):
             place = save(job, stopped)
         if not stopped:  # `fit` ends with a measurement, and what it keeps was measured too
             job.run.record("after", {"val_loss": dict(job.run.evaluations()).get(job.opt.steps),
@@ -63,12 +64,13 @@ def train(job, quiet):
 
 
 def take_steps(job, bar):
-    """Measure the model as it is, then train it. Returns whether Ctrl-C stopped the training."""
+    """Measure the model as it is, then train it. Returns whether the training was stopped."""
     measured = functools.partial(measure, job, bar) if job.held_out else None
     if "before" not in job.run.results():
         job.run.record("before", {"val_loss": measured and measured(), "samples": samples(job, bar)})
     steps = fit(job.run, job.model, job.training.sequences, job.opt, job.config, job.keeping, measured)
-    with watch.Stop() as stop:
+    stop = watch.Stop()
+    with watch.handled(stop.press):
         for _ in bar.steps(steps):
             if stop.asked:
                 break

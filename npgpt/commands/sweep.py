@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 
-from npgpt.commands import finetune, watch
+from npgpt.commands import finetune, start, watch
 from npgpt.commands.flags import Flag, Parser, path
 from npgpt.files.atomic import read_json, replacing, write_json
 from npgpt.inspection import charts, html
@@ -84,12 +84,34 @@ def fine_tune(run, chosen, flags):
         command += ["--resume", str(run.folder)]
     else:
         command += ["--out", str(run.folder), *(f"--{name}={value}" for name, value in chosen.items()), *flags]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child, watch.uninterrupted():
-        status = child.wait()  # Ctrl-C reaches the child as well, which saves and ends
-    if status in (130, -signal.SIGINT):  # the second: before Python was ready for Ctrl-C
-        raise KeyboardInterrupt
+    status = wait_for(command)
     if status:
         raise NpgptError(f"the run in {run.folder} ended with exit status {status}, for the reason above")
+
+
+def wait_for(command):
+    """Run a command and return its exit status. Raises KeyboardInterrupt if a signal stopped it.
+
+    Ctrl-C reaches the child without our help, because it reaches all processes of a terminal's foreground group.
+    SIGTERM is passed on. For both, the child saves and ends.
+    """
+    asked, children = [], []
+
+    def stop(number, frame):
+        asked.append(number)
+        if number == signal.SIGTERM:
+            for child in children:
+                child.terminate()
+
+    with watch.handled(stop), subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
+        children.append(child)
+        if signal.SIGTERM in asked:  # it came before there was a child
+            child.terminate()
+        status = child.wait()
+    for number in start.SIGNALS:
+        if number in asked or status in (128 + number, -number):  # the last: before Python was ready for the signal
+            start.interrupt(number)
+    return status
 
 
 def show(head, rows):

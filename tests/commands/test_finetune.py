@@ -220,7 +220,8 @@ def figures(run):
     return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics(run)]
 
 
-def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, environment, root):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, environment, root, number):
     options = ("--model", model, "--data", texts, "--val-data", held_out, *LONG)
     script("finetune.py", *options, "--out", "whole")
     process = popen([sys.executable, root / "scripts" / "finetune.py", *map(str, options), "--out", "run"], tmp_path,
@@ -228,9 +229,9 @@ def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, e
     written = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (written.exists() and written.read_text().count("\n") >= 10):
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+    assert process.returncode == 128 + number, stderr
     assert "Traceback" not in stderr
     assert "stopping after this step" in stderr
     line = stdout.splitlines()[-1]
