@@ -67,6 +67,8 @@ def make_plan(given):
     """Return the Plan for what the command line gives. Wrong settings are refused here."""
     given = settings.given_in_all(given)
     run = Run.open(given["resume"]) if "resume" in given else None
+    if run and "preview" not in given:
+        run.lock()
     chosen = settings.resumed_settings(run, given) if run else settings.new_settings(given)
     config, keeping = (settings.configuration(of_class, chosen) for of_class in (TrainConfig, FitConfig))
     printer = lines.Printer(given.get("quiet", False))

@@ -7,6 +7,7 @@
                       (state.safetensors), the configuration, and the adapter in PEFT's format
     report.html       all of this on one page, when the run has ended
     adapter/          the adapter, when the run has ended or was stopped; model/ if all weights were trained
+    .lock             an empty file that the process locks which trains the run
 
 A process may be killed at any moment. So every file except metrics.jsonl is written completely or not at all.
 metrics.jsonl is complete up to each checkpoint; when a run resumes, it removes the lines after its checkpoint.
@@ -24,12 +25,16 @@ import numpy as np
 from npgpt.adapters.peft import save_adapter
 from npgpt.files import safetensors
 from npgpt.files.atomic import new_folder, read_json, remove_folder, remove_leftovers, write_json
+from npgpt.files.lock import lock
 from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import FileError, FormatError
 
 
 class Run:
-    """The folder of a run. `create` and `create_anew` make a new one; `open` opens one that exists."""
+    """The folder of a run. `create` and `create_anew` make a new one and lock it; `open` opens one that exists.
+
+    The lock ends with the object, or with the process.
+    """
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -43,12 +48,20 @@ class Run:
 
     @classmethod
     def create(cls, folder):
-        """Make the folder and check that it can be written. Raises FileError if not, or if it holds a run already."""
+        """Make the folder, lock it, and check that it can be written.
+
+        Raises FileError if it cannot be written, holds a run already, or is in use by another process.
+        """
         run = cls(folder)
-        if run._config.exists():
-            raise FileError(f"{folder} holds a run already: name another --out, or continue this run with --resume")
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot write into {folder}: {error.strerror or error}") from error
+        if not run._config.exists():
+            run.lock()
+        if run._config.exists():  # also if another process has made a run here since
+            raise FileError(f"{folder} holds a run already: name another --out, or continue this run with --resume")
+        try:
             run._metrics.write_text("")
         except OSError as error:
             raise FileError(f"cannot write into {folder}: {error.strerror or error}") from error
@@ -80,6 +93,10 @@ class Run:
         if not run._config.is_file():
             raise FileError(f"{folder} holds no run, because it has no config.json; name the folder of a run")
         return run
+
+    def lock(self):
+        """Keep other processes from training this run. Raises FileError if another process does that now."""
+        lock(self.folder, self)
 
     def write_config(self, values):
         write_json(self._config, values)

@@ -16,6 +16,7 @@ from npgpt import data
 from npgpt.data import encode_texts, read_texts
 from npgpt.evaluation import evaluate
 from npgpt.files import safetensors
+from npgpt.training.run import Run
 
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
          "--special-tokens --out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --add-tokens "
@@ -44,7 +45,7 @@ def finished(tmp_path_factory, run_script, session_folder, model, texts, held_ou
 def test_a_run_writes_what_is_promised_and_nothing_else(finished, contents):
     run, _, _ = finished
     assert [path for path, data in contents(run).items() if data is not None] == [
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+        ".lock", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
         "checkpoints/step-15/adapter/adapter_config.json", "checkpoints/step-15/adapter/adapter_model.safetensors",
         "checkpoints/step-15/config.json", "checkpoints/step-15/state.safetensors",
         "config.json", "metrics.jsonl", "report.html", "results.json"]
@@ -247,6 +248,17 @@ def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, e
     for path in resumed.keys() - {"metrics.jsonl", "report.html"}:
         assert resumed[path] == whole[path], path
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
+def test_a_run_that_is_going_is_not_resumed(script, refused, tmp_path, model, texts):
+    options = ("--model", model, "--data", texts, "--max-steps", 2, "--samples", 0)
+    script("finetune.py", *options, "--out", "run")
+    run = Run.open(tmp_path / "run")
+    run.lock()
+    assert refused("finetune.py", "--resume", "run").startswith("error: run is in use: another process writes into it")
+    script("finetune.py", "--resume", "run", "--preview", 1)  # this only reads
+    run = Run.create(tmp_path / "new")
+    assert refused("finetune.py", *options, "--out", "new").startswith("error: new is in use")
 
 
 PRESS = """

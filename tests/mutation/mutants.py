@@ -885,6 +885,11 @@ TABLE = {
         ("weights of another base are let through", "if not differ.isdisjoint(weights):", "if False:"),
         ("trained biases are left out", "return biases if differ else {}", "return {}"),
     ],
+    "files/lock.py": [
+        ("a lock that another process holds is passed over", "if error.errno in HELD:", "if False:"),
+        ("a file system without locks is refused", "if error.errno in HELD:", "if True:"),
+        ("the lock ends at once", "weakref.finalize(owner, os.close, descriptor)", "os.close(descriptor)"),
+    ],
     "files/names.py": [
         ("a wrapper is seen at the start alone", r'rf"(?:(?<=\.)|^)(?:', r'rf"^(?:'),
         ("a wrapper is seen inside a name", r'(?:(?<=\.)|^)(?:', '(?:'),

@@ -39,7 +39,10 @@ def trained(steps, r=2, full=False):
 def test_a_run_is_made_once(tmp_path):
     run = Run.create(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "metrics.jsonl").read_text() == ""
-    Run.create(tmp_path / "a" / "b")  # allowed, because the folder has no settings yet
+    with pytest.raises(FileError, match=r"b is in use: another process writes into it"):
+        Run.create(tmp_path / "a" / "b")
+    del run
+    run = Run.create(tmp_path / "a" / "b")  # allowed, because the folder has no settings yet
     run.write_config({"epochs": 3})
     assert run.read_config() == {"epochs": 3}
     run.log(Figures(1, 0.5))
