@@ -16,7 +16,6 @@ from npgpt.commands.settings import FLAGS
 from npgpt.runtime.memory import keep_freed_memory, resident
 from npgpt.training.fit import FitConfig, best_step
 from npgpt.training.recompute import has_gradient_checkpointing, set_gradient_checkpointing
-from npgpt.training.report import write_report
 from npgpt.training.run import Run, fingerprint
 from npgpt.training.train import TrainConfig
 
@@ -164,8 +163,9 @@ def announce(plan, job, held, started):
 
 def report(plan, job, place, started):
     """Print what came out, and how to use it. place: folder of the adapter or the model."""
-    best = best_step(job.run.evaluations()) if job.keeping.keep_best else None
-    plan.printer.result(*lines.losses(job.run, best))
-    plan.printer.detail(*lines.samples(job.run), *lines.page(write_report(job.run, job.model)))
+    if "after" in job.run.results():  # else they could not be recorded
+        best = best_step(job.run.evaluations()) if job.keeping.keep_best else None
+        plan.printer.result(*lines.losses(job.run, best))
+        plan.printer.detail(*lines.samples(job.run), *lines.page(job.run))
     plan.printer.result(*lines.saved(place, time.perf_counter() - started))
     plan.printer.detail(*lines.use(job.settings, place))

@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ class Run:
         self.tokenizer = None  # set this if the run added tokens: it is then saved with each adapter
         self.adapter = self.folder / "adapter"
         self.model = self.folder / "model"
+        self.report = self.folder / "report.html"
         self._checkpoints = self.folder / "checkpoints"
         self._config = self.folder / "config.json"
         self._metrics = self.folder / "metrics.jsonl"
@@ -162,14 +164,8 @@ class Run:
         """Return the folder of the checkpoint after step `step`."""
         return self._checkpoints / f"step-{step}"
 
-    def save_checkpoint(self, model, opt, keep=None, spare=()):
-        """Write a checkpoint, completely or not at all. Then remove old checkpoints.
-
-        keep   keep this many of the newest checkpoints, int >= 1; None: keep all
-        spare  also keep the checkpoints after these steps
-
-        Raises FileError if the checkpoint cannot be written; the older checkpoints then stay.
-        """
+    def save_checkpoint(self, model, opt):
+        """Write a checkpoint, completely or not at all. Raises FileError if it cannot be written."""
         place = self.checkpoint(opt.steps)
         if not place.exists():
             with contextlib.suppress(OSError), self._metrics.open("rb") as file:
@@ -179,10 +175,19 @@ class Run:
                     self._save_adapter(model, temporary / "adapter")
                 safetensors.write(temporary / "state.safetensors", {**_state(opt), "steps": np.array(opt.steps)})
                 write_json(temporary / "config.json", self.read_config())
-        if keep is not None:
-            for step in self.steps()[:-keep]:
-                if step not in spare:
+
+    def prune(self, keep, spare=()):
+        """Remove old checkpoints. Warns if one cannot be removed.
+
+        keep   keep this many of the newest, int >= 1
+        spare  also keep the checkpoints after these steps
+        """
+        for step in self.steps()[:-keep]:
+            if step not in spare:
+                try:
                     remove_folder(self.checkpoint(step))
+                except FileError as error:
+                    warnings.warn(f"{error}; remove it by hand", stacklevel=2)
 
     def load_checkpoint(self, step, opt):
         """Set the parameters, moments and steps of `opt` from a checkpoint.

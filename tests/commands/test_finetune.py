@@ -397,13 +397,13 @@ def test_the_batch_that_diverges_is_named(run_script, tmp_path, model, texts):
 FULL = """
 import resource, sys
 from npgpt.commands import cli, finetune, running
-save, calls = running.save_checkpoint, []
+import npgpt.training.fit
+save, calls = npgpt.training.fit.save, []
 def saving(*args):
     calls.append(args)
     if len(calls) == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
     return save(*args)
-import npgpt.training.fit
 npgpt.training.fit.save = saving
 sys.exit(cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
 """

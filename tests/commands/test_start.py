@@ -35,8 +35,8 @@ def begun(command_line, tmp_path, environment):
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # even if this process ignores it
         try:
             return subprocess.Popen([*command_line(way, name), *map(str, arguments)], cwd=tmp_path,
-                                    encoding="utf-8", stderr=subprocess.PIPE,
-                                    **{"env": environment, "stdout": subprocess.PIPE} | options)
+                                    encoding="utf-8", **{"env": environment, "stdout": subprocess.PIPE,
+                                                         "stderr": subprocess.PIPE} | options)
         finally:
             signal.signal(signal.SIGINT, before)
 
@@ -222,6 +222,22 @@ def test_a_full_disk_behind_standard_output(begun, model, texts, name, arguments
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     assert re.fullmatch("error: cannot write to standard output: No space left on device\n", stderr)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_full_disk_behind_standard_error(begun, tmp_path, model, texts, way):
+    """Progress, warnings and errors cannot be written. The run comes to its end, and a mistake has its exit status."""
+    with open("/dev/full", "w") as full:
+        process = begun("finetune.py", "--model", model, "--data", texts, "--max-steps", 2, "--out", "run", "--warmup",
+                        5, stderr=full, way=way)
+        stdout, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "\nsaved      run/adapter" in stdout
+        process = begun("finetune.py", "--frob", stderr=full, way=way)
+        process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 FULL = """

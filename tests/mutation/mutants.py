@@ -567,6 +567,10 @@ TABLE = {
          "for index in range(opt.steps, total):", "for index in range(max(0, opt.steps - 1), total):"),
         ("max_steps adds to the epochs", "return min(self.epochs", "return max(self.epochs"),
     ],
+    "files/atomic.py": [
+        ("a folder that cannot be flushed is an error", "if error.errno not in NO_FLUSH:", "if True:"),
+        ("a flush without room is passed over", "if error.errno not in NO_FLUSH:", "if False:"),
+    ],
     "training/run.py": [
         ("the state holds m for v", "opt.v[name]", "opt.m[name]"),
         ("parameters are not set", "= tensor.data", "= +tensor.data"),
