@@ -10,7 +10,7 @@ import numpy as np
 import npgpt
 from npgpt.adapters import pretrained
 from npgpt.adapters.stack import set_adapter
-from npgpt.commands import models
+from npgpt.commands import models, start
 from npgpt.commands.flags import Flag, Parser, filled, path
 from npgpt.files.characters import completed, labels
 from npgpt.generation.generate import before_stop, pieces, tokens
@@ -205,12 +205,16 @@ def converse(args, model, tokenizer, voices, sampling):
             print()
             return 0
         except KeyboardInterrupt:
+            if not start.by_ctrl_c():
+                raise
             print()
             continue
         try:
             if prompt:
                 answers(args, model, tokenizer, voices, prompt, sampling)
         except KeyboardInterrupt:
+            if not start.by_ctrl_c():
+                raise
             print("[stopped]")
         except npgpt.NpgptError as error:  # a prompt that is too long, say
             print(f"error: {error}", file=sys.stderr)

@@ -553,7 +553,8 @@ TABLE = {
         ("a loss that is not finite is passed over",
          "(math.isfinite(loss) and math.isfinite(norm))", "math.isfinite(norm)"),
         ("Ctrl-C is not held back during an update", "with _uninterrupted():", "if True:"),
-        ("Ctrl-C is swallowed", "signal.raise_signal(signal.SIGINT)", "pass"),
+        ("Ctrl-C is swallowed", "signal.raise_signal(number)", "pass"),
+        ("SIGTERM is not held back during an update", "(signal.SIGINT, signal.SIGTERM)", "(signal.SIGINT,)"),
         ("every step sees the first one's sequences", "sequences.batch(order[index])", "sequences.batch(order[0])"),
         ("the order does not depend on the seed", "Order(lengths, self.seed,", "Order(lengths, 0,"),
         ("accumulation does not enlarge a step",
@@ -570,6 +571,10 @@ TABLE = {
         ("a resumed run takes a step again",
          "for index in range(opt.steps, total):", "for index in range(max(0, opt.steps - 1), total):"),
         ("max_steps adds to the epochs", "return min(self.epochs", "return max(self.epochs"),
+    ],
+    "files/atomic.py": [
+        ("a folder that cannot be flushed is an error", "if error.errno not in NO_FLUSH:", "if True:"),
+        ("a flush without room is passed over", "if error.errno not in NO_FLUSH:", "if False:"),
     ],
     "training/run.py": [
         ("the state holds m for v", "opt.v[name]", "opt.m[name]"),
@@ -898,6 +903,11 @@ TABLE = {
         ("the second of two tensors is taken", "        if name in tensors:\n", "        if False:\n"),
         ("weights of another base are let through", "if not differ.isdisjoint(weights):", "if False:"),
         ("trained biases are left out", "return biases if differ else {}", "return {}"),
+    ],
+    "files/lock.py": [
+        ("a lock that another process holds is passed over", "if error.errno in HELD:", "if False:"),
+        ("a file system without locks is refused", "if error.errno in HELD:", "if True:"),
+        ("the lock ends at once", "weakref.finalize(owner, os.close, descriptor)", "os.close(descriptor)"),
     ],
     "files/names.py": [
         ("a wrapper is seen at the start alone", r'rf"(?:(?<=\.)|^)(?:', r'rf"^(?:'),
