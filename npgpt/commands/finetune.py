@@ -10,7 +10,19 @@ import warnings
 
 import npgpt
 from npgpt.adapters.lora_config import LoraConfig
-from npgpt.commands import adapting, dataset, estimates, identity, lines, models, preview, running, settings, start
+from npgpt.commands import (
+    adapting,
+    dataset,
+    effects,
+    estimates,
+    identity,
+    lines,
+    models,
+    preview,
+    running,
+    settings,
+    start,
+)
 from npgpt.commands.flags import Parser
 from npgpt.commands.settings import FLAGS
 from npgpt.runtime.memory import keep_freed_memory, resident
@@ -40,6 +52,7 @@ def main(given):
     held = resident()
     fit_into_memory(plan, base, training, held)
     job = open_run(plan, base, training, held_out, opt)
+    job.run.recipe = dataset.recipe(documents, plan.settings, base.model.config)
     announce(plan, job, held, started)
     place, stopped = running.train(job, plan.printer.quiet)
     if stopped:
@@ -149,9 +162,8 @@ def open_run(plan, base, training, held_out, opt):
 def announce(plan, job, held, started):
     """Print what the run is going to do, and what it will take."""
     config, printer = job.config, plan.printer
-    if config.warmup >= job.total:
-        warnings.warn(f"--warmup {config.warmup}: this run has {lines.count(job.total, 'step')}, so the learning rate "
-                      f"never reaches {config.lr:g}", stacklevel=2)
+    for line in effects.missing(job):
+        warnings.warn(line, stacklevel=2)
     if plan.run:
         printer.detail(*lines.resumed(job.run, job.opt.steps, job.total))
     order = config.order(job.training.sequences.lengths)

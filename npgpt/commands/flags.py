@@ -191,6 +191,23 @@ def filled(text):
     return text
 
 
+def unescaped(text):
+    """Return text with a new line in place of each \\n and a tab in place of each \\t; \\\\n stays \\n, and so does
+    \\\\t. None stays None."""
+    meant = {"n": "\n", "t": "\t"}
+    return text and re.sub(r"\\(\\[nt]|[nt])", lambda found: meant.get(found[1], found[1]), text)
+
+
+def escaped(text):
+    """Return the text that `unescaped` makes `text` of."""
+    return re.sub(r"\\(?=[nt])", r"\\\\", text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def meant(text):
+    """Return the text that is meant by a word on the command line, which must not be empty."""
+    return unescaped(filled(text))
+
+
 def path(text):
     """Return a Path. An empty text would be the working directory, which nobody means by it."""
     return Path(filled(text))

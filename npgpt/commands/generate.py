@@ -1,6 +1,8 @@
-"""Continue a prompt with GPT-2, with or without adapters: once, several times, or line by line (--interactive)."""
+"""Continue a prompt with GPT-2, with or without adapters: once, several times, line by line (--interactive), or for
+each record of a file (--records)."""
 
 import contextlib
+import functools
 import json
 import sys
 import time
@@ -10,12 +12,11 @@ import numpy as np
 import npgpt
 from npgpt.adapters import pretrained
 from npgpt.adapters.stack import set_adapter
-from npgpt.commands import models, start
-from npgpt.commands.flags import Flag, Parser, filled, path
+from npgpt.commands import models, prompts, start
+from npgpt.commands.flags import Flag, Parser, filled, meant, path, unescaped
 from npgpt.files.characters import completed, labels
 from npgpt.generation.generate import before_stop, pieces, tokens
 from npgpt.generation.sampling import Sampling
-from npgpt.runtime.errors import ConfigError, FileError
 
 TOGETHER = 8    # samples that are made at once
 RUNNERS_UP = 3  # other tokens that --show-probs lists
@@ -37,8 +38,17 @@ FLAGS = [
     *models.MODEL,
     Flag("--adapter", "folder of a LoRA adapter; given several times, it prints the answers of the base model and of "
          "each adapter, one below the other", filled, (), again=True, metavar="DIR"),
-    Flag("--prompt", "text to continue; '-', or no prompt at all, reads it from standard input", metavar="TEXT"),
-    Flag("--prompt-file", "file with the text to continue", path, metavar="FILE"),
+    Flag("--prompt", "text to continue, \\n for a new line and \\t for a tab; '-', or no prompt at all, reads it from "
+         "standard input", unescaped, metavar="TEXT"),
+    Flag("--prompt-file", "file with the text to continue. A file and standard input lose the line end at their end, "
+         "which an editor adds; if the prompt ends with a new line, end them with two", path, metavar="FILE"),
+    Flag("--field", "make the prompt of a template, and give a field of it; give it once for each field before the "
+         "answer", prompts.field, (), again=True, metavar="NAME=TEXT"),
+    Flag("--records", "answer each record in a file, which may be all that finetune reads, or a pipe: one JSON object "
+         "a line", filled, metavar="FILE"),
+    Flag("--template", "the template of --field and --records, as for finetune (default: the one that finetune saved "
+         "beside the adapter, else one for each kind of record); if it has one field before the answer, --prompt gives "
+         "it", meant, metavar="TEXT"),
     Flag("--interactive", "continue each line that you type; Ctrl-C stops an answer, Ctrl-D ends", bool, False),
     Flag("--max-new-tokens", "most tokens to add", int, 50),
     Flag("--temperature", "above 1 more varied, below 1 more predictable; 0 always takes the likeliest token", float,
@@ -48,7 +58,8 @@ FLAGS = [
     *RULES,
     Flag("--bad-word", "never generate this text, alone or after a space; may be given several times", filled, (),
          again=True, metavar="TEXT"),
-    Flag("--stop", "end before this text; may be given several times", filled, (), again=True, metavar="TEXT"),
+    Flag("--stop", "end before this text, \\n for a new line; may be given several times", meant, (), again=True,
+         metavar="TEXT"),
     Flag("--context", "what to do at the end of the model's context: whole, refuse a longer text; slide, drop the "
          "older half of the text and go on", default="whole", choices=("whole", "slide")),
     Flag("--seed", "the same seed gives the same text (default: another text each time)", int),
@@ -61,17 +72,22 @@ FLAGS = [
 def parse_arguments(argv):
     parser = Parser(__doc__, FLAGS)
     args = parser.parse(argv)
-    if sum([args.prompt is not None, args.prompt_file is not None, args.interactive]) > 1:
-        parser.error("--prompt, --prompt-file and --interactive exclude each other: give only one")
+    ways = {"--prompt": args.prompt is not None, "--prompt-file": args.prompt_file is not None,
+            "--field": bool(args.field), "--records": args.records is not None, "--interactive": args.interactive}
+    if sum(ways.values()) > 1:
+        *others, last = ways
+        parser.error(f"{', '.join(others)} and {last} exclude each other: give only one")
     if args.prompt == "":
         parser.error("--prompt is empty: give at least one word to continue")
-    if args.prompt is None and not args.prompt_file and not args.interactive and sys.stdin.isatty():
-        parser.error("give --prompt, --prompt-file or --interactive")
+    if not any(ways.values()) and sys.stdin.isatty():
+        parser.error("give --prompt, --prompt-file, --field, --records or --interactive")
+    args.json = args.json or args.records is not None
     return args
 
 
 def main(args):
-    model, tokenizer = pretrained.base_of(models.choose_model(args.model, args.revision), args.revision, args.adapter)
+    name = models.choose_model(args.model, args.revision)
+    model, tokenizer = pretrained.base_of(name, args.revision, args.adapter)
     voices = [("base", [])] if len(args.adapter) != 1 else []
     for i, folder in enumerate(args.adapter):
         npgpt.load_adapter(model, folder, f"adapter {i}", trainable=False)
@@ -79,32 +95,23 @@ def main(args):
     words = [tokenizer.encode(text).tolist() for word in args.bad_word for text in (word, f" {word}")]
     rules = {flag.key: getattr(args, flag.key) for flag in RULES if getattr(args, flag.key) is not None}
     sampling = Sampling(args.temperature, args.top_k or None, args.top_p, bad_words_ids=words, **rules)
+    say = functools.partial(answers, args, model, tokenizer, voices, sampling)
+    if args.field or args.records:
+        recipes = models.recipes(args.adapter, name)
+        template = prompts.template_of(args, recipes)
+        special_tokens = any(recipe.special_tokens for recipe in recipes if recipe)
+        for prompt in prompts.of_records(args, template, tokenizer, special_tokens):
+            say(prompt)
+        return 0
+    template = prompts.template_of(args, ())
     if args.interactive:
-        return converse(args, model, tokenizer, voices, sampling)
-    prompt = read_prompt(args)
-    answers(args, model, tokenizer, voices, prompt, sampling)
+        return converse(lambda text: say(prompts.of_text(text, template, tokenizer)))
+    say(prompts.of_text(prompts.read_text(args), template, tokenizer))
     return 0
 
 
-def read_prompt(args):
-    """Return the text to continue, without the last line end of a file."""
-    if args.prompt not in (None, "-"):
-        return args.prompt
-    source = args.prompt_file or "standard input"
-    try:
-        raw = args.prompt_file.read_bytes() if args.prompt_file else sys.stdin.buffer.read()
-        text = raw.decode("utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise FileError(f"cannot read {source}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{source} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if not text:
-        raise ConfigError(f"the prompt from {source} is empty: give --prompt, or text in a file or on standard input")
-    return text
-
-
-def answers(args, model, tokenizer, voices, prompt, sampling):
-    """Print the texts of each voice for a prompt. voices: [(label, names of the active adapters), ...]"""
+def answers(args, model, tokenizer, voices, sampling, prompt):
+    """Print the texts of each voice for a Prompt. voices: [(label, names of the active adapters), ...]"""
     for label, active in voices:
         set_adapter(model, active, trainable=False)
         heading = f"== {label}" if len(voices) > 1 and not args.json else None
@@ -120,7 +127,7 @@ def answer(args, model, tokenizer, label, heading, prompt, sampling):
         if heading and not first:
             print(heading)
         if args.num_samples == 1 and not args.show_probs and not args.json:
-            count = show(prompt, made, tokenizer, args.stop)
+            count = show(prompt.text, made, tokenizer, args.stop)
             break
         steps = [[] for _ in samples]
         for i, token, logits in made:
@@ -138,7 +145,7 @@ def answer(args, model, tokenizer, label, heading, prompt, sampling):
 def start_tokens(args, model, tokenizer, prompt, sampling, samples):
     """Yield (i, token, logits) for each token of these samples, which are made together."""
     seed = None if args.seed is None else args.seed + samples.start
-    return tokens(model, [tokenizer.encode(prompt)] * len(samples), args.max_new_tokens, sampling, seed,
+    return tokens(model, [prompt.ids] * len(samples), args.max_new_tokens, sampling, seed,
                   tokenizer.end_id, args.stop, tokenizer, args.context)
 
 
@@ -182,10 +189,10 @@ def print_sample(args, tokenizer, label, prompt, i, new):
         if args.show_probs:
             probs["probs"] = [[(tokenizer.decode([token]), p) for token, p in choices] for _, choices in new]
         seed = None if args.seed is None else args.seed + i
-        print(json.dumps({"adapter": label, "prompt": prompt, "text": text, "ids": ids, "seed": seed, "ended": ended}
-                         | probs))
+        found = {"adapter": label, "prompt": prompt.text, "text": text, "ids": ids, "seed": seed, "ended": ended}
+        print(json.dumps(prompt.about | found | probs, default=str))
         return
-    print(prompt + text)
+    print(prompt.text + text)
     if args.show_probs:
         for at, (written, (_, choices)) in enumerate(zip(labels(tokenizer, ids), new, strict=True)):
             (_, p), *others = choices
@@ -193,8 +200,8 @@ def print_sample(args, tokenizer, label, prompt, i, new):
             print(f"{p:8.2%}  {written.alone!r:16}  {listed}")
 
 
-def converse(args, model, tokenizer, voices, sampling):
-    """Continue each line that is typed, until the input ends."""
+def converse(say):
+    """Call say(line) for each line that is typed, until the input ends."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then has a history and can be edited
     print("Type the beginning of a text. Ctrl-C stops a reply, Ctrl-D ends.")
@@ -211,7 +218,7 @@ def converse(args, model, tokenizer, voices, sampling):
             continue
         try:
             if prompt:
-                answers(args, model, tokenizer, voices, prompt, sampling)
+                say(prompt)
         except KeyboardInterrupt:
             if not start.by_ctrl_c():
                 raise

@@ -40,10 +40,10 @@ def section(group, *flags):
 FLAGS = [
     *section(
         "model and data", *models.MODEL,
-        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv or .parquet, or a folder of "
-             "them, of which the files named train are used; a record has one of these sets of fields: text; prompt "
-             "and completion; instruction, input and output; messages; conversations (default: the texts in the "
-             "package)",
+        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv, .tsv or .parquet, a pipe, or "
+             "a folder of such files, of which those named train are used; a record has one of these sets of fields: "
+             "text; prompt and completion; instruction, input and output; messages; conversations (default: the texts "
+             "in the package)",
              filled, place=True, metavar="PATH"),
         Flag("--val-data", "what to measure the held-out loss on: before training, after each epoch and at the end "
              "(default: in a folder, the files named validation, valid, val or dev; without --data, the held-out texts "
@@ -53,9 +53,11 @@ FLAGS = [
         Flag("--split", "how to cut a plain text file into texts: line (each line is a text), blank (each paragraph), "
              "none (the whole file, cut into blocks), or at a mark such as '<|endoftext|>' (default: line; in a folder "
              "without a file named train, none)", metavar="HOW"),
-        Flag("--separator", "what stands between prompt and completion in plain text, such as '||'", metavar="TEXT"),
-        Flag("--template", "the text that is made of each record: fields in braces, \\n for a new line; the last field "
-             "and what follows it is learned (default: one for each kind of record)", metavar="TEXT"),
+        Flag("--separator", "what stands between prompt and completion in plain text, such as '||'; \\n and \\t as in "
+             "--template", metavar="TEXT"),
+        Flag("--template", "the text that is made of each record: fields in braces, \\n for a new line, \\t for a tab "
+             "(\\\\n for a backslash and an n); the last field and what follows it is learned (default: one for each "
+             "kind of record)", metavar="TEXT"),
         Flag("--train-on-prompt", "learn the prompts too", bool, False),
         Flag("--special-tokens", "treat <|endoftext|> and other special tokens in the data as tokens; without this "
              "flag they are plain text, and only those in --template are tokens", bool, False),

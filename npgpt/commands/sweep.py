@@ -16,7 +16,8 @@ import zlib
 
 from npgpt.commands import dataset, finetune, settings, start, watch
 from npgpt.commands.flags import Flag, Parser, path
-from npgpt.files.atomic import read_json, replacing, write_json
+from npgpt.data.text_files import is_read_once
+from npgpt.files.atomic import read_json, write_json, write_text
 from npgpt.files.lock import lock
 from npgpt.inspection import charts, html
 from npgpt.runtime.errors import FileError, NpgptError
@@ -49,6 +50,10 @@ def parse_arguments(argv):
     parser = SweepParser(__doc__, FLAGS)
     args = parser.parse(argv)
     given = finetune.parse_arguments(args.finetune)
+    for name in ("data", "val_data"):
+        if is_read_once(given.get(name, ".")):
+            parser.error(f"--{name.replace('_', '-')} {given[name]}: each run reads the data, and a pipe can be read "
+                         "only once; write them to a file")
     for name in ("preview", "out", "resume", "config", *(name for name in AXES if getattr(args, name))):
         if name in given:
             why = "it trains nothing" if name == "preview" else "the sweep gives each run its own"
@@ -75,8 +80,7 @@ def main(args):
     head = [*axes, "lowest", "at step", "at the end"]
     show(head, [row[:-1] for row in rows])
     page = args.out / "sweep.html"
-    with replacing(page) as temporary:
-        temporary.write_text(picture(axes, head, rows), encoding="utf-8")
+    write_text(page, picture(axes, head, rows))
     print(f"\nsaved      {page}")
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
+from npgpt.runtime.encodings import decoded
 from npgpt.runtime.errors import FileError, FormatError, NpgptError
 
 # What file systems say if they cannot flush a file or a folder: CIFS, some in user space, and Windows for all folders.
@@ -112,13 +113,26 @@ def _flush(path):
 
 
 def read_text(path):
-    """Return the text of the file `path`, with its own line ends. Raises FileError or FormatError (not UTF-8)."""
+    """Return the text of the file `path`, with its own line ends. It is UTF-8, or what its byte order mark says.
+
+    Raises FileError or FormatError (not UTF-8).
+    """
     try:
-        return Path(path).read_bytes().decode()
+        return decoded(Path(path).read_bytes())
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise FormatError(f"{path} is not {error.encoding.upper()} text: {error.reason} at byte {error.start}; save "
+                          "it as UTF-8") from error
+
+
+def write_text(path, text):
+    """Write `text` to `path` as UTF-8, whole or not at all. Raises FileError.
+
+    A file's name need not be UTF-8. If the text quotes such a name, the other bytes are written as \\udcXX.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def read_json(path):
@@ -135,5 +149,4 @@ def read_json(path):
 
 def write_json(path, value, sort_keys=False):
     """Write `value` to `path` as indented JSON, whole or not at all. Raises FileError."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")

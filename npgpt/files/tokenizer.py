@@ -9,6 +9,7 @@ import numpy as np
 
 from npgpt.files import hub
 from npgpt.files.atomic import read_json, replacing
+from npgpt.runtime.encodings import decoded
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -36,8 +37,6 @@ class Tokenizer:
 
         Raises FileError (no such files), FormatError (corrupt), HubError (unknown id, no network).
         """
-        import tokenizers  # here, not above: a run that needs only weights should not wait for it
-
         def find(filename):
             return hub.file(name, filename, revision=revision, local_files_only=local_files_only)
 
@@ -49,7 +48,7 @@ class Tokenizer:
             if merges:
                 tokenizer = _load(_from_vocab, path, merges)
             else:
-                tokenizer = _load(tokenizers.Tokenizer.from_file, path)
+                tokenizer = _load(_from_json, path)
         eos_id = None
         if tokenizer.token_to_id(END_OF_TEXT) is None and (path := find("config.json")):
             eos_id = read_json(path).get("eos_token_id")
@@ -197,6 +196,13 @@ def _byte_level_alphabet():
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _from_json(path):
+    """Return the tokenizer of a tokenizer.json. `tokenizers` itself opens no file whose name is not UTF-8."""
+    import tokenizers  # here, not above: a run that needs only weights should not wait for it
+
+    return tokenizers.Tokenizer.from_str(decoded(Path(path).read_bytes()))
 
 
 def _from_vocab(vocab, merges):

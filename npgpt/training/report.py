@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt.files.atomic import replacing
+from npgpt.files.atomic import write_text
 from npgpt.inspection import charts, html
 from npgpt.lora import adapted_layers
 from npgpt.runtime.figures import figure
@@ -37,8 +37,7 @@ def write_report(run, model):
             **{name: str(value) for name, value in (config["machine"] | config["versions"]).items()},
             "base model's fingerprint": _code(config["model"]["fingerprint"])}),
     )
-    with replacing(run.report) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(run.report, page)
 
 
 def _summary(config, metrics, results):

@@ -40,6 +40,7 @@ class Run:
     def __init__(self, folder):
         self.folder = Path(folder)
         self.tokenizer = None  # set this if the run added tokens: it is then saved with each adapter
+        self.recipe = None     # set this to the data.Recipe of the run, which is saved with each adapter and model
         self.adapter = self.folder / "adapter"
         self.model = self.folder / "model"
         self.report = self.folder / "report.html"
@@ -246,11 +247,15 @@ class Run:
             self._save_adapter(model, self.adapter)
             return self.adapter
         model.save_pretrained(self.model)
+        if self.recipe is not None:
+            self.recipe.save(self.model)
         return self.model
 
     def _save_adapter(self, model, folder):
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
+        if self.recipe is not None:
+            self.recipe.save(folder)
         save_adapter(model, folder)  # last, because it writes the configuration last: the folder is then complete
 
 

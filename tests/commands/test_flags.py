@@ -5,6 +5,8 @@ import json
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from npgpt.adapters.lora_config import LoraConfig
 from npgpt.commands import finetune, flags, settings
@@ -157,3 +159,16 @@ def test_what_is_wrong_is_said_in_a_line(capsys, argv, message):
 ])
 def test_messages_name_flags(message, named):
     assert flags.named(message, settings.FLAGS) == named
+
+
+@given(st.text("\\\\nta\n\t"))
+def test_any_text_can_be_typed_in_one_line(text):
+    typed = flags.escaped(text)
+    assert flags.unescaped(typed) == text
+    assert not {"\n", "\t"} & set(typed)
+
+
+@pytest.mark.parametrize("typed, text", [
+    (r"a\nb\tc", "a\nb\tc"), (r"a\\nb", r"a\nb"), (r"\\\\", r"\\\\"), (r"\d\x", r"\d\x"), (None, None), ("", "")])
+def test_escapes(typed, text):
+    assert flags.unescaped(typed) == text

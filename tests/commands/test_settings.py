@@ -132,6 +132,26 @@ def test_a_warmup_longer_than_the_run_is_said(run_script, folder, warmup, warned
     assert result.stderr == warning * warned
 
 
+@pytest.mark.parametrize("flags, warning", [
+    ("--epochs 2", ""), ("--max-steps 6 --epochs 2", ""),  # three steps are an epoch
+    ("--max-steps 7 --epochs 2", "--max-steps 7: the run ends earlier, after --epochs 2, which are 6 steps"),
+    ("--epochs 3 --patience 1", ""),
+    ("--epochs 2 --patience 1", "--patience 1: this run measures 2 times, so it cannot stop before its end"),
+    ("--epochs 2 --patience 4 --eval-every 1", ""),
+    ("--epochs 2 --patience 5 --eval-every 1", "--patience 5: this run measures 6 times, so it cannot stop before"),
+    ("--max-steps 2 --patience 1", "--patience 1: this run measures 1 time, so"),
+    ("--max-steps 1 --rank 16", ""),
+    ("--max-steps 1 --rank 17", "--rank 17: an update of c_attn has rank 16 at the most, so a larger --rank takes"),
+    ("--max-steps 1 --full", ""),
+])
+def test_settings_that_cannot_take_effect_are_said(run_script, folder, flags, warning):
+    result = run_script(folder, "finetune.py", "--model", "model", "--data", "texts.txt", "--val-data", "texts.txt",
+                        "--samples", 0, "--quiet", *flags.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith(f"warning: {warning}" if warning else "")
+    assert result.stderr.count("\n") == bool(warning)
+
+
 def test_changed_data_and_models_are_refused_on_resume(script, refused, folder):
     script("finetune.py", *FLAGS, "--out", "run")
     texts = (folder / "texts.txt").read_text()

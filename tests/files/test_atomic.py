@@ -134,3 +134,10 @@ def test_a_flush_that_finds_no_room_is_an_error(tmp_path, monkeypatch, number):
           atomic.new_folder(tmp_path / "new") as temporary):
         (temporary / "file.txt").write_text("x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_mark_says_how_a_file_is_encoded(tmp_path, encoding):
+    (tmp_path / "file.json").write_text('{"na\u00efve": "\U0001f600"}', encoding=encoding)
+    assert atomic.read_json(tmp_path / "file.json") == {"na\u00efve": "\U0001f600"}
+    assert atomic.read_text(tmp_path / "file.json") == '{"na\u00efve": "\U0001f600"}'
