@@ -22,30 +22,53 @@ and folders above it in these lists.
     inspection/  what a model does with a text, what an adapter is
     checking/    finite differences
     training/    a training run: its steps, its folder, its cost, its report
+    commands/    the command lines: npgpt finetune, npgpt generate, ...
+    __main__.py  python -m npgpt
     texts/       the texts that the first run learns from
     tiny/        the embedded model
+
+The public names below are imported when they are first used, so that `npgpt --help` starts without NumPy.
 """
 
-from npgpt.adapters.combine import add_weighted_adapter
-from npgpt.adapters.lora_config import LoraConfig
-from npgpt.adapters.mixed_batch import mixed_batch
-from npgpt.adapters.peft import load_adapter, save_adapter
-from npgpt.adapters.stack import add_lora, delete_adapter, disable_adapter, merge_lora, set_adapter
-from npgpt.autograd import Tensor, backward
-from npgpt.batch import Batch
-from npgpt.checking.gradcheck import gradcheck
-from npgpt.evaluation.evaluate import perplexity
-from npgpt.files.tokenizer import Tokenizer
-from npgpt.generation.beam import beam_search
-from npgpt.generation.generate import generate, generate_batch, stream
-from npgpt.gpt2 import GPT2, GPT2Config
-from npgpt.optim import AdamW, clip_grad_norm
-from npgpt.runtime.errors import NpgptError
-from npgpt.training.train import train_step
+__version__ = "0.1.0"
 
-__all__ = [
-    "GPT2", "AdamW", "Batch", "GPT2Config", "LoraConfig", "NpgptError", "Tensor", "Tokenizer", "add_lora",
-    "add_weighted_adapter", "backward", "beam_search", "clip_grad_norm", "delete_adapter", "disable_adapter",
-    "generate", "generate_batch", "gradcheck", "load_adapter", "merge_lora", "mixed_batch", "perplexity",
-    "save_adapter", "set_adapter", "stream", "train_step",
-]
+_PUBLIC = {  # module -> its public names
+    "adapters.combine": ["add_weighted_adapter"],
+    "adapters.lora_config": ["LoraConfig"],
+    "adapters.mixed_batch": ["mixed_batch"],
+    "adapters.peft": ["load_adapter", "save_adapter"],
+    "adapters.stack": ["add_lora", "delete_adapter", "disable_adapter", "merge_lora", "set_adapter"],
+    "autograd": ["Tensor", "backward"],
+    "batch": ["Batch"],
+    "checking.gradcheck": ["gradcheck"],
+    "evaluation.evaluate": ["perplexity"],
+    "files.tokenizer": ["Tokenizer"],
+    "generation.beam": ["beam_search"],
+    "generation.generate": ["generate", "generate_batch", "stream"],
+    "gpt2": ["GPT2", "GPT2Config"],
+    "optim": ["AdamW", "clip_grad_norm"],
+    "runtime.errors": ["NpgptError"],
+    "training.train": ["train_step"],
+}
+__all__ = sorted(name for names in _PUBLIC.values() for name in names)
+
+
+def __getattr__(name):
+    """Import a public name, or a module such as npgpt.ops, when it is first used."""
+    from importlib import import_module
+
+    for module, names in _PUBLIC.items():
+        if name in names:
+            globals()[name] = getattr(import_module(f"npgpt.{module}"), name)
+            return globals()[name]
+    try:
+        if not name.startswith("_"):
+            return import_module(f"npgpt.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"npgpt.{name}":  # a package that the module needs
+            raise
+    raise AttributeError(f"module 'npgpt' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

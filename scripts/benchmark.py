@@ -1,13 +1,17 @@
-"""Speed and memory of npgpt on the shapes of gpt2 (and gpt2-medium), beside the limit that its own matrix products set.
+"""Measure speed and memory of npgpt on the shapes of gpt2 and gpt2-medium, and the limit set by the matrix products.
 
-Every figure is a median over several runs after warm-up, in a process of its own. The limit of a training step is the
-time its matrix products take alone, on arrays of the same shapes, through the same BLAS and on the same threads; that
-of decoding is the time it takes to read the weights once. --peers measures PyTorch + PEFT and JAX in turn with npgpt,
-where they are installed (extra `peers`).
+Each figure is the median of several runs after a warm-up, in a process of its own. The limit of a training step is the
+time that its matrix products alone take, on arrays of the same shapes, with the same BLAS and the same threads. The
+limit of decoding is the time that reading the weights once takes. --peers also measures PyTorch + PEFT and JAX, in turn
+with npgpt, if they are installed (extra `peers`).
 """
 
-import cli
+if __name__ == "__main__":
+    from npgpt.commands import start  # before the imports that take time: it handles Ctrl-C during them
 
+    start.begin()
+
+import argparse
 import json
 import os
 import platform
@@ -21,28 +25,36 @@ import numpy as np
 import peers
 from threadpoolctl import threadpool_info
 
+from npgpt.commands import cli
+from npgpt.commands.flags import Flag, Parser, threads
+
 STEPS = {"4x64": [64] * 4, "8x128": [128] * 8, "1x1024": [1024], "short": [12, 16, 17, 18, 19, 20, 23, 27]}
 DECODES = {"decode": [16], "decode x8": [16] * 8, "decode ragged": [5, 8, 12, 16, 24, 40, 60, 90]}  # prompts
 NEW = 64  # tokens a prompt in a decoding run
 
 
+def case_names():
+    return [*(f"step {name}" for name in STEPS), "full 4x64", "medium 8x128", "checkpoint 8x128", *DECODES, "load"]
+
+
+FLAGS = [
+    Flag("cases", f"which of {', '.join(case_names())} to measure (default: all)", default=(), many="*",
+         metavar="CASE"),
+    Flag("--peers", "also measure the peers that are installed", bool, False),
+    Flag("--json", "print one JSON object on each line", bool, False),
+    Flag("--threads", "CPU threads (default: all that NumPy's BLAS may use)", threads, metavar="N"),
+    Flag("--runs", "how many runs count for each figure", int, 7, least=1),
+    Flag("--measure", argparse.SUPPRESS),  # a side: the program starts itself to measure one case of it
+]
+
+
 def parse_arguments(argv):
-    parser = cli.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(case_names())} (default: all)")
-    parser.add_argument("--peers", action="store_true", help="measure the installed peers as well")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.add_argument("--threads", type=cli.threads, help="CPU threads (default: all that BLAS may use)")
-    parser.add_argument("--runs", type=int, default=7, help="counted runs of each figure (default %(default)s)")
-    parser.add_argument("--measure", help=cli.argparse.SUPPRESS)  # a side: one case of it, in this process
-    args = parser.parse_args(argv)
+    parser = Parser(__doc__, FLAGS)
+    args = parser.parse(argv)
     for name in args.cases:
         if name not in case_names():
             parser.error(f"case {name!r} is not one of {', '.join(case_names())}")
     return args
-
-
-def case_names():
-    return [*(f"step {name}" for name in STEPS), "full 4x64", "medium 8x128", "checkpoint 8x128", *DECODES, "load"]
 
 
 def main(args):

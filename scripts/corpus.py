@@ -4,7 +4,10 @@
 downloaded, and the same Python and NumPy give the same list. Run this file to print its size and a sample.
 """
 
-import cli
+if __name__ == "__main__":
+    from npgpt.commands import start  # before the imports that take time: it handles Ctrl-C during them
+
+    start.begin()
 
 import ast
 import importlib
@@ -17,6 +20,8 @@ import warnings
 from pathlib import Path
 
 import numpy
+
+from npgpt.commands import cli
 
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "encodings", "site-packages"}
 # Functions written in C have no source to parse: these modules are imported and their objects asked.
@@ -131,7 +136,7 @@ def blocks(text):
 
 
 def prose(text, first, is_item):
-    """Return a block as a clean paragraph, or "" where it is not made of sentences.
+    """Return a block as a clean paragraph, or "" if it is not made of sentences.
 
     first, is_item    whether the block opens its document, and whether it is an item of a list; both are often written
                       without a capital and a full stop, which are supplied

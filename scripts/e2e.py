@@ -1,17 +1,19 @@
-"""LoRA's experiment on the E2E data: low-rank updates, the last block alone, and all weights, for equal steps.
+"""Repeat LoRA's experiment on the E2E data: compare low-rank updates, the last block alone, and all weights.
 
-Each method trains the same model on the same batches, at a learning rate of its own that is looked for first: along 1,
-2, 5, 10, .. as long as the loss on a tenth of the meanings, held out, falls after short runs. Then every meaning of
---test is put into words, greedily, and all the words it has there are references.
+Each method trains the same model on the same batches for the same number of steps, with its own learning rate. To find
+that rate, short runs try 1, 2, 5, 10, .. as long as the held-out loss, on a tenth of the meanings, falls. The trained
+model then puts every meaning of --test into words, greedily. All words of --test for a meaning are references.
 
-The settings are those of Hu et al. 2021 (rank 4, alpha 32, dropout 0.1, AdamW, weight decay 0.01, linear schedule,
-batches of 8, no clipping, loss on the words alone) but for three: the update of c_attn is one for queries, keys and
-values, where theirs has two for queries and values; there is no label smoothing; and their words come from ten beams.
+The settings come from Hu et al. 2021: rank 4, alpha 32, dropout 0.1, AdamW, weight decay 0.01, linear schedule, batches
+of 8, no clipping, loss on the words alone. Three things differ. Here one update of c_attn serves queries, keys and
+values; theirs are two updates, for queries and for values. Here is no label smoothing. They search with ten beams.
 """
 
-import cli
+if __name__ == "__main__":
+    from npgpt.commands import start  # before the imports that take time: it handles Ctrl-C during them
 
-import argparse
+    start.begin()
+
 import dataclasses
 import functools
 import math
@@ -23,6 +25,8 @@ from tqdm import tqdm
 
 import npgpt
 from npgpt import data
+from npgpt.commands import cli, models
+from npgpt.commands.flags import Flag, Parser, path
 from npgpt.evaluation import bootstrap, evaluate, metrics, questions
 from npgpt.files.atomic import write_json
 from npgpt.runtime.errors import DivergedError
@@ -63,40 +67,34 @@ METHODS = {
 }
 
 
+FILES = f"a meaning, {SEPARATOR} and words for it on each line"
+FLAGS = [
+    *models.MODEL,
+    Flag("--train", f"what to train on: {FILES}", path, required=True, metavar="FILE"),
+    Flag("--test", "what to measure on, in the same form", path, required=True, metavar="FILE"),
+    Flag("--out", "where to write all figures and what was generated", path, Path("runs/e2e.json"), metavar="FILE"),
+    Flag("--epochs", "passes over --train", int, 5, least=1),
+    Flag("--batch-size", "texts in a step", int, 8, least=1),
+    Flag("--methods", "which methods to compare", default=tuple(METHODS), choices=tuple(METHODS), many="+",
+         metavar="NAME"),
+    Flag("--start", "first learning rate to try for all weights, one of 1, 2, 5, 10, .. times 1e-6; a part of the "
+         "weights begins with ten times as much", float, 2e-4, tuple(RATES), metavar="RATE"),
+    Flag("--short-steps", "steps of a run that tries a learning rate", int, 100, least=1),
+    Flag("--limit", "put only the first N meanings into words (default: all)", int, least=1, metavar="N"),
+    Flag("--seed", "decides LoRA's start, the order of the texts and dropout", int, 0),
+]
+
+
 def parse_arguments(argv):
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_model_arguments(parser)
-    files = f"a meaning, {SEPARATOR} and words for it a line"
-    parser.add_argument("--train", required=True, type=cli.path, metavar="FILE", help=f"what to train on: {files}")
-    parser.add_argument("--test", required=True, type=cli.path, metavar="FILE",
-                        help="what to measure on, in the same form")
-    parser.add_argument("--out", type=cli.path, default=Path("runs/e2e.json"), metavar="FILE",
-                        help="where to put all figures and what was generated (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=5, help="passes over --train (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="texts a step (default %(default)s)")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME",
-                        help=f"of {', '.join(METHODS)} (default: all)")
-    parser.add_argument("--start", type=float, default=2e-4, choices=RATES, metavar="RATE",
-                        help="learning rate of all weights to begin with, one of 1, 2, 5, 10, .. times 1e-6; a part of "
-                             "the weights begins with ten times as much (default %(default)s)")
-    parser.add_argument("--short-steps", type=int, default=100,
-                        help="steps of a run that tries a learning rate (default %(default)s)")
-    parser.add_argument("--limit", type=int, help="put only this many meanings into words (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of LoRA, the order of the texts and dropout")
-    args = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "short_steps", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value}: it must be at least 1")
-    return args
+    return Parser(__doc__, FLAGS).parse(argv)
 
 
 def main(args):
     keep_freed_memory()
     documents, test_documents = (
         data.Documents(file, separator=SEPARATOR, template=TEMPLATE) for file in (args.train, args.test))
-    name = cli.choose_model(args.model, args.revision)
-    model, tokenizer = cli.load(name, args.revision)
+    name = models.choose_model(args.model, args.revision)
+    model, tokenizer = models.load(name, args.revision)
     context = model.config.n_positions
     whole, _ = data.encode(tokenizer, documents, context)
     part, held_out = data.encode(tokenizer, documents, context, HELD_OUT)
@@ -107,7 +105,7 @@ def main(args):
           f"{len(task.items):,} meanings to put into words; loss before training {loss(model, test.sequences):.3f}")
 
     def fresh(method):
-        model, _ = cli.load(name, args.revision)
+        model, _ = models.load(name, args.revision)
         METHODS[method](model, args.seed)
         return model
 

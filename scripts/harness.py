@@ -1,11 +1,15 @@
 """EleutherAI's lm-evaluation-harness with npgpt among its models: its own command line, which --help explains."""
 
-import cli
+if __name__ == "__main__":
+    from npgpt.commands import start  # before the imports that take time: it handles Ctrl-C during them
+
+    start.begin()
 
 import importlib
 import sys
 
 import npgpt
+from npgpt.commands import cli
 
 
 def main():

@@ -3,7 +3,10 @@
 Needs Chromium (Debian: apt install chromium) and Pillow, which comes with pip install '.[plot]'.
 """
 
-import cli
+if __name__ == "__main__":
+    from npgpt.commands import start  # before the imports that take time: it handles Ctrl-C during them
+
+    start.begin()
 
 import shutil
 import subprocess
@@ -11,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from npgpt.commands import cli
+from npgpt.commands.flags import Parser
 from npgpt.runtime.errors import NpgptError
 
 SCRIPTS = Path(__file__).parent
@@ -22,7 +27,7 @@ LARGEST = 200_000  # bytes
 
 
 def main():
-    cli.Parser(description=__doc__).parse_args()
+    Parser(__doc__, []).parse(None)
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         raise NpgptError("no Chromium found: install it (Debian: apt install chromium)")

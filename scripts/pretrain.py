@@ -6,7 +6,10 @@ The folder then holds a whole model: config.json, model.safetensors (float16), t
 written each time the loss on held-out documents reaches a new low, so stopping early loses little.
 """
 
-import cli
+if __name__ == "__main__":
+    from npgpt.commands import start  # before the imports that take time: it handles Ctrl-C during them
+
+    start.begin()
 
 import math
 import platform
@@ -22,6 +25,8 @@ from tqdm import tqdm
 import npgpt
 from npgpt import data, optim
 from npgpt.autograd import no_grad
+from npgpt.commands import cli
+from npgpt.commands.flags import Flag, Parser, path, threads
 from npgpt.files import atomic
 from npgpt.files.tokenizer import END_OF_TEXT, Tokenizer
 from npgpt.runtime import seeding
@@ -63,30 +68,29 @@ The text comes from Python (PSF licence) and NumPy (BSD licence). None of it is 
 """
 
 
-def parse_arguments(argv=None):
-    """Return the settings, and the command line that gives them: what the model card quotes."""
-    parser = cli.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=cli.path, default=Path("runs/pretrain"), help="folder to write (%(default)s)")
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps (%(default)s)")
-    parser.add_argument("--warmup", type=int, default=150, help="steps of rising learning rate (%(default)s)")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens a step, about (%(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (%(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="of every parameter (%(default)s)")
-    parser.add_argument("--dropout", type=float, default=0.2, help="of embeddings and residual branches (%(default)s)")
-    parser.add_argument("--vocab-size", type=int, default=3072, help="tokens in the vocabulary (%(default)s)")
-    parser.add_argument("--n-positions", type=int, default=256, help="longest sequence, in tokens (%(default)s)")
-    parser.add_argument("--n-embd", type=int, default=192, help="width (%(default)s)")
-    parser.add_argument("--n-layer", type=int, default=4, help="blocks (%(default)s)")
-    parser.add_argument("--n-head", type=int, default=4, help="attention heads a block (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout (%(default)s)")
-    parser.add_argument("--threads", type=cli.threads, default=2, help="CPU threads (%(default)s)")
-    args = parser.parse_args(argv)
-    least = {"steps": 1, "warmup": 0, "batch_tokens": 2, "vocab_size": 257, "n_positions": 2, "seed": 0}
-    for name, smallest in least.items():
-        if getattr(args, name) < smallest:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least {smallest}")
-    given = [f" --{name.replace('_', '-')} {value}" for name, value in vars(args).items()
-             if name != "out" and value != parser.get_default(name)]
+FLAGS = [
+    Flag("--out", "folder to write", path, Path("runs/pretrain"), metavar="DIR"),
+    Flag("--steps", "optimizer steps", int, 4000, least=1),
+    Flag("--warmup", "steps in which the learning rate rises", int, 150, least=0),
+    Flag("--batch-tokens", "tokens in a step, about", int, 4096, least=2),
+    Flag("--lr", "highest learning rate", float, 2e-3),
+    Flag("--weight-decay", "weight decay of every parameter", float, 0.1),
+    Flag("--dropout", "dropout of embeddings and residual branches", float, 0.2),
+    Flag("--vocab-size", "tokens in the vocabulary", int, 3072, least=257),
+    Flag("--n-positions", "longest sequence in tokens", int, 256, least=2),
+    Flag("--n-embd", "width", int, 192),
+    Flag("--n-layer", "number of blocks", int, 4),
+    Flag("--n-head", "attention heads in a block", int, 4),
+    Flag("--seed", "decides weights, order and dropout", int, 0, least=0),
+    Flag("--threads", "CPU threads", threads, 2, metavar="N"),
+]
+
+
+def parse_arguments(argv):
+    """Return the settings, and the command line that gives them, which the model card quotes."""
+    args = Parser(__doc__, FLAGS).parse(argv)
+    given = [f" {flag.name} {getattr(args, flag.key)}" for flag in FLAGS
+             if flag.key != "out" and getattr(args, flag.key) != flag.default]
     return args, "python scripts/pretrain.py" + "".join(given)
 
 
@@ -111,8 +115,8 @@ def train_tokenizer(texts, vocab_size):
 def pack(pieces, length):
     """Yield the pieces in order, laid end to end into sequences of at most `length` ids. No piece is cut.
 
-    So a sequence starts where a document starts, at position 0, as a prompt will; and what follows an end of text is
-    the start of another document.
+    So a sequence begins with the beginning of a document, at position 0, as a prompt will; and after each end of text
+    another document begins.
     """
     block = []
     for piece in pieces:
@@ -137,7 +141,7 @@ def batches(pieces, length, tokens):
 
 
 def epochs(pieces, length, tokens, seed):
-    """Yield batches for ever, each pass over the pieces in a new order and so packed anew."""
+    """Yield batches for ever. Each pass over the pieces has a new order, and so other sequences."""
     epoch = 0
     while True:
         order = seeding.generator(seed, "order", epoch).permutation(len(pieces))
@@ -223,4 +227,4 @@ def run(args, command):
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(lambda: run(*parse_arguments())))
+    raise SystemExit(cli.run(lambda: run(*parse_arguments(None))))

@@ -14,14 +14,16 @@ from npgpt import Tensor, backward
 # `arithmetic`, and .ci/run repeats those with each of BLAS's kernels and several numbers of threads.
 NO_ARITHMETIC = ("data/", "files/test_atomic.py", "files/test_hub.py", "files/test_names.py", "files/test_pickles.py",
                  "files/test_tokenizer.py", "files/test_torchfile.py", "fuzz/", "hub/", "kills/", "mutation/",
-                 "official/", "parity/", "scripts/test_bad_input.py", "scripts/test_cli.py", "scripts/test_convert",
-                 "scripts/test_harness", "scripts/test_inspect_s", "scripts/test_memory", "scripts/test_sweep.py",
+                 "official/", "parity/", "commands/test_bad_input.py", "commands/test_cli.py",
+                 "commands/test_console.py", "commands/test_convert", "commands/test_flags.py",
+                 "commands/test_harness", "commands/test_inspect_adapter.py", "commands/test_memory",
+                 "commands/test_sweep.py",
                  "training/test_estimate.py", "runtime/test_memory.py", "evaluation/test_wikitext.py",
                  "test_imports.py", "test_readmes.py", "test_texts.py")
 # What takes most of the time: tests that start processes, and others of many seconds. They have the marker `slow`;
 # `pytest -m "not slow"` runs all others, in under a minute.
 SLOW = ("files/test_torchfile.py", "fuzz/test_fuzz.py", "hub/", "kills/", "mutation/", "official/", "parity/",
-        "scripts/", "test_readmes.py", "test_real_model.py", "training/test_estimate.py")
+        "commands/", "test_readmes.py", "test_real_model.py", "training/test_estimate.py")
 TESTS = pathlib.Path(__file__).parent
 
 

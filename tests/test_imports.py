@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import inspect
 import re
 import subprocess
@@ -73,6 +74,8 @@ def test_each_folder_lists_what_is_in_it(folder):
 def test_imports_point_one_way(module):
     name, tree = module
     others = {other for other in imported(ast.walk(tree)) if other in FILES}
+    if name.startswith("commands."):
+        others -= {"__init__"}  # they use the public names, as any user does
     wrong = {other for other in others if place(other) >= place(name)}
     assert not wrong, f"{name} imports from below it: {sorted(wrong)}"
 
@@ -84,20 +87,56 @@ def test_there_is_no_torch(module):
 
 
 def test_nothing_is_printed_and_no_global_state_is_touched(module):
+    """The command lines alone print."""
+    name, tree = module
     allowed = {"Generator", "Philox", "SeedSequence", "default_rng"}
-    for node in ast.walk(module[1]):
+    for node in ast.walk(tree):
         code = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
-        assert code not in {"print", "sys.argv", "sys.stdout", "sys.stderr"}
+        assert name.startswith("commands.") or code not in {"print", "sys.argv", "sys.stdout", "sys.stderr"}
         if code.startswith("np.random."):
             assert code.removeprefix("np.random.") in allowed, f"{code} is a global random state"
 
 
-def test_importing_npgpt_imports_neither_hub_nor_tokenizers():
+def run(code):
+    """What another process prints."""
+    return subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True,
+                          check=True).stdout
+
+
+def test_the_public_names_import_neither_hub_nor_tokenizers():
     """They are slow to load, and a model in memory needs neither."""
-    code = ("import sys, npgpt; print(*sorted({'huggingface_hub', 'tokenizers', 'tqdm', 'torch', 'safetensors'}"
-            " & set(sys.modules)))")
-    run = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == []
+    assert run("import sys; from npgpt import *; print(*sorted({'huggingface_hub', 'tokenizers', 'tqdm', 'torch', "
+               "'safetensors'} & set(sys.modules)))").split() == []
+
+
+def test_importing_npgpt_imports_nothing():
+    """So that a command can handle Ctrl-C before the imports that take time."""
+    assert run("import sys; before = set(sys.modules); import npgpt; print(*sorted(set(sys.modules) - before))").split(
+        ) == ["npgpt"]
+
+
+MODULES = [name for name in listed(PACKAGE) if ours(f"npgpt.{name}") and name != "__main__"]
+
+
+@pytest.mark.parametrize("name", [*npgpt.__all__, *MODULES])
+def test_names_are_there_after_a_plain_import(name):
+    """Public names, and the modules and rooms of the list."""
+    assert run(f"import npgpt; print(npgpt.{name} is not None, {name!r} in dir(npgpt))") == "True True\n"
+
+
+def test_a_public_name_is_what_its_module_has():
+    for module, names in npgpt._PUBLIC.items():
+        for name in names:
+            assert getattr(npgpt, name) is getattr(importlib.import_module(f"npgpt.{module}"), name)
+
+
+def test_other_names_are_missing():
+    for name in ("nothing", "_nothing", "__wrapped__", "finetune", "np"):
+        assert not hasattr(npgpt, name), name
+        with pytest.raises(AttributeError, match=f"module 'npgpt' has no attribute '{name}'"):
+            getattr(npgpt, name)
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from npgpt import nothing  # noqa: F401
 
 
 def test_public_names():

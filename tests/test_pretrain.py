@@ -157,7 +157,7 @@ def test_training_lowers_the_loss(texts, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ("--steps 0", "--steps is 0"), ("--vocab-size 256", "--vocab-size is 256"), ("--seed -1", "--seed is -1"),
+    ("--steps 0", "--steps 0: "), ("--vocab-size 256", "--vocab-size 256: "), ("--seed -1", "--seed -1: "),
     ("--lr fast", "--lr"),
 ])
 def test_wrong_arguments_end_in_one_line(arguments, message, capsys):

@@ -27,10 +27,6 @@ READMES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((ROOT / "np
 NAMES = [path.relative_to(ROOT).as_posix() for path in READMES]
 LONGEST = 180  # lines of README.md
 
-# LEAD: set HOUSE to True when npgpt/commands/ and the path are merged, then delete what is for False.
-HOUSE = False
-MODULES = {} if HOUSE else {"finetune": "settings"}  # where the parser of a command is made, if elsewhere
-
 TEXTS = (ROOT / "npgpt" / "texts" / "train.txt").read_text(encoding="utf-8").splitlines()
 PAIRS = [("name : Alimentum | area : city centre | family friendly : no",
           "There is a place in the city centre , Alimentum , that is not family - friendly ."),
@@ -54,11 +50,8 @@ FILES = {
 def runnable(words):
     """Return the command line that runs `words` here, or None for what only prepares a machine."""
     program, *arguments = words
-    if program == "npgpt" and HOUSE:
-        return [sys.executable, "-m", "npgpt", *arguments]
     if program == "npgpt":
-        name, arguments = command_and_arguments(arguments)
-        return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+        return [sys.executable, "-m", "npgpt", *arguments]
     if program == "python":
         return [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
     assert program in ("pip", "apt"), f"a README runs {program}: neither npgpt nor python"
@@ -181,14 +174,12 @@ def check(monkeypatch, program, *words):
     words = list(words)
     if program == "npgpt":
         name, arguments = command_and_arguments(words)
-        where = "npgpt.commands." if HOUSE else ""
-        check_arguments(monkeypatch, importlib.import_module(where + MODULES.get(name, name)), arguments)
+        check_arguments(monkeypatch, importlib.import_module(f"npgpt.commands.{name}"), arguments)
         return
     for word in (program, *words):
         assert not re.match(r"(tests|scripts|\.ci)/", word) or (ROOT / word).exists(), word
     if program == "python" and words[0].startswith("scripts/"):
-        name = Path(words[0]).stem
-        module = importlib.import_module(MODULES.get(name, name))
+        module = importlib.import_module(Path(words[0]).stem)
         if hasattr(module, "parse_arguments"):  # else it is harness.py, or an entry point of a few lines
             check_arguments(monkeypatch, module, words[1:])
 
@@ -215,7 +206,7 @@ def test_links_lead_somewhere(name):
         if not link.startswith("https://"):
             target, _, anchor = link.partition("#")
             path = ((ROOT / name).parent / target).resolve() if target else ROOT / name
-            assert path.exists() or (not HOUSE and path.suffix == ".py"), f"{name}: {link}"
+            assert path.exists(), f"{name}: {link}"
             assert not anchor or anchor in anchors(path), f"{name}: {link}"
 
 

@@ -1,6 +1,6 @@
 """Adapters beyond plain LoRA: what they can be, how several work together, and PEFT's files.
 
-Read in this order; within the folder, a file imports only from files above it.
+Read the files in this order. A file imports only from files above it.
 
 What an adapter is:
 
@@ -27,5 +27,5 @@ Files:
     peft.py         PEFT's adapter files <-> an adapter
     pretrained.py   a base model with its tokenizer, made ready for adapters that were trained on it
 
-May import from the path, `files` and `runtime`.
+This room may import from the path, `files` and `runtime`.
 """

@@ -1,6 +1,6 @@
 """Data: files -> records -> documents -> sequences of ids with loss masks -> the batches of each step.
 
-Read in this order; within the folder, a file imports only from files above it:
+Read the files in this order. A file imports only from files above it:
 
     readers.py    files to records: a reader for each format
     parquet.py    Parquet files to records
@@ -14,7 +14,7 @@ Read in this order; within the folder, a file imports only from files above it:
     order.py      which sequences each step sees
     preview.py    a sequence as lines of text, token by token
 
-This folder may import `batch`, and from `files` and `runtime`. The library `datasets` reads most of these formats too,
+This room may import `batch`, and from `files` and `runtime`. The library `datasets` reads most of these formats too,
 but it needs pyarrow, which is large, and it keeps no line numbers for messages.
 """
 

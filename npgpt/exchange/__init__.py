@@ -1,6 +1,6 @@
 """Files of other programs, and plain models made of a model with adapters.
 
-Read in this order; within the folder, a file imports only from files above it:
+Read the files in this order. A file imports only from files above it:
 
     loralib.py  loralib's checkpoints -> PEFT's adapter files
     mlx.py      MLX's adapter folders -> PEFT's adapter files
@@ -8,5 +8,5 @@ Read in this order; within the folder, a file imports only from files above it:
     merge.py    a model with adapters -> a folder of plain weights, with a certificate
     gguf.py     a model -> a GGUF file for llama.cpp
 
-May import from the path, `adapters`, `files` and `runtime`.
+This room may import from the path, `adapters`, `files` and `runtime`.
 """

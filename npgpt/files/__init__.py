@@ -1,6 +1,6 @@
 """Where models are, and how tensors, models and tokenizers are read and written.
 
-Read in this order; within the folder, a file imports only from files above it:
+Read the files in this order. A file imports only from files above it:
 
     atomic.py       files and folders that are written whole or not at all; JSON
     names.py        the names of parameters in other programs' files
@@ -11,5 +11,5 @@ Read in this order; within the folder, a file imports only from files above it:
     tokenizer.py    text to ids and back
     checkpoint.py   Hugging Face's files <-> a model
 
-This folder may import from `runtime`.
+This room may import from `runtime`.
 """

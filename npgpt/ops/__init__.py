@@ -4,7 +4,7 @@ The model runs the fused operations. `primitives` has ten small operations; the 
 from these ten and compare. Two rooms have operations of their own: adapters/ (DoRA, replaced rows), training/
 (recomputation).
 
-Read in this order; within the folder, a file imports only from files above it:
+Read the files in this order. A file imports only from files above it:
 
     primitives.py     add, mul, matmul, sum, exp, log, tanh, reshape, transpose, take
     dropout.py        dropout, if and only if a random generator is passed
@@ -15,7 +15,7 @@ Read in this order; within the folder, a file imports only from files above it:
     embedding.py      rows of a table, looked up by number
     cross_entropy.py  the output head and the softmax cross-entropy together
 
-May import from `autograd` and `runtime`.
+This room may import from `autograd` and `runtime`.
 """
 
 from npgpt.ops.activations import ACTIVATIONS, gelu, gelu_new, relu, silu

@@ -1,6 +1,6 @@
 """The base that everything else uses: errors, random numbers, threads and memory. Nothing here knows a model.
 
-Read in this order; within the folder, a file imports only from files above it:
+Read the files in this order. A file imports only from files above it:
 
     errors.py   the exceptions; each message is one line for people
     checks.py   rules for the fields of a configuration
@@ -12,6 +12,6 @@ Read in this order; within the folder, a file imports only from files above it:
     memory.py   how much memory the process holds, and how to keep freed memory for the next step
     machine.py  the processor, the libraries and the versions that made a result
 
-This folder imports nothing else of npgpt. You can read the path without it: `shares.product(a, b)` is a @ b, and
+This room imports nothing else of npgpt. You can read the path without it: `shares.product(a, b)` is a @ b, and
 `threads.spread` calls a function once for each share of the work.
 """

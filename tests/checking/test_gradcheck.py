@@ -3,7 +3,6 @@
 import doctest
 import sys
 
-import gradcheck as script  # scripts/gradcheck.py
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from npgpt import Tensor, gradcheck, ops
 from npgpt.autograd import needs_grad, record
 from npgpt.checking import gradcases
 from npgpt.checking.gradcheck import check_parameters
+from npgpt.commands import gradcheck as command
 from npgpt.runtime.errors import ConfigError
 
 X = np.array([[0.5, -1.0, 2.0], [0.3, 1.5, -0.7]])
@@ -172,7 +172,7 @@ def test_script(capsys, monkeypatch):
     bad = gradcases.Case("bad", lambda x: cube(x, lambda x: 6 * x * x), [X])
     monkeypatch.setattr(gradcases, "models", lambda: [])
     monkeypatch.setattr(gradcases, "operations", lambda: [good])
-    assert script.main(script.parse_arguments([])) == 0
+    assert command.main(command.parse_arguments([])) == 0
     table, summary = capsys.readouterr().out.split("\n\n")
     heading, *rows = table.splitlines()
     assert heading.split()[:2] == ["operation", "argument"]
@@ -180,7 +180,7 @@ def test_script(capsys, monkeypatch):
     assert [line.split()[:2] for line in summary.splitlines()] == [
         ["operation", "gradients"], ["good", "2"], ["2", "passed,"]]
     monkeypatch.setattr(gradcases, "operations", lambda: [good, bad])
-    assert script.main(script.parse_arguments(["--seed", "1"])) == 1
+    assert command.main(command.parse_arguments(["--seed", "1"])) == 1
     table, summary = capsys.readouterr().out.split("\n\n")
     assert "analytic / numeric = 2" in table.splitlines()[-1]
     assert summary.endswith("\n2 passed, 1 failed\n")

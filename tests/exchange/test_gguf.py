@@ -9,7 +9,7 @@ import tokenizers
 from npgpt import GPT2, GPT2Config, Tokenizer
 from npgpt.exchange import gguf
 from npgpt.runtime.errors import ConfigError
-from tests.scripts.conftest import byte_tokenizer
+from tests.commands.conftest import byte_tokenizer
 
 CONFIG = GPT2Config(vocab_size=260, n_positions=8, n_embd=8, n_layer=1, n_head=2)
 

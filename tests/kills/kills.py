@@ -22,12 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
                "TOKENIZERS_PARALLELISM": "false"}  # before NumPy: a process without threads can be forked
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests" / "scripts")]
-
-import cli  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "commands")]
 
 import conftest  # noqa: E402
-import finetune  # noqa: E402
+
+from npgpt.commands import cli, finetune  # noqa: E402
 
 COMMON = ["--model", "model", "--data", "texts.txt", "--val-data", "held-out.txt", "--quiet", "--samples", "1",
           "--batch-size", "2", "--max-steps", "24", "--eval-every", "3"]
@@ -52,7 +51,7 @@ def start(folder, arguments, prepare=lambda: None):
         os.dup2(output, 1)
         os.dup2(output, 2)
         prepare()
-        status = cli.run(lambda: finetune.main(finetune.parse_arguments(arguments, "")))
+        status = cli.run(lambda: finetune.main(finetune.parse_arguments(arguments)))
     finally:
         os._exit(status)
 

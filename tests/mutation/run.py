@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 COPIED = "npgpt", "scripts", "tests", "pyproject.toml", "README.md"
 
 # Not run against mutants: what is about other things or slow, or looks at the clock, so that a busy machine fails it.
-LEFT_OUT = "fuzz", "hub", "mutation", "official", "parity", "scripts", "files/test_hub.py", "test_readmes.py"
+LEFT_OUT = "fuzz", "hub", "mutation", "official", "parity", "commands", "files/test_hub.py", "test_readmes.py"
 
 # The tests to run first are those that mirror the file, tests/ops/test_linear.py for ops/linear.py, and these.
 EVERY_OPERATION = "ops/test_every_operation.py"

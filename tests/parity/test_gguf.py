@@ -5,10 +5,10 @@ import pytest
 
 pytest.importorskip("gguf")
 
-import export_gguf
 import gguf as llama_gguf
 
 import npgpt
+from npgpt.commands import export_gguf
 from npgpt.exchange import gguf
 
 TEXT = "The arguments that don't fit raise <|endoftext|> a naïve ValueError: 3.14, or   12345."

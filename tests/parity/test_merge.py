@@ -10,12 +10,12 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-import merge as merge_script
 import peft
 import torch
 import transformers
 
 import npgpt
+from npgpt.commands import merge as merge_command
 from npgpt.exchange import merge
 
 from .reference import assert_close, npgpt_model, texts, torch_ids, torch_model, with_peft
@@ -112,7 +112,7 @@ def test_tokenizer_and_generation_come_along(tmp_path, capsys):
     model.save_pretrained(base)
     npgpt.save_adapter(npgpt.add_lora(tiny, npgpt.LoraConfig()), adapter)
     arguments = ["--model", base, "--adapter", adapter, "--out", out, "--no-certificate"]
-    assert merge_script.main(merge_script.parse_arguments([str(each) for each in arguments])) == 0
+    assert merge_command.main(merge_command.parse_arguments([str(each) for each in arguments])) == 0
     assert capsys.readouterr().out.startswith(f"merged {adapter} into {base}: {out}")
     merged = transformers.GPT2LMHeadModel.from_pretrained(out)
     assert (merged.generation_config.do_sample, merged.generation_config.top_k) == (True, 7)

@@ -5,9 +5,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-import inspect_adapter
-
 import npgpt
+from npgpt.commands import inspect_adapter
 from npgpt.runtime.errors import FileError
 
 

@@ -13,7 +13,7 @@ import transformers
 
 import npgpt
 from npgpt.adapters.pretrained import base_of
-from tests.scripts.conftest import CONFIG, save_model
+from tests.commands.conftest import CONFIG, save_model
 
 from .reference import assert_close, torch_ids
 
@@ -73,15 +73,13 @@ def test_the_mean_row_is_the_mean_of_transformers_draws(base):
 
 def test_a_run_with_added_tokens_is_loaded_as_peft_users_do(base, tmp_path, monkeypatch):
     """The tokenizer from the adapter's folder, the base resized to it, the adapter; and the merged folder alone."""
-    import finetune
-    import merge
-    from settings import parse_arguments
+    from npgpt.commands import finetune, merge
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.txt").write_text("<|user|>many hands<|assistant|>make light work<|end|>\n")
-    finetune.main(parse_arguments(["--model", str(base), "--data", "texts.txt", "--special-tokens", "--max-steps", "5",
-                                   "--lr", "0.02", "--out", "run", "--samples", "0", "--quiet", "--add-tokens",
-                                   *TOKENS], ""))
+    finetune.main(finetune.parse_arguments(
+        ["--model", str(base), "--data", "texts.txt", "--special-tokens", "--max-steps", "5", "--lr", "0.02", "--out",
+         "run", "--samples", "0", "--quiet", "--add-tokens", *TOKENS]))
     merge.main(merge.parse_arguments(["--model", str(base), "--adapter", "run/adapter", "--out", "merged"]))
     ours, tokenizer = base_of(base, adapters=["run/adapter"])
     npgpt.load_adapter(ours, "run/adapter")

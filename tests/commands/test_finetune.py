@@ -250,22 +250,21 @@ def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, e
 
 PRESS = """
 import signal, sys
-sys.path.insert(0, {scripts!r})
-import finetune
-measure, calls = finetune.evaluate.mean_nll, []
+from npgpt.commands import cli, finetune, running
+measure, calls = running.evaluate.mean_nll, []
 def pressing(*args):
     calls.append(args)
     if len(calls) == {n}:
         for _ in range({times}):
             signal.raise_signal(signal.SIGINT)
     return measure(*args)
-finetune.evaluate.mean_nll = pressing
+running.evaluate.mean_nll = pressing
 save = finetune.Run.save_checkpoint
 def saving(*args, **kwargs):
     signal.raise_signal(signal.SIGINT)
     return save(*args, **kwargs)
 finetune.Run.save_checkpoint = saving
-sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
+sys.exit(cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
 """
 
 
@@ -276,7 +275,7 @@ sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, "
 ], ids=["before the first step", "after an epoch", "twice after an epoch"])
 def test_ctrl_c_while_measuring(script, tmp_path, model, texts, held_out, environment, root, n, times, said):
     """The n-th time that the held-out loss is measured; and once more while the run is saved."""
-    (tmp_path / "press.py").write_text(PRESS.format(scripts=str(root / "scripts"), n=n, times=times))
+    (tmp_path / "press.py").write_text(PRESS.format(n=n, times=times))
     options = ["--model", model, "--data", texts, "--val-data", held_out, "--out", "run", "--samples", "0"]
     process = popen([sys.executable, "press.py", *map(str, options)], tmp_path, environment)
     stdout, stderr = process.communicate(timeout=60)
@@ -291,11 +290,10 @@ def test_ctrl_c_while_measuring(script, tmp_path, model, texts, held_out, enviro
 
 COUNT = """
 import sys
-sys.path.insert(0, {scripts!r})
-import finetune
-measure, calls = finetune.evaluate.mean_nll, []
-finetune.evaluate.mean_nll = lambda *args: calls.append(args) or measure(*args)
-status = finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, "")))
+from npgpt.commands import cli, finetune, running
+measure, calls = running.evaluate.mean_nll, []
+running.evaluate.mean_nll = lambda *args: calls.append(args) or measure(*args)
+status = cli.run(lambda: finetune.main(finetune.parse_arguments(None)))
 print("measured", len(calls), "times")
 sys.exit(status)
 """
@@ -304,7 +302,7 @@ sys.exit(status)
 @pytest.mark.parametrize("flags", [[], ["--keep-best"]], ids=str)
 def test_nothing_is_measured_twice(tmp_path, model, texts, held_out, environment, root, flags):
     """Before training and at 2, 4 and 5: what was measured last is what is shown, or the lowest with --keep-best."""
-    (tmp_path / "count.py").write_text(COUNT.format(scripts=str(root / "scripts")))
+    (tmp_path / "count.py").write_text(COUNT)
     command = [sys.executable, "count.py", "--model", model, "--data", texts, "--val-data", held_out, "--out", "run",
                "--samples", "0", "--max-steps", "5", "--eval-every", "2", "--lr", "0.02", *flags]
     process = popen([str(each) for each in command], tmp_path, environment)
@@ -385,9 +383,8 @@ def test_the_batch_that_diverges_is_named(run_script, tmp_path, model, texts):
 
 FULL = """
 import resource, sys
-sys.path.insert(0, {scripts!r})
-import finetune
-save, calls = finetune.save_checkpoint, []
+from npgpt.commands import cli, finetune, running
+save, calls = running.save_checkpoint, []
 def saving(*args):
     calls.append(args)
     if len(calls) == 3:
@@ -395,13 +392,13 @@ def saving(*args):
     return save(*args)
 import npgpt.training.fit
 npgpt.training.fit.save = saving
-sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
+sys.exit(cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
 """
 
 
 def test_a_file_that_cannot_be_written_leaves_a_run_that_can_go_on(script, tmp_path, model, texts, environment, root,
                                                                   contents):
-    (tmp_path / "full.py").write_text(FULL.format(scripts=str(root / "scripts")))
+    (tmp_path / "full.py").write_text(FULL)
     options = ["--model", model, "--data", texts, "--save-every", "3", "--samples", "0", "--quiet"]
     process = popen([sys.executable, "full.py", *map(str, options), "--out", "run"], tmp_path, environment)
     stdout, stderr = process.communicate(timeout=60)
@@ -513,15 +510,14 @@ def test_data_is_read_before_the_model_is_fetched(refused):
 
 NOW = """
 import sys
-sys.path.insert(0, {scripts!r})
-import finetune
+from npgpt.commands import cli, finetune, running
 finetune.time.strftime = lambda *_: "now"
-sys.exit(finetune.cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
+sys.exit(cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
 """
 
 
 def test_two_runs_of_one_moment(model, texts, tmp_path, environment, root):
-    (tmp_path / "now.py").write_text(NOW.format(scripts=str(root / "scripts")))
+    (tmp_path / "now.py").write_text(NOW)
     command = [sys.executable, "now.py", "--model", str(model), "--data", str(texts), "--max-steps", "1", "--samples",
                "0", "--quiet"]
     for process in [popen(command, tmp_path, environment) for _ in range(2)]:

@@ -1,4 +1,4 @@
-"""Watching a run: a progress bar, and Ctrl-C that waits for the end of a step."""
+"""A progress bar for a run, and Ctrl-C that waits for the end of a step."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from npgpt.training.fit import smoothed
 
 
 class Stop:
-    """While this context is entered, the first Ctrl-C only sets `asked`; the next one interrupts as ever."""
+    """Inside this context the first Ctrl-C only sets `asked`; the next one interrupts as usual."""
 
     def __enter__(self):
         self.asked, self._before = False, signal.signal(signal.SIGINT, self._press)
@@ -37,7 +37,7 @@ def uninterrupted():
 
 
 class Bar:
-    """A progress bar: loss, its running mean, speed and, by tqdm, time left; and what else takes time."""
+    """A progress bar: loss, its running mean, speed, the time that is left, and what else takes time."""
 
     def __init__(self, done, total, quiet):
         self._bar, self._figures = tqdm(total=total, initial=done, unit="step", disable=quiet), ""
@@ -49,13 +49,13 @@ class Bar:
         self.close()
 
     def close(self):
-        """Leave the bar as it is; what is printed from here on stands below it."""
+        """Leave the bar as it is; what is printed later stands below it."""
         self._bar.close()
 
     def steps(self, steps):
-        """Yield what `fit` yields, and show it."""
+        """Yield what `fit` yields, and show it in the bar."""
         losses, tokens, seconds, val_loss = [], 0, 0.0, None
-        self._bar.unpause()  # time left is reckoned from here on
+        self._bar.unpause()  # the time that is left is estimated from here on
         for step, measured in steps:
             losses.append(step.loss)
             tokens, seconds = tokens + step.tokens, seconds + step.seconds
@@ -69,7 +69,7 @@ class Bar:
 
     @contextlib.contextmanager
     def busy(self, words):
-        """Say inside this block what it is that takes its time."""
+        """Inside this block, show in words what takes the time."""
         self._bar.set_postfix_str(words)
         yield
         self._bar.set_postfix_str(self._figures)

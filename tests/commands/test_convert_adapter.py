@@ -35,10 +35,10 @@ def test_an_adapter_of_mlx(script, refused, tmp_path):
     assert "holds an adapter already" in refused("convert_adapter.py", folder, "--out", "adapter")
     assert "adapter/adapter_config.json: enable_lora is not set, so the adapter is in PEFT's form already" in refused(
         "convert_adapter.py", "adapter", "--out", "new")
-    assert f"name its folder, {folder}, whose adapter_config.json says the rest" in refused(
+    assert f"is part of an adapter's folder: give the folder, {folder}" in refused(
         "convert_adapter.py", folder / "adapters.safetensors", "--out", "new")
     for flag in ("--alpha", "--enable", "--model"):
-        assert f"{flag} is for a loralib file; the folder of an adapter says all of it" in refused(
+        assert f"{flag} is for a loralib file; an adapter's folder holds this already" in refused(
             "convert_adapter.py", folder, flag, "1", "--out", "new")
 
 

@@ -1,7 +1,5 @@
 """What the command lines share: statuses, one-line messages, help, and which model is meant."""
 
-import cli
-
 import argparse
 import importlib
 import itertools
@@ -12,9 +10,12 @@ from pathlib import Path
 import pytest
 
 import npgpt
+from npgpt.commands import cli, flags, models
 from npgpt.files import hub
+from npgpt.runtime.errors import ConfigError
 from tests.hub.server import Hub
 
+COMMANDS = Path(cli.__file__).parent
 SAMPLING = ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--num-samples"]
 FLAGS = {
     "finetune.py": """--model --revision --data --val-data --out --rank --alpha --dropout --targets --epochs --max-steps
@@ -49,7 +50,7 @@ def raising(error):
     (lambda: None, 0, ""),
     (lambda: 130, 130, ""),
     (raising(npgpt.NpgptError("what, where")), 2, "error: what, where\n"),
-    (raising(npgpt.runtime.errors.ConfigError("what")), 2, "error: what\n"),
+    (raising(ConfigError("what")), 2, "error: what\n"),
     (raising(MemoryError("Unable to allocate 11.6 TiB")), 2, "error: out of memory: Unable to allocate 11.6 TiB\n"),
     (raising(KeyboardInterrupt()), 130, "stopped\n"),
     (lambda: warnings.warn("look here", stacklevel=1), 0, "warning: look here\n"),
@@ -72,31 +73,14 @@ def test_a_bug_is_not_made_to_look_like_a_mistake():
     (["--revision"], "argument --revision: expected one argument"),
 ])
 def test_wrong_arguments_are_one_line(capsys, arguments, message):
-    parser = cli.Parser(prog="some.py")
-    cli.add_model_arguments(parser)
+    parser = flags.Parser("", models.MODEL)
+    parser.prog = "some.py"
     with pytest.raises(SystemExit) as end:
-        parser.parse_args(arguments)
+        parser.parse(arguments)
     assert end.value.code == 2
     captured = capsys.readouterr()
     assert captured.err == f"error: {message} (see some.py --help)\n"
     assert captured.out == ""
-
-
-class Found(Exception):
-    """Carries the parser of a script."""
-
-
-def parser_of(monkeypatch, name):
-    """The parser of scripts/<name>.py, before anything is parsed."""
-    def parse_args(parser, *_):
-        raise Found(parser)
-
-    module = importlib.import_module("settings" if name == "finetune" else name)
-    with monkeypatch.context() as patch, pytest.raises(Found) as found:
-        patch.setattr(cli.Parser, "parse_args", parse_args)
-        arguments = {"pretrain": [], "finetune": [[], ""]}.get(name, [[]])
-        module.parse_arguments(*arguments)
-    return found.value.args[0]
 
 
 PATHS = {
@@ -109,22 +93,26 @@ PATHS = {
 }
 
 
-def test_every_command_is_looked_at():
-    folder = Path(cli.__file__).parent
-    assert {path.stem for path in folder.glob("*.py") if "parse_arguments(" in path.read_text()} == {
-        *PATHS, "settings"}
+def module_of(name):
+    """A command of npgpt, or a program for development in scripts/."""
+    return importlib.import_module(f"npgpt.commands.{name}" if (COMMANDS / f"{name}.py").exists() else name)
+
+
+def test_every_command_is_looked_at(root):
+    assert {path.stem for folder in (COMMANDS, root / "scripts") for path in folder.glob("*.py")
+            if "def parse_arguments(" in path.read_text()} == {*PATHS}
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_an_empty_path_is_refused(monkeypatch, capsys, name):
+def test_an_empty_path_is_refused(capsys, name):
     """As that of an unset variable of the shell; it would mean the working directory."""
-    parser, paths = parser_of(monkeypatch, name), PATHS[name].split()
-    for action in parser._actions:
-        named = action.metavar in ("DIR", "FILE", "RUN") or action.dest == "out" or action.type in (cli.path, Path)
-        assert not named or {*action.option_strings, action.dest} & {*paths}, f"is {action.dest} a path?"
+    module, paths = module_of(name), PATHS[name].split()
+    for flag in module.FLAGS:
+        named = flag.metavar in ("DIR", "FILE", "RUN", "PATH") or flag.key == "out" or flag.type is flags.path
+        assert not named or flag.name in paths, f"is {flag.name} a path?"
     for flag in paths:
         with pytest.raises(SystemExit) as end:
-            parser.parse_args([flag, ""] if flag.startswith("-") else [""])
+            module.parse_arguments([flag, ""] if flag.startswith("-") else [""])
         assert end.value.code == 2
         captured = capsys.readouterr()
         assert re.fullmatch(r"error: argument \S+: it must not be empty \(see .*\)\n", captured.err)
@@ -136,7 +124,7 @@ def test_which_model_is_meant_where_none_is_named(monkeypatch, capsys, cached, r
     monkeypatch.setattr(hub, "cached", lambda *_: cached)
     monkeypatch.setattr(hub, "reachable", lambda: reachable)
     monkeypatch.setattr(hub, "file", lambda *_: "config.json")
-    assert cli.choose_model(None) == chosen
+    assert models.choose_model(None) == chosen
     captured = capsys.readouterr()
     assert captured.out == ""
     if chosen == "tiny":
@@ -166,7 +154,7 @@ def test_a_model_that_is_named_is_meant(monkeypatch, capsys):
     monkeypatch.setattr(hub, "cached", lambda *_: pytest.fail("looked"))
     monkeypatch.setattr(hub, "reachable", lambda *_: pytest.fail("asked"))
     for name in ("gpt2", "tiny", "folder", ""):
-        assert cli.choose_model(name) == name
+        assert models.choose_model(name) == name
     assert capsys.readouterr().err == ""
 
 
@@ -182,7 +170,7 @@ def test_the_other_scripts_fall_back_too(run_script, tmp_path, name, more):
 @pytest.mark.parametrize(("text", "expected"), [
     ("500", 500), ("2kB", 2000), ("3 MiB", 3 * 2**20), ("1gb", 10**9), ("1.5GB", 15 * 10**8), ("2.5e9", 25 * 10**8)])
 def test_sizes(text, expected):
-    assert cli.size(text) == expected
+    assert flags.size(text) == expected
     for wrong in ("", "0", "-1MB", "1PB", "1.2.3GB", "MB"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is no size, such as"):
-            cli.size(wrong)
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a size, such as"):
+            flags.size(wrong)

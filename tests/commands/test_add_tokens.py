@@ -142,8 +142,8 @@ def test_added_tokens_that_the_data_never_have(model, data, run_script, tmp_path
     result = run_script(tmp_path, "finetune.py", "--model", model, "--data", data, "--template",
                         "{prompt}<a>{completion}", "--add-tokens", "<a>", "<b>", "--max-steps", 1, "--samples", 0,
                         "--quiet")
-    assert result.stderr == ("warning: --add-tokens: the data hold no token '<b>'; what --template spells out is a "
-                             "token, and what the data spell out only with --special-tokens\n")
+    assert result.stderr == ("warning: --add-tokens: the data hold no token '<b>'; in --template it is always "
+                             "read as a token, in the data only with --special-tokens\n")
 
 
 def test_an_adapter_without_its_tokenizer(run, model, run_script, tmp_path):

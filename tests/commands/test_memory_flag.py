@@ -37,7 +37,7 @@ def test_the_step_is_cut_until_it_fits(script, refused, tmp_path, wide, texts):
 
 @pytest.mark.parametrize("size", ["lots", "3PB", "1.2.3GB"])
 def test_what_is_no_size(refused, size):
-    assert f"{size!r} is no size, such as 3GB or 800MB" in refused("finetune.py", "--max-memory", size)
+    assert f"{size!r} is not a size, such as 3GB or 800MB" in refused("finetune.py", "--max-memory", size)
 
 
 def test_steps_by_tokens_are_cut_even_where_one_text_is_longer(script, tmp_path, wide, texts):

@@ -21,7 +21,7 @@ def test_a_model_of_characters(folder, script):
     stdout = script("convert_checkpoint.py", "ckpt.pt", "--tokenizer", "meta.pkl", "--out", "new")
     first, second = stdout.splitlines()
     assert first == "converted ckpt.pt: 2 layers, 2 heads, width 8, vocabulary 29, context 12, gelu, head tied: new"
-    assert second.startswith("its tokens have none for the end of text, which fine-tuning and evaluation need: eos_")
+    assert second.startswith("its vocabulary has no token for the end of text, which fine-tuning and evaluation need")
     text = script("generate.py", "--model", "new", "--prompt", "abc de", "--max-new-tokens", 5, "--seed", 0)
     assert text.startswith("abc de") and len(text) == len("abc de") + 5 + 1
     text = script("generate.py", "--model", "new", "--prompt", "abc de", "--max-new-tokens", 5, "--json")
@@ -35,7 +35,7 @@ def test_a_model_of_characters(folder, script):
 
 
 def test_other_files(folder, script):
-    none = "it has no tokenizer yet: --tokenizer gpt2, or --tokenizer meta.pkl for characters, writes one too\n"
+    none = "it has no tokenizer yet: --tokenizer gpt2 writes one too, or --tokenizer meta.pkl for characters\n"
     stdout = script("convert_checkpoint.py", "model.pt", "--n-head", 2, "--activation", "gelu_new", "--out", "new")
     assert stdout.endswith(f"context 12, gelu_new, head of its own: new\n{none}")
 
@@ -45,14 +45,14 @@ def test_ids_beyond_the_tokenizer(folder, script, model):
     tensors = state(vocab_size=320)
     (folder / "padded.pt").write_bytes(saved(tensors, under="model", model_args=ARGUMENTS | {"vocab_size": 320}))
     stdout = script("convert_checkpoint.py", "padded.pt", "--tokenizer", model, "--out", "new")
-    assert stdout.endswith(": new\nids from 257 on are in the model, padded, and not in the tokenizer\n")
+    assert stdout.endswith(": new\nthe model pads its vocabulary: ids from 257 on are not in the tokenizer\n")
     assert script("generate.py", "--model", "new", "--prompt", "a", "--max-new-tokens", 9, "--temperature", 0)
 
 
 def test_what_cannot_be_converted(folder, refused, model):
     script = "convert_checkpoint.py"
     assert "model.pt has no model_args" in refused(script, "model.pt", "--out", "new")
-    assert "n_head = 4, but the model_args" in refused(script, "ckpt.pt", "--n-head", 4, "--out", "new")
+    assert "--n-head 4, but the model_args" in refused(script, "ckpt.pt", "--n-head", 4, "--out", "new")
     assert "invalid choice: 'relu'" in refused(script, "ckpt.pt", "--activation", "relu", "--out", "new")
     assert "exists already" in refused(script, "ckpt.pt", "--out", model)
     assert "cannot read nowhere.pt" in refused(script, "nowhere.pt", "--out", "new")

@@ -70,22 +70,22 @@ def test_other_data_under_the_same_settings_are_said(script, run_script, folder)
 
 
 @pytest.mark.parametrize("name, text, message", [
-    ("s.toml", "ranks = 3", "s.toml: ranks is no setting; rank is the nearest that is one"),
-    ("s.toml", "learning-rate = 0.1", "s.toml: learning-rate is no setting; "),
-    ("s.json", '{"settings": {"max_step": 3}}', "s.json: max_step is no setting; max_steps is the nearest"),
-    ("s.toml", 'resume = "run"', "s.toml: resume is no setting; "),
+    ("s.toml", "ranks = 3", "s.toml: ranks is not a setting; rank is the nearest that is one"),
+    ("s.toml", "learning-rate = 0.1", "s.toml: learning-rate is not a setting; "),
+    ("s.json", '{"settings": {"max_step": 3}}', "s.json: max_step is not a setting; max_steps is the nearest"),
+    ("s.toml", 'resume = "run"', "s.toml: resume is not a setting; "),
     ("s.toml", 'rank = "two"', "s.toml: argument --rank: invalid int value: 'two'"),
     ("s.toml", "rank = 2.5", "s.toml: argument --rank: invalid int value: '2.5'"),
     ("s.toml", "rank = true", "s.toml: rank = True: it must be a number or a string"),
     ("s.toml", "full = 1", "s.toml: full = 1: it must be true or false"),
-    ("s.toml", '[lora]\nrank = 1', "s.toml: lora is no setting; "),
+    ("s.toml", '[lora]\nrank = 1', "s.toml: lora is not a setting; "),
     ("s.toml", 'schedule = "slow"', "s.toml: argument --schedule: invalid choice: 'slow'"),
     ("s.toml", "full = true\nlr-ratio = 16\nrank = 4",
-     "--rank, --lr-ratio would have no effect beside --full: leave one or the other out"),
-    ("s.json", '{"full": true, "dora": true}', "--dora would have no effect beside --full"),
-    ("s.toml", "batch_tokens = 64\nbatch_size = 4", "--batch-size would have no effect beside --batch-tokens"),
+     "--rank, --lr-ratio would have no effect with --full: leave one or the other out"),
+    ("s.json", '{"full": true, "dora": true}', "--dora would have no effect with --full"),
+    ("s.toml", "batch_tokens = 64\nbatch_size = 4", "--batch-size would have no effect with --batch-tokens"),
     ("s.toml", "rank = ", "s.toml is not valid TOML: Invalid value (at "),
-    ("s.toml", 'rank = 0\nmodel = "model"', "LoRA rank r = 0: it must be a whole number"),
+    ("s.toml", 'rank = 0\nmodel = "model"', "--rank 0: it must be a whole number"),
     ("s.json", "[1]", "s.json holds a JSON list, not an object"),
     ("s.toml", None, "cannot read s.toml: No such file or directory"),
 ])
@@ -96,16 +96,16 @@ def test_what_is_no_setting_is_named(refused, folder, name, text, message):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--full", "--rank", 4], "--rank would have no effect beside --full"),
+    (["--full", "--rank", 4], "--rank would have no effect with --full"),
     (["--alpha", 8, "--rslora", "--full", "--dora", "--init", "pissa", "--targets", "c_attn"],
-     "--alpha, --dora, --rslora, --init, --targets would have no effect beside --full"),
-    (["--batch-size", 4, "--batch-tokens", 64], "--batch-size would have no effect beside --batch-tokens"),
+     "--alpha, --targets, --rslora, --dora, --init would have no effect with --full"),
+    (["--batch-size", 4, "--batch-tokens", 64], "--batch-size would have no effect with --batch-tokens"),
 ])
 def test_flags_without_effect_are_refused(refused, folder, flags, message):
     assert f"error: {message}" in refused("finetune.py", "--model", "model", "--data", "texts.txt", *flags)
     (folder / "lr.toml").write_text("full = true\nbatch-tokens = 64")
     (flag, *_) = flags[:2] if flags[0] not in ("--full", "--batch-tokens") else flags[1:]
-    assert f"error: {flag} would have no effect beside " in refused(
+    assert f"error: {flag} would have no effect with " in refused(
         "finetune.py", "--model", "model", "--data", "texts.txt", "--config", "lr.toml", flag, 4)
 
 
@@ -119,7 +119,7 @@ def test_the_settings_of_a_run_hold_those_without_effect_too(script, refused, fo
     script("finetune.py", *common, "--out", "lora")
     script("finetune.py", "--config", "lora/config.json", "--full", "--out", "other")
     assert (folder / "other" / "model").exists()
-    assert "error: --rank would have no effect beside --full" in refused(
+    assert "error: --rank would have no effect with --full" in refused(
         "finetune.py", "--config", "full/config.json", "--rank", 8)
 
 

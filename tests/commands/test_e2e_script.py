@@ -109,7 +109,7 @@ def test_rates_are_1_2_5():
 
 @pytest.mark.parametrize("flags, message", [
     (["--train", "none.txt"], "cannot read none.txt"),
-    (["--test", "plain.txt"], "plain.txt:1: no '||' in it"),
+    (["--test", "plain.txt"], "plain.txt:1: the text has no '||'"),
     (["--start", "3"], "argument --start: invalid choice"),
     (["--methods", "lora", "magic"], "argument --methods: invalid choice: 'magic'"),
     (["--epochs", "0"], "--epochs 0: it must be at least 1"),

@@ -1,5 +1,6 @@
-"""Ctrl-C while a script still imports, closed streams, full disks: every script ends as it does later."""
+"""Ctrl-C during imports, closed streams, full disks: however a command is started, it ends as it does later."""
 
+import itertools
 import os
 import re
 import signal
@@ -8,6 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from npgpt.commands import start, sweep
+from npgpt.training.run import Run
+
+from .conftest import WAYS
 
 SCRIPTS = sorted(path.name for path in (Path(__file__).parents[2] / "scripts").glob("*.py")
                  if '__name__ == "__main__"' in path.read_text())
@@ -21,12 +27,12 @@ for _ in range(6000):
 
 
 @pytest.fixture
-def begun(root, tmp_path, environment):
-    """begun(name, *arguments, **options of Popen) -> the process, which Ctrl-C reaches."""
-    def start(name, *arguments, **options):
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # also where this one ignores it
+def begun(command_line, tmp_path, environment):
+    """begun("name.py", *arguments, way="script", **options of Popen) -> the process, which Ctrl-C reaches."""
+    def start(name, *arguments, way="script", **options):
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # even if this process ignores it
         try:
-            return subprocess.Popen([sys.executable, root / "scripts" / name, *map(str, arguments)], cwd=tmp_path,
+            return subprocess.Popen([*command_line(way, name), *map(str, arguments)], cwd=tmp_path,
                                     encoding="utf-8", stderr=subprocess.PIPE,
                                     **{"env": environment, "stdout": subprocess.PIPE} | options)
         finally:
@@ -54,24 +60,37 @@ def test_there_are_scripts():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_ctrl_c_while_numpy_is_imported(begun, tmp_path, environment, name):
-    process = begun(name, env=held_up(tmp_path, environment, "numpy"))
+def test_ctrl_c_during_the_longest_import(begun, tmp_path, environment, name):
+    slow = "lm_eval" if name == "harness.py" else "numpy"
+    process = begun(name, env=held_up(tmp_path, environment, slow))
     assert process.stdout.readline() == "here\n"
     stopped(process)
 
 
-@pytest.mark.parametrize("module", ["argparse", "threadpoolctl", "tokenizers"])
-def test_ctrl_c_at_any_import(begun, tmp_path, environment, model, module):
-    """argparse is the first that is imported, tokenizers comes when a tokenizer is loaded."""
-    process = begun("generate.py", "--model", model, "--prompt", "A", env=held_up(tmp_path, environment, module))
+@pytest.mark.parametrize("way, module", [
+    *itertools.product(WAYS, ["argparse", "threadpoolctl", "tokenizers"]),
+    ("script", "importlib"), ("console", "importlib"),  # `python -m` imports it itself
+])
+def test_ctrl_c_at_any_import(begun, tmp_path, environment, model, module, way):
+    """importlib is the first that is imported, tokenizers comes when a tokenizer is loaded."""
+    process = begun("generate.py", "--model", model, "--prompt", "A", way=way,
+                    env=held_up(tmp_path, environment, module))
     assert process.stdout.readline() == "here\n"
     stopped(process)
 
 
-def test_ctrl_c_after_the_imports(begun, tmp_path, model):
+@pytest.mark.parametrize("way", ["module", "console"])
+def test_ctrl_c_while_npgpt_finds_no_command(begun, tmp_path, environment, way):
+    process = begun("frob.py", way=way, env=held_up(tmp_path, environment, "difflib"))
+    assert process.stdout.readline() == "here\n"
+    stopped(process)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ctrl_c_after_the_imports(begun, tmp_path, model, way):
     """The prompt is read when all is loaded: from a pipe, whose other end waits for that."""
     os.mkfifo(tmp_path / "prompt")
-    process = begun("generate.py", "--model", model, "--prompt-file", "prompt")
+    process = begun("generate.py", "--model", model, "--prompt-file", "prompt", way=way)
     with open(tmp_path / "prompt", "w"):
         process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
@@ -81,7 +100,7 @@ def test_ctrl_c_after_the_imports(begun, tmp_path, model):
 def test_ctrl_c_in_the_child_of_a_sweep(begun, tmp_path, environment, model, texts, held_out):
     """Ctrl-C reaches every process of the terminal's foreground group, and the child may not have begun to import."""
     environment = held_up(tmp_path, environment, "tqdm")
-    (tmp_path / "stubs" / "tqdm.py").write_text("import sys\nif 'finetune' in sys.argv[0]:" + HELD_UP.replace(
+    (tmp_path / "stubs" / "tqdm.py").write_text("import sys\nif sys.argv[1] == 'finetune':" + HELD_UP.replace(
         "\n", "\n    ").replace("write(1", "write(2") + "\ndef tqdm(): pass\n")
     process = begun("sweep.py", "--out", "sweep", "--rank", 2, "--", "--model", model, "--data", texts, "--val-data",
                     held_out, env=environment, start_new_session=True)
@@ -94,10 +113,6 @@ def test_ctrl_c_in_the_child_of_a_sweep(begun, tmp_path, environment, model, tex
 
 @pytest.mark.parametrize("status", [130, -signal.SIGINT])
 def test_a_child_that_was_stopped_stops_the_sweep(monkeypatch, tmp_path, status):
-    import sweep
-
-    from npgpt.training.run import Run
-
     kill = f"import os, signal; os.kill(os.getpid(), {signal.SIGINT})" if status < 0 else "raise SystemExit(130)"
     child = [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); {kill}"]
     popen = subprocess.Popen
@@ -106,9 +121,7 @@ def test_a_child_that_was_stopped_stops_the_sweep(monkeypatch, tmp_path, status)
         sweep.fine_tune(Run(tmp_path / "run"), {"rank": 2}, [])
 
 
-def test_tests_that_import_a_script_keep_their_ctrl_c():
-    import start
-
+def test_a_program_that_imports_a_command_keeps_its_ctrl_c():
     assert signal.getsignal(signal.SIGINT) is not start._stop
 
 
@@ -124,6 +137,7 @@ def closing(*descriptors):
     return close
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("closed", [(0,), (1,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("name, arguments, status", [
     ("generate.py", ["--prompt", "A", "--seed", 0, "--max-new-tokens", 2], 0),
@@ -131,9 +145,9 @@ def closing(*descriptors):
     ("finetune.py", ["--preview", 1], 0),
     ("evaluate.py", ["--data", "none.txt"], 2),
 ])
-def test_closed_streams(begun, model, texts, closed, name, arguments, status):
+def test_closed_streams(begun, model, texts, closed, name, arguments, status, way):
     more = ["--data", texts] if name == "finetune.py" else []
-    process = begun(name, "--model", model, *more, *arguments, preexec_fn=closing(*closed),
+    process = begun(name, "--model", model, *more, *arguments, way=way, preexec_fn=closing(*closed),
                     stdin=subprocess.DEVNULL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status
@@ -158,18 +172,17 @@ def test_a_full_disk_behind_standard_output(begun, model, texts, name, arguments
 
 FULL = """
 import resource, sys
-sys.path.insert(0, {scripts!r})
-import cli, finetune
+from npgpt.commands import cli, finetune
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-sys.exit(cli.run(lambda: finetune.main(finetune.parse_arguments(None, ""))))
+sys.exit(cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the system limits files")
 @pytest.mark.parametrize("texts", [100, 100_000], ids=["when it is closed", "as it is written"])
-def test_a_full_temporary_folder(root, tmp_path, environment, model, texts):
+def test_a_full_temporary_folder(tmp_path, environment, model, texts):
     (tmp_path / "texts.txt").write_text("so few words\n" * texts)
-    (tmp_path / "full.py").write_text(FULL.format(scripts=str(root / "scripts")))
+    (tmp_path / "full.py").write_text(FULL)
     result = subprocess.run([sys.executable, "full.py", "--model", model, "--data", "texts.txt"], cwd=tmp_path,
                             env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from npgpt.commands import plot, sweep
 from npgpt.runtime.errors import NpgptError
 from npgpt.training.run import Run
 
@@ -48,6 +49,7 @@ def test_a_sweep_goes_on(script, tmp_path, contents, flags):
     script("sweep.py", "--out", "whole", "--rank", 2, 3, "--", *flags)
     script("finetune.py", "--out", "sweep/rank=2", "--rank", 2, *flags)
     (tmp_path / "sweep" / "rank=2" / "results.json").unlink()  # as of a run that was killed
+    (tmp_path / "random.py").write_text("raise ImportError('not the one of Python')")
     script("sweep.py", "--out", "sweep", "--rank", 2, 3, "--", *flags)
     name = "adapter/adapter_model.safetensors"
     for run in ("rank=2", "rank=3"):
@@ -67,14 +69,13 @@ def test_sweeps_that_cannot_go_well(run_script, refused, tmp_path, model, texts,
 
 
 def test_plotting_needs_matplotlib_and_says_so(root, environment, tmp_path, model):
-    code = (f"import sys; sys.path.insert(0, {str(root / 'scripts')!r}); sys.modules['matplotlib'] = None; "
-            "import plot; sys.exit(plot.cli.run(lambda: plot.main(plot.parse_arguments(['run']))))")
+    code = ("import sys; sys.modules['matplotlib'] = None; from npgpt.commands import cli, plot; "
+            "sys.exit(cli.run(lambda: plot.main(plot.parse_arguments(['run']))))")
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (2, "error: plot.py needs matplotlib: pip install '.[plot]'\n")
+    assert (result.returncode, result.stderr) == (2, "error: plot needs matplotlib: pip install 'npgpt[plot]'\n")
 
 
 def test_runs_are_named_by_what_differs(tmp_path):
-    import plot
     runs = []
     for name, rank in (("one", 4), ("two", 8)):
         runs.append(Run.create(tmp_path / name))
@@ -85,7 +86,7 @@ def test_runs_are_named_by_what_differs(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--lr", "--out", "--resume"])
 def test_a_flag_that_the_sweep_sets_itself_is_refused(refused, flag):
-    assert f"error: {flag} behind --: " in refused("sweep.py", "--out", "sweep", "--lr", 1e-3, "--", flag, "1")
+    assert f"error: {flag} after --: " in refused("sweep.py", "--out", "sweep", "--lr", 1e-3, "--", flag, "1")
 
 
 def test_flags_that_no_run_began_with_can_be_corrected(run_script, script, tmp_path, flags):
@@ -95,8 +96,14 @@ def test_flags_that_no_run_began_with_can_be_corrected(run_script, script, tmp_p
     script("sweep.py", "--out", "sweep", "--rank", 2, "--", *flags)
 
 
+def test_a_sweep_without_more_flags_goes_on(tmp_path):
+    flags = sweep.parse_arguments(["--out", "sweep", "--rank", "2"]).finetune
+    sweep.note_down(tmp_path / "sweep.json", flags)
+    Run.create(tmp_path / "rank=2").write_config({})
+    sweep.note_down(tmp_path / "sweep.json", flags)
+
+
 def test_runs_without_settings_are_refused(tmp_path):
-    import plot
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(NpgptError, match="does not hold the settings of a run"):
         plot.names([Run(tmp_path)])

@@ -1,4 +1,4 @@
-"""What the tests of the command lines share: a small model, and running a script as a user does."""
+"""What the tests of the command lines share: a small model, and running a command as a user does."""
 
 import os
 import subprocess
@@ -9,9 +9,17 @@ import pytest
 import tokenizers
 
 import npgpt
+from npgpt.commands import start
+from npgpt.commands.console import COMMANDS
 from npgpt.files.tokenizer import END_OF_TEXT
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[2]
+WAYS = ["script", "module", "console"]  # to start a command
 CONFIG = npgpt.GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.2,
                           bos_token_id=0, eos_token_id=0)
 TEXTS = """\
@@ -73,6 +81,30 @@ def root():
 def contents():
     """contents(folder) -> dict path -> bytes."""
     return contents_of
+
+
+@pytest.fixture(scope="session")
+def console(tmp_path_factory):
+    """The program npgpt, as pip writes it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, function = project["scripts"]["npgpt"].split(":")
+    path = tmp_path_factory.mktemp("bin") / "npgpt"
+    path.write_text(f"import sys\nfrom {module} import {function}\nif __name__ == '__main__':\n"
+                    f"    sys.exit({function}())\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def command_line(console):
+    """command_line(way, "inspect_text.py") -> how a command is started: list of words."""
+    def words(way, name):
+        names = {start.file_name(command): command for command in COMMANDS}
+        command = names.get(Path(name).stem, Path(name).stem).split()
+        return {"script": [sys.executable, ROOT / "scripts" / name],
+                "module": [sys.executable, "-m", "npgpt", *command],
+                "console": [sys.executable, console, *command]}[way]
+
+    return words
 
 
 @pytest.fixture(scope="session")

@@ -127,7 +127,7 @@ def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--limit", 0], "--limit 0: it must be at least 1"),
-    (["--stride", 65], "context = 64, stride = 65: the context must be at least 2, and the stride from 1"),
+    (["--stride", 65], "--context 64, --stride 65: the context must be at least 2, and the stride from 1"),
     (["--protocol", "sliding"], "invalid choice: 'sliding'"),
     (["--data", "missing.txt"], "cannot read missing.txt"),
     (["--data", "missing.raw", "--wikitext"], "cannot read missing.raw"),

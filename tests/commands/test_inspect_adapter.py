@@ -4,10 +4,10 @@ import json
 import re
 import sys
 
-import inspect_adapter
 import numpy as np
 import pytest
 
+from npgpt.commands import inspect_adapter
 from npgpt.files import safetensors
 from npgpt.inspection import anatomy
 from npgpt.runtime.errors import ConfigError

@@ -1,0 +1,63 @@
+"""Which model --model names, and loading it with its adapters."""
+
+import contextlib
+import os
+import sys
+
+import npgpt
+from npgpt.adapters import pretrained
+from npgpt.adapters.stack import set_adapter
+from npgpt.commands.flags import Flag
+from npgpt.files import hub
+from npgpt.runtime.errors import HubError
+
+DEFAULT = "gpt2"
+FALLBACK = "tiny"
+REVISION = Flag("--revision", "branch, tag or commit of a model on the hub", metavar="NAME")
+MODEL = [
+    Flag("--model", f"hub id, folder, or '{FALLBACK}', the model in the package (default {DEFAULT}, or {FALLBACK} if "
+                    f"{DEFAULT} is neither in the cache nor on a hub that can be reached)", metavar="NAME"),
+    REVISION,
+]
+
+
+def check_revision(parser, args):
+    """Refuse --revision without --model, for commands that then read no model."""
+    if args.revision is not None and args.model is None:
+        parser.error("--revision needs --model, the model on the hub that it is a revision of")
+
+
+def choose_model(name, revision=None):
+    """Return `name`; if it is None, the default model, or the embedded one if the default cannot be had."""
+    if name is not None:
+        return name
+    if hub.cached(DEFAULT, revision):
+        return DEFAULT
+    reason = "the hub cannot be reached"
+    if hub.reachable():
+        try:
+            hub.file(DEFAULT, "config.json", revision)  # small; a proxy may answer and let nothing through
+            return DEFAULT
+        except HubError as error:
+            reason = f"the hub does not give it ({error})"
+    print(f"{DEFAULT} is not in the cache and {reason}: going on with the embedded model, --model {FALLBACK}",
+          file=sys.stderr)
+    return FALLBACK
+
+
+def load(name, revision=None, adapter=()):
+    """Return (model, tokenizer), with the adapter in the folder `adapter` active, or the sum of those in several."""
+    folders = [adapter] if isinstance(adapter, str) else adapter or ()
+    model, tokenizer = pretrained.base_of(name, revision, folders)
+    for i, folder in enumerate(folders):
+        npgpt.load_adapter(model, folder, f"adapter-{i}", trainable=False)
+    if folders:
+        set_adapter(model, [f"adapter-{i}" for i, _ in enumerate(folders)], trainable=False)
+    return model, tokenizer
+
+
+def same_place(one, other):
+    """Return whether two paths lead to one existing file or folder, however they are spelled."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(one, other)
+    return False

@@ -1,0 +1,113 @@
+"""The training of a run, from its first step to what is saved: with a progress bar, and a way to stop it by Ctrl-C."""
+
+import dataclasses
+import functools
+
+import npgpt
+from npgpt.commands import lines, watch
+from npgpt.commands.settings import PROMPTS
+from npgpt.data import Encoded
+from npgpt.evaluation import evaluate
+from npgpt.runtime.errors import ConfigError, DivergedError, FileError, NpgptError
+from npgpt.runtime.threads import blas_threads
+from npgpt.training.fit import FitConfig, best_step, fit
+from npgpt.training.fit import save as save_checkpoint
+from npgpt.training.run import Run
+from npgpt.training.train import TrainConfig
+
+SAMPLE_TOKENS = 40
+SAMPLE_TEMPERATURE = 0.3
+
+
+@dataclasses.dataclass
+class Job:
+    """Everything that a run works with. total: its steps; threads: those it began with, which decide the last bits."""
+
+    settings: dict
+    config: TrainConfig
+    total: int
+    keeping: FitConfig
+    model: npgpt.GPT2
+    tokenizer: npgpt.Tokenizer
+    training: Encoded
+    held_out: Encoded | None
+    opt: npgpt.AdamW
+    run: Run
+    threads: int
+
+
+def train(job, quiet):
+    """Train to the end, or until Ctrl-C. Returns (place, stopped).
+
+    place    folder of the adapter or the model that was saved; None: the run was stopped within a step
+    stopped  whether Ctrl-C stopped it before its end
+    """
+    with blas_threads(job.threads), watch.Bar(job.opt.steps, job.total, quiet) as bar:
+        try:
+            stopped = take_steps(job, bar)
+        except KeyboardInterrupt:
+            stopped = True
+            if len(job.run.metrics()) < job.opt.steps:  # within a step, which metrics.jsonl does not have
+                return None, stopped
+        except FileError as error:
+            raise FileError(f"{error}; {lines.way_on(job.run)}") from error
+        except DivergedError as error:
+            kept = [job.run.checkpoint(step) for step in job.run.steps()[-1:]]
+            raise NpgptError(f"{error}; the last checkpoint before it is {kept[0]}" if kept else str(error)) from error
+        with watch.uninterrupted():
+            place = save(job, stopped)
+        if not stopped:  # `fit` ends with a measurement, and what it keeps was measured too
+            job.run.record("after", {"val_loss": dict(job.run.evaluations()).get(job.opt.steps),
+                                     "samples": samples(job, bar)})
+    return place, stopped
+
+
+def take_steps(job, bar):
+    """Measure the model as it is, then train it. Returns whether Ctrl-C stopped the training."""
+    measured = functools.partial(measure, job, bar) if job.held_out else None
+    if "before" not in job.run.results():
+        job.run.record("before", {"val_loss": measured and measured(), "samples": samples(job, bar)})
+    steps = fit(job.run, job.model, job.training.sequences, job.opt, job.config, job.keeping, measured)
+    with watch.Stop() as stop:
+        for _ in bar.steps(steps):
+            if stop.asked:
+                break
+    return stop.asked and job.opt.steps < job.total
+
+
+def measure(job, bar):
+    """Return the held-out loss."""
+    with bar.busy("measuring the held-out loss"):
+        sequences = job.held_out.sequences
+        return evaluate.mean_nll(job.model, sequences, sequences.loss_masks).nll
+
+
+def samples(job, bar):
+    """Return (prompt, continuation) for each of the first prompts that the vocabulary can spell; a vocabulary of
+    characters may not spell them all. The draws are the same each time."""
+    texts, model, tokenizer = [], job.model, job.tokenizer
+    with bar.busy("writing samples"):
+        for i, prompt in enumerate(PROMPTS[:job.settings["samples"]]):
+            try:
+                ids = tokenizer.encode(prompt)[:model.config.n_positions // 2]
+            except ConfigError:
+                continue
+            room = min(SAMPLE_TOKENS, model.config.n_positions - len(ids))
+            out = npgpt.generate(model, ids, room, temperature=SAMPLE_TEMPERATURE, seed=job.settings["seed"] + i,
+                                 eos_id=tokenizer.eos_id)
+            new = out[len(ids):]
+            texts.append((prompt, " ".join(tokenizer.decode(new[new != tokenizer.eos_id]).split())))
+    return texts
+
+
+def save(job, stopped):
+    """Save the run, and its adapter or model: as of the best step, if the best is kept and the run has ended. Returns
+    the folder of the adapter or the model."""
+    save_checkpoint(job.run, job.model, job.opt, job.keeping)
+    best = best_step(job.run.evaluations())
+    if job.keeping.keep_best and best and not stopped:
+        job.run.load_checkpoint(best, job.opt)
+    place = job.run.save(job.model)
+    if place == job.run.model:
+        job.tokenizer.save(place)
+    return place
