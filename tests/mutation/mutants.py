@@ -1049,7 +1049,8 @@ TABLE = {
     "adapters/expressions.py": [
         ("a repeat in a repeat goes to re", "elif least > NAME or not all(part[0] == \"text\" for part in inner):",
          "elif least > NAME:"),
-        ("a long name goes to re", "self._re.match(name)) if self._re and len(name) <= NAME", "self._re.match(name)) if self._re"),
+        ("a long name goes to re",
+         "self._re.match(name)) if self._re and len(name) <= NAME", "self._re.match(name)) if self._re"),
         ("a repeat may be too short", "reached = last = set().union", "last = set().union"),
         ("a negative lookahead is a positive one", "if wanted == (start", "if (start"),
         ("a lookbehind looks ahead", "bool(ends(plan, start - width))", "bool(ends(plan, start))"),
