@@ -6,7 +6,8 @@ import sys
 import warnings
 
 from npgpt.commands import start
-from npgpt.runtime.errors import ConfigError, NpgptError
+from npgpt.commands.printing import harmless_streams
+from npgpt.runtime.errors import ConfigError, NpgptError, one_line
 
 
 def run(command, flags=()):
@@ -17,9 +18,15 @@ def run(command, flags=()):
     start.imported()
     # NumPy reports what BLAS adds and throws away as an error: see test_cross_entropy.py. Losses are checked for NaN.
     warnings.filterwarnings("ignore", "invalid value encountered in matmul", RuntimeWarning)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {one_line(str(message))}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a pipe shows each line at once, in any encoding
+    with harmless_streams():
+        return _status(command, flags)
+
+
+def _status(command, flags):
+    """Call `command()` and return its exit status."""
     try:
         try:
             return command() or 0

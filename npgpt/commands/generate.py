@@ -12,6 +12,7 @@ from npgpt.adapters import pretrained
 from npgpt.adapters.stack import set_adapter
 from npgpt.commands import models
 from npgpt.commands.flags import Flag, Parser, filled, path
+from npgpt.commands.printing import exact
 from npgpt.generation.generate import before_stop, pieces, tokens
 from npgpt.generation.sampling import Sampling
 from npgpt.runtime.errors import ConfigError, FileError
@@ -152,10 +153,10 @@ def show(prompt, made, tokenizer, stop):
 
     text = pieces(counted(), tokenizer, stop)
     begin = next(text, "")  # an error is raised here, before any text
-    print(prompt + begin, end="", flush=True)
+    print(prompt + begin, end="", flush=True, file=exact())
     try:
         for piece in text:
-            print(piece, end="", flush=True)
+            print(piece, end="", flush=True, file=exact())
     finally:
         print()
     return count
@@ -184,7 +185,7 @@ def print_sample(args, tokenizer, label, prompt, i, new):
         print(json.dumps({"adapter": label, "prompt": prompt, "text": text, "ids": ids, "seed": seed, "ended": ended}
                          | probs))
         return
-    print(prompt + text)
+    print(prompt + text, file=exact())
     if args.show_probs:
         for _, choices in new:
             (chosen, p), *others = named(choices)
