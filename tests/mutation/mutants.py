@@ -968,6 +968,9 @@ TABLE = {
         ("of two names for a field the first counts", "values.setdefault(field, values[alias]) != values[alias]",
          "values.setdefault(field, values[alias]) is None"),
         ("quantised weights are read", 'values.get("quantization_config")', "None"),
+        ("NaN is read", "finite = np.isfinite(array.sum())", "finite = True"),
+        ("numbers whose sum overflows are refused", "if not finite and (count := array.size - np.count_nonzero(",
+         "if not finite and (count := array.size + np.count_nonzero("),
     ],
     "checking/gradcheck.py": [
         ("a bound a thousand times wider", "BOUND = 1e-7", "BOUND = 1e-4"),
