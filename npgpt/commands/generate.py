@@ -14,6 +14,7 @@ from npgpt.adapters import pretrained
 from npgpt.adapters.stack import set_adapter
 from npgpt.commands import models, prompts, start
 from npgpt.commands.flags import Flag, Parser, filled, meant, path, unescaped
+from npgpt.commands.printing import exact
 from npgpt.files.characters import completed, labels
 from npgpt.generation.generate import before_stop, pieces, tokens
 from npgpt.generation.sampling import Sampling
@@ -161,10 +162,10 @@ def show(prompt, made, tokenizer, stop):
 
     text = pieces(counted(), tokenizer, stop)
     begin = next(text, "")  # an error is raised here, before any text
-    print(prompt + begin, end="", flush=True)
+    print(prompt + begin, end="", flush=True, file=exact())
     try:
         for piece in text:
-            print(piece, end="", flush=True)
+            print(piece, end="", flush=True, file=exact())
     finally:
         print()
     return count
@@ -192,7 +193,7 @@ def print_sample(args, tokenizer, label, prompt, i, new):
         found = {"adapter": label, "prompt": prompt.text, "text": text, "ids": ids, "seed": seed, "ended": ended}
         print(json.dumps(prompt.about | found | probs, default=str))
         return
-    print(prompt.text + text)
+    print(prompt.text + text, file=exact())
     if args.show_probs:
         for at, (written, (_, choices)) in enumerate(zip(labels(tokenizer, ids), new, strict=True)):
             (_, p), *others = choices
