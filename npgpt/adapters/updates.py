@@ -70,7 +70,8 @@ class LowRankLinear(LowRank):
         self.config, self.start = config, None
         self.rank, self.alpha = rank_and_alpha(config, module)
         super().__init__(n_in, n_out, self.rank, self.alpha, config.lora_dropout, dtype)
-        self.scale = config.scale_of(self.rank, self.alpha)
+        if config.use_rslora:
+            self.scale = config.scale_of(self.rank, self.alpha)
         self.lora_B_bias = parameter(n_out, dtype) if config.lora_bias else None
         self.lora_magnitude_vector = parameter(n_out, dtype) if config.use_dora else None
         has_bias = getattr(layer, "bias", None) is not None

@@ -4,6 +4,7 @@ Read the files in this order. A file imports only from files above it:
 
     start.py               before everything else: Ctrl-C during imports, closed streams
     flags.py               Flag: name, type, default and help of a flag, declared once
+    printing.py            standard output and standard error, on which no text can do harm
     cli.py                 errors in one line, exit statuses
     console.py             the program npgpt: its commands, and which one to run
     models.py              which model --model names

@@ -1,6 +1,7 @@
 """Evaluate GPT-2 on a task, alone and with adapters: perplexity, or questions with known answers."""
 
 import json
+import math
 import sys
 
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from npgpt.evaluation import bootstrap, tasks
 from npgpt.evaluation.evaluate import exponential, mean_of_rows
 from npgpt.evaluation.records import Records, complete, fingerprint
 from npgpt.runtime.errors import NpgptError
+from npgpt.runtime.figures import figure
 
 PERPLEXITY, CLASSIFICATION, WRITING = "perplexity", "classification", ", ".join(ANSWERS)  # that have their own flags
 FLAGS = [
@@ -24,7 +26,7 @@ FLAGS = [
     Flag("--data", "file to measure on; see below for what each task reads", filled, required=True, metavar="FILE"),
     Flag("--split", "where a text ends in a plain text file, as for finetune: line, blank, none, or a mark such as "
          "'<|endoftext|>' (default: line)", metavar="HOW"),
-    Flag("--special-tokens", "read special tokens that the data spell out, such as <|endoftext|>, as those tokens; "
+    Flag("--special-tokens", "treat <|endoftext|> and other special tokens in the data as tokens; "
          "without this flag they are plain text", bool, False),
     Flag("--limit", "take only the first N texts or questions", int, least=1, metavar="N"),
     Flag("--out", "keep each answer in this .jsonl file; the same command continues an interrupted evaluation", path,
@@ -54,6 +56,9 @@ FLAGS = [
 ]
 RECORDS_ONLY = ("multiple-choice", "classification")  # tasks that read no plain text
 FEW = 20  # items: with fewer of them the bootstrap is too sure
+UNMEASURED = (f"\nnot measurable: the score is not finite, or its interval spans a factor of more than "
+              f"{bootstrap.WIDEST:,}, so that few "
+              "items\ndecide it. A perplexity per word of few words is such a score: compare nats per token")
 
 
 def parse_arguments(argv):
@@ -102,7 +107,7 @@ def main(args):
     if args.task == "perplexity":
         report |= in_short(results[report["adapter"]], "disjoint" if args.stride is None else "strided")
     if args.json:
-        print(json.dumps(report))
+        print(json.dumps(finite(report), allow_nan=False))
     else:
         print(f"{args.task} of {args.data}: {in_words}\n\n{table(report)}\n\n{footnote(report)}")
 
@@ -150,27 +155,40 @@ def table(report):
         rows.append([measure, *(cell(measures[measure]) for measures in systems.values())])
     for adapter, measures in list(systems.items())[1:]:
         rows += [[""], ["", f"{adapter} - {report['model']}"]]
-        rows += [[measure, cell(found["difference"], "+")] for measure, found in measures.items()]
+        rows += [[measure, cell(found["difference"], "+", report["samples"])] for measure, found in measures.items()]
     widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(len(rows[0]))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip()
                      for row in rows)
 
 
 def footnote(report):
-    few = any(found["items"] < FEW for found in report["results"][0]["measures"].values())
+    measures = [found for result in report["results"] for found in result["measures"].values()]
+    few = any(found["items"] < FEW for found in measures)
+    unmeasured = any(found.get("low", 0) is None for found in measures)
     return (f"value ± standard error [95 % interval] by {report['samples']:,} bootstrap samples of the items; p by the "
-            "paired bootstrap\ntest (Koehn 2004)" + f"; with fewer than {FEW} items both are too sure" * few)
+            "paired bootstrap\ntest (Koehn 2004)" + f"; with fewer than {FEW} items both are too sure" * few
+            + UNMEASURED * unmeasured)
 
 
-def cell(found, sign=""):
-    """Return value ± standard error [low, high], and p for a difference."""
+def cell(found, sign="", samples=0):
+    """Return value ± standard error [low, high], and p for a difference by so many bootstrap samples."""
     digits = next((digits for limit, digits in ((10, 4), (100, 2), (1000, 1)) if abs(found["value"]) < limit), 0)
 
-    def figure(name, sign=""):
-        return f"{found[name]:{sign},.{digits}f}"
-
-    text = figure("value", sign)
+    text = figure(found["value"], digits, sign)
+    if "low" in found and found["low"] is None:
+        return f"{text} (not measurable)"
     if "low" in found:
-        text += f" ± {figure('stderr')} [{figure('low', sign)}, {figure('high', sign)}]"
-    return text + (f"  p = {found['p']:.2g}" if "p" in found else "")
+        low, high = (figure(found[end], digits, sign) for end in ("low", "high"))
+        text += f" ± {figure(found['stderr'], digits)} [{low}, {high}]"
+    if "p" in found:  # if no sample was so extreme, the true p is lower still
+        text += f"  p {'<=' if found['p'] * (1 + samples) < 1.5 else '='} {found['p']:.2g}"
+    return text
 
+
+def finite(value):
+    """Return what JSON can hold: a number that is not finite becomes None."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,8 +12,10 @@ import numpy as np
 import npgpt
 from npgpt.adapters import pretrained
 from npgpt.adapters.stack import set_adapter
-from npgpt.commands import models, prompts
+from npgpt.commands import models, prompts, start
 from npgpt.commands.flags import Flag, Parser, filled, meant, path, unescaped
+from npgpt.commands.printing import exact
+from npgpt.files.characters import completed, labels
 from npgpt.generation.generate import before_stop, pieces, tokens
 from npgpt.generation.sampling import Sampling
 
@@ -22,7 +24,8 @@ RUNNERS_UP = 3  # other tokens that --show-probs lists
 RULES = [  # each sets the field of Sampling with its name
     Flag("--min-p", "drop tokens whose probability is below this fraction of the highest probability", float,
          metavar="P"),
-    Flag("--typical-p", "keep the tokens nearest to the expected surprise that reach this probability together", float,
+    Flag("--typical-p", "locally typical sampling: keep the tokens whose surprise is nearest to the average, up to "
+         "this total probability", float,
          metavar="P"),
     Flag("--repetition-penalty", "make tokens that are in the text already less likely; 1: no change", float,
          metavar="X"),
@@ -52,7 +55,7 @@ FLAGS = [
     Flag("--temperature", "above 1 more varied, below 1 more predictable; 0 always takes the likeliest token", float,
          0.8),
     Flag("--top-k", "choose among the k likeliest tokens; 0: among all", int, 40),
-    Flag("--top-p", "choose among the likeliest tokens that reach this probability together", float, 1.0),
+    Flag("--top-p", "choose among the likeliest tokens whose probabilities add up to this", float, 1.0),
     *RULES,
     Flag("--bad-word", "never generate this text, alone or after a space; may be given several times", filled, (),
          again=True, metavar="TEXT"),
@@ -159,10 +162,10 @@ def show(prompt, made, tokenizer, stop):
 
     text = pieces(counted(), tokenizer, stop)
     begin = next(text, "")  # an error is raised here, before any text
-    print(prompt + begin, end="", flush=True)
+    print(prompt + begin, end="", flush=True, file=exact())
     try:
         for piece in text:
-            print(piece, end="", flush=True)
+            print(piece, end="", flush=True, file=exact())
     finally:
         print()
     return count
@@ -181,21 +184,21 @@ def print_sample(args, tokenizer, label, prompt, i, new):
     ids = [token for token, _ in new]
     text, stopped = before_stop(tokenizer.decode([token for token in ids if token != tokenizer.end_id]), args.stop)
 
-    def named(choices):
-        return [(tokenizer.decode([token]), p) for token, p in choices]
-
     if args.json:
         ended = "stop" if stopped else "eos" if ids[-1:] == [tokenizer.end_id] else "length"
-        probs = {"probs": [named(choices) for _, choices in new]} if args.show_probs else {}
+        probs = {}
+        if args.show_probs:
+            probs["probs"] = [[(tokenizer.decode([token]), p) for token, p in choices] for _, choices in new]
         seed = None if args.seed is None else args.seed + i
         found = {"adapter": label, "prompt": prompt.text, "text": text, "ids": ids, "seed": seed, "ended": ended}
         print(json.dumps(prompt.about | found | probs, default=str))
         return
-    print(prompt.text + text)
+    print(prompt.text + text, file=exact())
     if args.show_probs:
-        for _, choices in new:
-            (chosen, p), *others = named(choices)
-            print(f"{p:8.2%}  {chosen!r:16}  {'  '.join(f'{token!r} {q:.2%}' for token, q in others)}")
+        for at, (written, (_, choices)) in enumerate(zip(labels(tokenizer, ids), new, strict=True)):
+            (_, p), *others = choices
+            listed = "  ".join(f"{completed(tokenizer, ids[:at], token)!r} {q:.2%}" for token, q in others)
+            print(f"{p:8.2%}  {written.alone!r:16}  {listed}")
 
 
 def converse(say):
@@ -210,12 +213,16 @@ def converse(say):
             print()
             return 0
         except KeyboardInterrupt:
+            if not start.by_ctrl_c():
+                raise
             print()
             continue
         try:
             if prompt:
                 say(prompt)
         except KeyboardInterrupt:
+            if not start.by_ctrl_c():
+                raise
             print("[stopped]")
         except npgpt.NpgptError as error:  # a prompt that is too long, say
             print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from npgpt.commands.flags import Flag, Parser, filled, path, size
 from npgpt.exchange import merge
 from npgpt.files import atomic, hub
 from npgpt.runtime.errors import HubError
+from npgpt.runtime.figures import figure
 
 TEXT = Path(npgpt.__file__).parent / "texts" / "validation.txt"
 # Files of the base's folder that are copied into the merged one, if they are there.
@@ -73,7 +74,8 @@ def main(args):
           f"in windows of {merge.WINDOW}")
     print(f"  largest |difference of logits|  {found.difference:.1e}, of logits up to {found.largest:.1f}")
     print(f"  KL divergence                   {found.kl:.1e} nats a token")
-    print(f"  perplexity                      {found.unmerged.ppl:.4f} unmerged, {found.merged.ppl:.4f} merged")
+    print(f"  perplexity                      {figure(found.unmerged.ppl, 4)} unmerged, {figure(found.merged.ppl, 4)} "
+          "merged")
     if not found.relative <= ROUNDING[args.dtype]:
         print(f"  they DIFFER by {found.relative:.1e} of the largest logit: more than by rounding to {args.dtype}")
         return 1

@@ -2,7 +2,7 @@
 
 The file holds the configuration and the tokenizer as key/value pairs, and the tensors under llama.cpp's names, with
 matrices as (out, in). llama.cpp's own package `gguf` knows these names and writes the file; it is an extra
-(pip install 'npgpt[gguf]'). If llama.cpp would compute something else than the model, the model is refused.
+(pip install '.[gguf]'). If llama.cpp would compute something else than the model, the model is refused.
 
 Source: llama.cpp's converter (conversion/gpt2.py and base.py) and its graph of this architecture (src/models/gpt2.cpp).
 """
@@ -37,7 +37,7 @@ def export(model, tokenizer, path, dtype="float16"):
     try:
         import gguf
     except ImportError as error:
-        raise ConfigError("GGUF files are written by the gguf package: pip install 'npgpt[gguf]'") from error
+        raise ConfigError("GGUF files are written by the gguf package: pip install '.[gguf]'") from error
     architecture = gguf.MODEL_ARCH.GPT2
     names = gguf.get_tensor_name_map(architecture, config.n_layer)
 

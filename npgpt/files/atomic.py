@@ -4,6 +4,7 @@ The standard library does the work; no package for it also covers folders and th
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from npgpt.runtime.encodings import decoded
 from npgpt.runtime.errors import FileError, FormatError, NpgptError
+
+# What file systems say if they cannot flush a file or a folder: CIFS, some in user space, and Windows for all folders.
+NO_FLUSH = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
@@ -40,9 +44,9 @@ def replacing(path):
 def new_folder(path):
     """Give a temporary folder beside `path`. Rename it to `path` if the block succeeds, remove it if not.
 
-    So a reader sees the whole folder or none. This holds after a power failure too: everything is on the disk before
-    the rename. Missing parent folders are made. Raises FileError if `path` exists and is not an empty folder, and if it
-    cannot be written.
+    So a reader sees the whole folder or none. This holds after a power failure too, if the file system can flush:
+    everything is then on the disk before the rename. Missing parent folders are made. Raises FileError if `path` exists
+    and is not an empty folder, and if it cannot be written.
     """
     path = Path(path)
     temporary = _beside(path)
@@ -95,12 +99,17 @@ def _beside(path):
 
 
 def _flush(path):
-    """Make the system write a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make the system write a file or folder to the disk now. A file system that cannot do that does it later."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        # Windows flushes only files that are open for writing.
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH:
+            raise
 
 
 def read_text(path):

@@ -4,6 +4,7 @@ Read the files in this order. A file imports only from files above it:
 
     errors.py     the exceptions; each message is one line for people
     checks.py     rules for the fields of a configuration
+    figures.py    numbers as text
     encodings.py  how a text file is encoded
     seeding.py    random generators, each made from a seed and the name of its purpose
     threads.py    how many threads work, and the workers that share one job

@@ -2,12 +2,14 @@
 stopped."""
 
 import json
+import math
 import re
 
 import numpy as np
 import pytest
 
 import npgpt
+from npgpt.commands import evaluate
 from npgpt.data import read_texts
 
 
@@ -49,7 +51,7 @@ def test_the_same_in_words(script, model, adapter, texts):
     base, adapted = (measured(model, each, texts) for each in (None, adapter))
     assert [float(figure) for figure in row] == pytest.approx([base.nll, adapted.nll], abs=6e-5)
     assert adapted.nll < 0.9 * base.nll
-    [difference] = re.findall(r"disjoint: nats per token +([+-]\S+) ± \S+ \[-\S+, -\S+\]  p = \S+\n", stdout)
+    [difference] = re.findall(r"disjoint: nats per token +([+-]\S+) ± \S+ \[-\S+, -\S+\]  p <?= \S+\n", stdout)
     assert float(difference) == pytest.approx(adapted.nll - base.nll, abs=6e-5)
     assert f"{base.tokens} of 260 tokens predicted; windows: 5, of 64 tokens side by side" in stdout
 
@@ -155,6 +157,36 @@ def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
 def test_what_is_refused(refused, model, texts, tmp_path, flags, message):
     (tmp_path / "texts.txt").write_bytes(texts.read_bytes())
     assert message in refused("evaluate.py", "--model", model, "--data", texts, *flags)
+
+
+@pytest.mark.parametrize("found, sign, expected", [
+    ({"value": 5.25, "stderr": 0.5, "low": 4.5, "high": 6.0}, "", "5.2500 ± 0.5000 [4.5000, 6.0000]"),
+    ({"value": -0.5, "stderr": 0.1, "low": -0.7, "high": -0.3, "p": 1 / 1001}, "+",
+     "-0.5000 ± 0.1000 [-0.7000, -0.3000]  p <= 0.001"),
+    ({"value": -0.5, "stderr": 0.1, "low": -0.7, "high": -0.3, "p": 2 / 1001}, "+",
+     "-0.5000 ± 0.1000 [-0.7000, -0.3000]  p = 0.002"),
+    ({"value": 2e12, "stderr": 1e11, "low": 1.8e12, "high": 2.2e12}, "", "2e+12 ± 1e+11 [1.8e+12, 2.2e+12]"),
+    ({"value": 8.8e86, "stderr": None, "low": None, "high": None, "p": None}, "+", "+8.8e+86 (not measurable)"),
+    ({"value": math.inf, "stderr": None, "low": None, "high": None}, "", "inf (not measurable)"),
+    ({"value": 3e90}, "", "3e+90"),
+])
+def test_cells_hold_no_number_that_means_nothing(found, sign, expected):
+    assert evaluate.cell(found, sign, 1000) == expected
+
+
+def test_a_hopeless_score_is_said_to_be_one(script, model, adapter, tmp_path):
+    """The loss of a text without words is spread over one word: e^(loss of all) of it."""
+    texts = ["stitch", "a b c d", "x" * 50, "z" * 60]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = ["evaluate.py", "--model", model, "--adapter", adapter, "--data", "t.jsonl", "--protocol", "document"]
+    stdout = script(*command)
+    assert stdout.count("(not measurable)") >= 2
+    assert "not measurable: the score is not finite" in stdout
+    assert max(map(len, stdout.splitlines())) < 250
+    report = json.loads(script(*command, "--json"), parse_constant=pytest.fail)
+    found = report["results"][1]["measures"]["document: perplexity per word"]
+    assert found["low"] is None and found["difference"]["p"] is None
+    assert None not in report["results"][1]["measures"]["document: nats per token"]["difference"].values()
 
 
 CHAT = [{"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]}

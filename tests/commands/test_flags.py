@@ -59,7 +59,7 @@ def test_settings_of_the_call_are_in_no_file(tmp_path):
     assert of_the_call == ["max_memory", "out", "config", "resume", "preview", "quiet"]
     for key in of_the_call:
         (tmp_path / "s.toml").write_text(f"{key} = 1")
-        with pytest.raises(FormatError, match=f"{key} is not a setting"):
+        with pytest.raises(FormatError, match=f"{key} belongs to one call"):
             settings.read_settings(tmp_path / "s.toml")
 
 
