@@ -9,6 +9,7 @@ from npgpt.adapters.tables import TrainedRows
 from npgpt.commands import dataset, start
 from npgpt.commands.flags import escaped, unescaped
 from npgpt.commands.settings import PROMPTS, TINY_REASON
+from npgpt.data import located
 from npgpt.evaluation.evaluate import Perplexity
 from npgpt.runtime.errors import printable
 from npgpt.runtime.figures import figure
@@ -57,7 +58,7 @@ def added_tokens(tokens, ids, tokenizer, before, after):
 def data(settings, documents, encoded, length, tokenizer):
     """documents, encoded: what `dataset.read` and `dataset.encode` return; length: most tokens of a sequence."""
     if uses := dataset.uses(settings):
-        below = f"{Path(settings['data']).as_posix()}/"
+        below = f"{Path(located(settings['data'])).as_posix()}/"
         yield f"files      {settings['data']}: {'; '.join(f'{name.removeprefix(below)} {use}' for name, use in uses)}"
     template = None
     for i, (place, e) in enumerate(encoded):

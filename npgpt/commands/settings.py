@@ -40,10 +40,10 @@ def section(group, *flags):
 FLAGS = [
     *section(
         "model and data", *models.MODEL,
-        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv, .tsv or .parquet, a pipe, or "
-             "a folder of such files, of which those named train are used; a record has one of these sets of fields: "
-             "text; prompt and completion; instruction, input and output; messages; conversations (default: the texts "
-             "in the package)",
+        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv, .tsv or .parquet, a pipe, a "
+             "folder of such files, of which those named train are used, or a data set on the hub, "
+             "hf://datasets/OWNER/NAME; a record has one of these sets of fields: text; prompt and completion; "
+             "instruction, input and output; messages; conversations (default: the texts in the package)",
              filled, place=True, metavar="PATH"),
         Flag("--val-data", "what to measure the held-out loss on: before training, after each epoch and at the end "
              "(default: in a folder, the files named validation, valid, val or dev; without --data, the held-out texts "

@@ -87,7 +87,8 @@ PATHS = {
     "convert_adapter": "checkpoint --out", "convert_checkpoint": "checkpoint --tokenizer --out",
     "e2e": "--train --test --out", "evaluate": "--adapter --data --out",
     "export_gguf": "--adapter --out", "finetune": "--data --val-data --sample-prompts --out --resume --config",
-    "generate": "--adapter --prompt-file --records", "gradcheck": "--adapter", "inspect_adapter": "adapter --compare --plot",
+    "generate": "--adapter --prompt-file --records", "gradcheck": "--adapter",
+    "inspect_adapter": "adapter --compare --plot",
     "inspect_text": "--adapter --out", "merge": "--adapter --out --text", "plot": "runs --out", "pretrain": "--out",
     "sweep": "--out", "benchmark": "",
 }
