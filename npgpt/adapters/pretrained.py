@@ -2,29 +2,43 @@
 
 import os
 import warnings
-from pathlib import Path
 
 from npgpt.adapters.peft import make_room
+from npgpt.adapters.peft_config import CONFIG_FILE, read_config
+from npgpt.files import hub
 from npgpt.files.tokenizer import Tokenizer
 from npgpt.gpt2 import GPT2
 from npgpt.runtime.errors import ConfigError, one_line
 
 
-def base_of(name, revision=None, adapters=()):
+def base_name(adapter):
+    """Return the name of the model that an adapter was trained on, as its files say it; None if they do not.
+
+    adapter  a folder or a hub id. Raises FileError, FormatError and HubError.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `load_adapter` will warn
+        return read_config(hub.adapter_folder(adapter) / CONFIG_FILE)["base_model_name_or_path"] or None
+
+
+def base_of(name, revision=None, adapters=(), tokenizer=None):
     """Return (model, tokenizer) for the adapters in the folders `adapters`. It does not load the adapters.
 
     name, revision  of the base, as for `GPT2.from_pretrained`
+    adapters        folders, or hub ids
+    tokenizer       hub id or folder of the tokenizer, if it is not beside the weights
 
-    If tokens were added for an adapter, the model has rows for them. The tokenizer comes from the adapters' folders if
-    they have a tokenizer.json, else from the base. Raises ConfigError if two adapters have different tokenizers, and
-    what loading raises.
-    """
-    folders = [folder for folder in adapters if os.path.isfile(Path(folder) / "tokenizer.json")]
+    If tokens were added for an adapter, the model has rows for them. Without `tokenizer`, the tokenizer comes from the
+    adapters' folders if they have a tokenizer.json, else from the base. Raises ConfigError if two adapters have
+    different tokenizers, and what loading raises. """
+    adapters = [hub.adapter_folder(adapter) for adapter in adapters]
+    folders = [] if tokenizer else [folder for folder in adapters if os.path.isfile(folder / "tokenizer.json")]
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
-    for folder, tokenizer in zip(folders, tokenizers, strict=True):
-        if tokenizer.to_dict() != tokenizers[0].to_dict():
+    for folder, other in zip(folders, tokenizers, strict=True):
+        if other.to_dict() != tokenizers[0].to_dict():
             raise ConfigError(f"{folders[0]} and {folder} have different tokenizers: use only one of these adapters")
-    tokenizer = tokenizers[0] if tokenizers else Tokenizer.from_pretrained(name, revision)
+    tokenizer = (Tokenizer.from_pretrained(tokenizer) if tokenizer else
+                 tokenizers[0] if tokenizers else Tokenizer.from_pretrained(name, revision))
     model = GPT2.from_pretrained(name, revision)
     for folder in adapters:
         before = model.config.vocab_size

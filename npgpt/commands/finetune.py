@@ -100,7 +100,7 @@ class Base:
 def load_base(plan):
     """Load model and tokenizer, and add the tokens of --add-tokens to them. Returns the Base."""
     name, tokens = plan.settings["model"], plan.settings["add_tokens"]
-    model, tokenizer = models.load(name, plan.settings["revision"])
+    model, tokenizer = models.load(name, plan.settings["revision"], tokenizer=plan.settings["tokenizer"])
     set_gradient_checkpointing(model, plan.settings["checkpoint"])
     tiny = {} if plan.run else settings.tiny_defaults(plan.settings, plan.given)
     plan.printer.detail(*lines.model(name, model.config, tiny))

@@ -93,6 +93,26 @@ def folder(name):
     return None
 
 
+def adapter_folder(name):
+    """Return the folder of an adapter's files, as a Path.
+
+    name  a folder; or the hub id of an adapter, "owner/name", whose files are then downloaded into the cache. A name
+          whose first part is a folder here is a folder that does not exist, and no hub id
+
+    Raises FileError if there is no such adapter on the hub, and HubError.
+    """
+    place = Path(name)
+    if os.path.exists(place) or place.is_absolute() or len(place.parts) != 2 or os.path.isdir(place.parts[0]):
+        return place
+    config = file(str(name), "adapter_config.json")
+    if config is None:
+        raise FileError(f"{name!r} on the hub has no adapter_config.json: it is not an adapter of PEFT")
+    commit = config.parent.name
+    for names in (("adapter_model.safetensors", "adapter_model.bin"), "tokenizer.json"):
+        file(str(name), names, commit)  # all into one folder of the cache
+    return config.parent
+
+
 def cached(name, revision=None):
     """Tell whether `name` needs no download: it is a folder, or the cache has configuration, weights and tokenizer."""
     if folder(name) is not None:
