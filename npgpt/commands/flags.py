@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import re
 import shutil
 import textwrap
@@ -164,6 +165,14 @@ def filled(text):
 def path(text):
     """Return a Path. An empty text would be the working directory, which nobody means by it."""
     return Path(filled(text))
+
+
+def positive(text):
+    """Return a number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError("it must be a positive number")
+    return value
 
 
 def threads(text):

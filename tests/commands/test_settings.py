@@ -71,7 +71,10 @@ def test_other_data_under_the_same_settings_are_said(script, run_script, folder)
 
 @pytest.mark.parametrize("name, text, message", [
     ("s.toml", "ranks = 3", "s.toml: ranks is not a setting; rank is the nearest that is one"),
-    ("s.toml", "learning-rate = 0.1", "s.toml: learning-rate is not a setting; "),
+    ("s.toml", "learning-rate = 0.1", "s.toml: learning-rate is not a setting; python scripts/finetune.py --help "),
+    ("s.yaml", "rank: 8", "s.yaml: settings are read from a TOML file or from the config.json of a run, not from YAML; "
+     "write them into a .toml file, one a line: rank = 8"),
+    ("s.toml", "lr-ratio = 0", "s.toml: argument --lr-ratio: it must be a positive number"),
     ("s.json", '{"settings": {"max_step": 3}}', "s.json: max_step is not a setting; max_steps is the nearest"),
     ("s.toml", 'resume = "run"', "s.toml: resume is not a setting; "),
     ("s.toml", 'rank = "two"', "s.toml: argument --rank: invalid int value: 'two'"),
