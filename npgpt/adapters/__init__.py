@@ -5,6 +5,7 @@ Read the files in this order. A file imports only from files above it.
 What an adapter is:
 
     lora_config.py  LoraConfig: what an adapter changes, in PEFT's words
+    expressions.py  regular expressions that come from a file, matched in bounded time
     matching.py     PEFT's rules: which modules a LoraConfig names
     lora_init.py    the values A and B start with, and what each start does to the base weight
     dora.py         the operation of DoRA: a weight split into direction and magnitude

@@ -6,8 +6,8 @@ a list means a module if it is the module's whole name, or the end of it in whol
 """
 
 import re
-import warnings
 
+from npgpt.adapters.expressions import compiled
 from npgpt.nn import Embedding, Linear
 from npgpt.runtime.errors import ConfigError
 
@@ -35,7 +35,7 @@ def named(modules, name):
 
 def matches(patterns, module):
     """Return the values in `patterns`, a rank_pattern or alpha_pattern, whose key matches the module, in order."""
-    return [value for key, value in (patterns or {}).items() if _compiled(rf"(.*\.)?({key})$").match(module)]
+    return [value for key, value in (patterns or {}).items() if compiled(rf"(.*\.)?({key})$").match(module)]
 
 
 def rank_and_alpha(config, module):
@@ -60,7 +60,7 @@ def match_targets(model, config):
                           f"nor an embedding; the linear modules are {kinds}")
     excluded = config.exclude_modules or ()
     if isinstance(excluded, str):
-        pattern = _compiled(excluded)
+        pattern = compiled(excluded)
         chosen = {name for name in chosen if not pattern.fullmatch(name)}
     else:
         chosen -= set().union(*(named(modules, name) for name in excluded))
@@ -78,7 +78,7 @@ def _targets(model, config, modules, linear, kinds):
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return set(linear)
     if isinstance(targets, str):
-        pattern = _compiled(targets)
+        pattern = compiled(targets)
         chosen = {name for name in modules if pattern.fullmatch(name)}
         if not chosen:
             raise ConfigError(f"target {targets!r} matches no module as a regular expression over whole names such as "
@@ -102,9 +102,9 @@ def _in_layers(name, config, model):
         raise ConfigError(f"layers_to_transform names layer {max(layers)}; this model has layers 0 to "
                           f"{model.config.n_layer - 1}")
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    found = (_compiled(rf"(?:^|.*?\.){pattern}\.(\d+)\.").match(name) for pattern in patterns)
-    number = next((int(match.group(1)) for match in found if match), None)
-    return number in layers
+    number = re.search(r"\.(\d+)\.", name)  # a name of GPT-2 holds one at the most
+    return number is not None and int(number[1]) in layers and any(
+        compiled(rf"(?:^|.*?\.){pattern}\.(\d+)\.").match(name) for pattern in patterns)
 
 
 def modules_to_save(model, config):
@@ -143,13 +143,3 @@ def token_rows(model, config):
                               f"tokens that were added, call model.resize_token_embeddings({max(rows) + 1}) first")
         found[tables[0]] = rows
     return found
-
-
-def _compiled(expression):
-    """Return the compiled regular expression. Raises ConfigError if it is not valid."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about syntax that may change its meaning in a later Python: "[[a]"
-            return re.compile(expression)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{expression!r} is not a regular expression: {error}") from error

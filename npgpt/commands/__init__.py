@@ -4,6 +4,7 @@ Read the files in this order. A file imports only from files above it:
 
     start.py               before everything else: Ctrl-C during imports, closed streams
     flags.py               Flag: name, type, default and help of a flag, declared once
+    printing.py            standard output and standard error, on which no text can do harm
     cli.py                 errors in one line, exit statuses
     console.py             the program npgpt: its commands, and which one to run
     models.py              which model --model names
@@ -15,8 +16,10 @@ Read the files in this order. A file imports only from files above it:
     preview.py             finetune --preview
     watch.py               progress bar, and Ctrl-C that waits for the end of a step
     running.py             finetune's training, from the first step to what is saved
+    effects.py             settings that cannot take effect in a run
     estimates.py           memory and time of a run, before it starts
     finetune.py            npgpt finetune
+    prompts.py             what generate continues: texts, and records in a template
     generate.py            npgpt generate
     evaluate_tasks.py      the tasks that evaluate measures
     evaluate.py            npgpt evaluate

@@ -6,7 +6,18 @@ import sys
 import warnings
 
 from npgpt.commands import start
-from npgpt.runtime.errors import ConfigError, NpgptError
+from npgpt.commands.printing import harmless_streams
+from npgpt.runtime.errors import ConfigError, NpgptError, one_line
+
+
+class Unfailing(io.FileIO):
+    """A stream that nobody has to read: if it cannot be written, because a disk is full, what is said goes nowhere."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 def run(command, flags=()):
@@ -17,9 +28,18 @@ def run(command, flags=()):
     start.imported()
     # NumPy reports what BLAS adds and throws away as an error: see test_cross_entropy.py. Losses are checked for NaN.
     warnings.filterwarnings("ignore", "invalid value encountered in matmul", RuntimeWarning)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {one_line(str(message))}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a pipe shows each line at once, in any encoding
+    if type(sys.stderr) is io.TextIOWrapper:  # progress, warnings and errors: no reason to end
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(Unfailing(sys.stderr.fileno(), "w", closefd=False)),
+                                      sys.stderr.encoding, "backslashreplace", line_buffering=True)
+    with harmless_streams():
+        return _status(command, flags)
+
+
+def _status(command, flags):
+    """Call `command()` and return its exit status."""
     try:
         try:
             return command() or 0
@@ -39,8 +59,9 @@ def run(command, flags=()):
         print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        start.ended()  # a second Ctrl-C must not interrupt this message
         print("stopped", file=sys.stderr)
-        return 130
+        return start.status()
     finally:
         start.ended()
 

@@ -10,7 +10,7 @@ from npgpt import load_adapter
 from npgpt.adapters import pretrained
 from npgpt.commands import models
 from npgpt.commands.evaluate_tasks import ANSWERS, DATA, TASKS
-from npgpt.commands.flags import Flag, Parser, filled, path
+from npgpt.commands.flags import Flag, Parser, filled, meant, path
 from npgpt.evaluation import bootstrap, tasks
 from npgpt.evaluation.evaluate import exponential, mean_of_rows
 from npgpt.evaluation.records import Records, complete, fingerprint
@@ -26,7 +26,7 @@ FLAGS = [
     Flag("--data", "file to measure on; see below for what each task reads", filled, required=True, metavar="FILE"),
     Flag("--split", "where a text ends in a plain text file, as for finetune: line, blank, none, or a mark such as "
          "'<|endoftext|>' (default: line)", metavar="HOW"),
-    Flag("--special-tokens", "read special tokens that the data spell out, such as <|endoftext|>, as those tokens; "
+    Flag("--special-tokens", "treat <|endoftext|> and other special tokens in the data as tokens; "
          "without this flag they are plain text", bool, False),
     Flag("--limit", "take only the first N texts or questions", int, least=1, metavar="N"),
     Flag("--out", "keep each answer in this .jsonl file; the same command continues an interrupted evaluation", path,
@@ -36,20 +36,25 @@ FLAGS = [
     Flag("--json", "print one JSON object", bool, False),
     Flag("--protocol", f"which of {', '.join(tasks.Perplexity.PROTOCOLS)} to measure (default: all)",
          choices=tuple(tasks.Perplexity.PROTOCOLS), many="+", metavar="NAME", group=PERPLEXITY),
-    Flag("--context", "tokens in a window; at most the model's context", int, 1024, group=PERPLEXITY),
+    Flag("--context", "tokens in a window; at most the model's context (default 1024; for completion, as in training)",
+         int, least=2, group=PERPLEXITY),
     Flag("--stride", "for the protocol strided: tokens from the start of one window to the next (default: half the "
          "context)", int, group=PERPLEXITY),
     Flag("--wikitext", "the file is one of WikiText's: split it into pages and undo its tokenization; words are "
          "counted before that", bool, False, group=PERPLEXITY),
     Flag("--labels", "the label words (default: those in the data)", many="+", metavar="WORD", group=CLASSIFICATION),
     Flag("--template", "the text that is made of each record: fields in braces, \\n for a new line (default: "
-         "'{text}\\nLabel:' for classification, else as for finetune)", metavar="TEXT",
-         group=f"{CLASSIFICATION}, {WRITING}"),
-    Flag("--separator", "what stands between prompt and answer in plain text, such as '||'", metavar="TEXT",
-         group=WRITING),
+         "'{text}\\nLabel:' for classification, else the template that finetune saved beside the adapter, else as for "
+         "finetune)", meant, metavar="TEXT", group=f"{CLASSIFICATION}, {PERPLEXITY}, {WRITING}"),
+    Flag("--separator", "what stands between prompt and answer in plain text, such as '||' (default: that of the "
+         "adapter's training)", meant, metavar="TEXT", group=f"{PERPLEXITY}, {WRITING}"),
+    Flag("--val-fraction", "measure only on the texts that finetune's --val-fraction holds out of this data", float,
+         0.0, group=f"{PERPLEXITY}, {WRITING}"),
     Flag("--max-new-tokens", "most tokens of an answer", int, 64, least=1, group=WRITING),
-    Flag("--stop", "an answer ends before this text, or at an end of text", filled, metavar="TEXT", group=WRITING),
+    Flag("--stop", "an answer ends before this text, \\n for a new line, or at an end of text", meant, metavar="TEXT",
+         group=WRITING),
 ]
+RECORDS_ONLY = ("multiple-choice", "classification")  # tasks that read no plain text
 FEW = 20  # items: with fewer of them the bootstrap is too sure
 UNMEASURED = (f"\nnot measurable: the score is not finite, or its interval spans a factor of more than "
               f"{bootstrap.WIDEST:,}, so that few "
@@ -63,16 +68,24 @@ def parse_arguments(argv):
         of_tasks = flag.group.split(", ")
         if flag.group and flag.key in given and args.task not in of_tasks:
             parser.error(f"{flag.name} is for --task {' or '.join(of_tasks)}, and has no effect on {args.task}")
-    args.protocol = args.protocol or list(tasks.Perplexity.PROTOCOLS)
-    if args.stride is not None and "strided" not in args.protocol:
+    if args.stride is not None and args.protocol and "strided" not in args.protocol:
         parser.error("--stride is for --protocol strided, which is not asked for")
-    if args.template is not None:
-        args.template = args.template.replace("\\n", "\n").replace("\\t", "\t")
+    idle = {"--wikitext": ("split", "template", "separator", "val_fraction") if args.wikitext else (),
+            f"--task {args.task}": ("split",) if args.task in RECORDS_ONLY else ()}
+    for what, names in idle.items():
+        for name in names:
+            if name in given:
+                parser.error(f"--{name.replace('_', '-')} has no effect with {what}: leave it out")
+    if args.wikitext and "completion" in (args.protocol or ()):
+        parser.error("--protocol completion is of what finetune learns, and has no meaning with --wikitext")
+    if not 0 <= args.val_fraction < 1:
+        parser.error(f"--val-fraction {args.val_fraction}: it must be at least 0 and less than 1")
     return args
 
 
 def main(args):
     name = models.choose_model(args.model, args.revision)
+    args.recipe = recipe_of(args, name)
     records, results = Records(args.out), {}
     for adapter in (None, *args.adapter):
         model, tokenizer = pretrained.base_of(name, args.revision, args.adapter)
@@ -97,6 +110,14 @@ def main(args):
         print(json.dumps(finite(report), allow_nan=False))
     else:
         print(f"{args.task} of {args.data}: {in_words}\n\n{table(report)}\n\n{footnote(report)}")
+
+
+def recipe_of(args, name):
+    """Return the data.Recipe of the adapters, or without adapters that of the model `name`; None: there is none."""
+    known = {recipe.template: recipe for recipe in models.recipes(args.adapter, name) if recipe is not None}
+    if len(known) > 1 and args.template is None:
+        raise NpgptError("the adapters were trained with different templates: give --template, or one --adapter")
+    return next(iter(known.values()), None)
 
 
 def scored(rows, score, args):

@@ -10,7 +10,7 @@ from npgpt.commands import models
 from npgpt.commands.flags import Flag, Parser, filled, path
 from npgpt.files.atomic import replacing
 from npgpt.inspection import anatomy
-from npgpt.runtime.errors import ConfigError, FileError
+from npgpt.runtime.errors import ConfigError, FileError, printable
 
 SHOWN = 6  # singular values on a line
 MOST = 5   # modules that moved most
@@ -43,9 +43,10 @@ def main(args):
     if args.json:
         print(json.dumps(as_json(args, found, alike)))
         return
-    print("\n".join([*describe(args.adapter, found), "", *table(found), "", *summary(found)]))
+    lines = [*describe(args.adapter, found), "", *table(found), "", *summary(found)]
     if alike is not None:
-        print("\n".join(["", *comparison(args, found, other, alike)]))
+        lines += ["", *comparison(args, found, other, alike)]
+    print("\n".join(map(printable, lines)))  # a tensor's name may hold anything, also a new line
     if args.plot:
         print(f"plot       {args.plot}")
 

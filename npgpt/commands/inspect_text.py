@@ -6,16 +6,17 @@ from pathlib import Path
 import npgpt
 from npgpt.adapters import pretrained
 from npgpt.commands import models
-from npgpt.commands.flags import Flag, Parser, filled, path
-from npgpt.files.atomic import replacing
+from npgpt.commands.flags import Flag, Parser, filled, path, unescaped
+from npgpt.files.atomic import write_text
 from npgpt.inspection import inside, inside_page
 from npgpt.training.estimate import spelled
 
 FLAGS = [
     *models.MODEL,
     Flag("--adapter", "folder of a LoRA adapter: show what it changes", filled, metavar="DIR"),
-    Flag("--prompt", "the text to look at", required=True, metavar="TEXT"),
-    Flag("--max-tokens", "look at the first N tokens only, as the pictures grow with their square; at most the model's "
+    Flag("--prompt", "the text to look at; \\n for a new line, \\t for a tab", unescaped, required=True,
+         metavar="TEXT"),
+    Flag("--max-tokens", "look at the first N tokens only: the page grows with the square of this; at most the model's "
          "context", int, 256, least=1, metavar="N"),
     Flag("--out", "the page to write", path, Path("inside.html"), metavar="FILE"),
 ]
@@ -40,8 +41,7 @@ def main(args):
         adapted = inside.look(model, shown)
     title = f"Inside {short(name)}" + (f" with {short(args.adapter)}" if args.adapter else "")
     page = inside_page.build(title, tokenizer, model, base, adapted)
-    with replacing(args.out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(args.out, page)
     rest = f"; {len(ids) - len(shown):,} more were left out, see --max-tokens" if len(ids) > len(shown) else ""
     print(f"{args.out}: {len(shown)} tokens{rest}; {spelled(args.out.stat().st_size)}, open it in a browser")
 

@@ -136,7 +136,8 @@ def stopped(run, done, total, place):
     if place is None:
         yield f"stopped    within a step; {way_on(run)}"
     else:
-        yield f"stopped    after step {done} of {total}: saved in {place}; go on with --resume {run.folder}"
+        way = f"go on with --resume {run.folder}" if done in run.steps() else way_on(run)
+        yield f"stopped    after step {done} of {total}: saved in {place}; {way}"
 
 
 def way_on(run):
@@ -167,8 +168,9 @@ def samples(run):
     yield ""
 
 
-def page(path):
-    yield f"report     {path}"
+def page(run):
+    if run.report.exists():
+        yield f"report     {run.report}"
 
 
 def saved(place, seconds):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from npgpt.commands.flags import Flag, Parser, path
 from npgpt.files.atomic import replacing
-from npgpt.runtime.errors import NpgptError
+from npgpt.runtime.errors import NpgptError, printable
 from npgpt.training.fit import smoothed
 from npgpt.training.run import Run
 
@@ -67,7 +67,7 @@ def names(runs):
             raise NpgptError(f"{run.folder}/config.json does not hold the settings of a run")
     every = dict.fromkeys(name for each in settings for name in each)
     differing = [name for name in every if len({str(each.get(name)) for each in settings}) > 1]
-    return [", ".join([run.folder.name, *(f"{name} {each.get(name)}" for name in differing
-                                          if f"{name}={each.get(name)}" not in run.folder.name.split(","))])
+    return [printable(", ".join([run.folder.name, *(f"{name} {each.get(name)}" for name in differing
+                                          if f"{name}={each.get(name)}" not in run.folder.name.split(","))]))
             for run, each in zip(runs, settings, strict=True)]
 

@@ -28,4 +28,5 @@ def show(settings, n):
     for i in range(min(n, len(sequences))):
         mask = sequences.loss_masks[i]
         print(f"\nsequence {i + 1:,} of {len(sequences):,}: {len(mask)} tokens, {mask[1:].sum()} learned, in brackets")
-        print(*data.preview(sequences[i], mask, tokenizer, width, colour), sep="\n")
+        place = sys.stdout.stream if colour else sys.stdout  # the first one leaves colours as they are
+        print(*data.preview(sequences[i], mask, tokenizer, width, colour), sep="\n", file=place)

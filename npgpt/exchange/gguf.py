@@ -14,7 +14,7 @@ import numpy as np
 from npgpt.exchange.merge import DTYPES, merged_tensors
 from npgpt.files.atomic import replacing
 from npgpt.files.checkpoint import cast
-from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.errors import ConfigError, printable
 
 # llama.cpp's kinds of tokens: ordinary, special (end of text), added, and a row without a token.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -44,7 +44,7 @@ def export(model, tokenizer, path, dtype="float16"):
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[architecture])
         writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_name(Path(model.name_or_path or path).stem)
+        writer.add_name(printable(Path(model.name_or_path or path).stem))
         writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == "float32" else gguf.LlamaFileType.MOSTLY_F16)
         for add, value in pairs.items():
             getattr(writer, add)(value)

@@ -1,6 +1,5 @@
 """Text to ids and back. The `tokenizers` library does the work; this is a thin layer above it."""
 
-import contextlib
 import functools
 import json
 from pathlib import Path
@@ -9,20 +8,23 @@ import numpy as np
 
 from npgpt.files import hub
 from npgpt.files.atomic import read_json, replacing
-from npgpt.runtime.errors import ConfigError, FileError, FormatError
-
-END_OF_TEXT = "<|endoftext|>"
+from npgpt.files.tokenizer_files import END_OF_TEXT, from_json, from_vocab, library, load
+from npgpt.runtime.errors import ConfigError, FileError
 
 
 class Tokenizer:
     """Turns text into ids and ids into text. `from_pretrained` makes one from files."""
 
-    def __init__(self, tokenizer, eos_id=None):
-        """Wrap a `tokenizers.Tokenizer`. If `eos_id` is None, it is the id of <|endoftext|>, if there is one."""
+    def __init__(self, tokenizer, eos_id=None, place="the tokenizer"):
+        """Wrap a `tokenizers.Tokenizer`.
+
+        eos_id  the id that ends a text; None: the id of <|endoftext|>, if there is one
+        place   where it comes from, for messages
+        """
         # A file may switch these on for another program's batches. Here nothing is padded, and no text is cut silently.
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._place = tokenizer, place
         self._eos_id = tokenizer.token_to_id(END_OF_TEXT) if eos_id is None else eos_id
         self._plain = None  # `_reading` makes it when it is needed
 
@@ -36,26 +38,24 @@ class Tokenizer:
 
         Raises FileError (no such files), FormatError (corrupt), HubError (unknown id, no network).
         """
-        import tokenizers  # here, not above: a run that needs only weights should not wait for it
-
         def find(filename):
             return hub.file(name, filename, revision=revision, local_files_only=local_files_only)
 
-        path = find(("tokenizer.json", "vocab.json"))  # both at once, so that a cache with one of them is enough
+        place = path = find(("tokenizer.json", "vocab.json"))  # both at once: a cache with one of them is enough
         merges = find("merges.txt") if path and path.name == "vocab.json" else None
         if not path or (path.name == "vocab.json" and not merges):
             raise FileError(f"no tokenizer in {name}: expected tokenizer.json, or vocab.json and merges.txt")
         with hub.reading(name, "vocab.json merges.txt" if merges else "tokenizer.json", revision):
             if merges:
-                tokenizer = _load(_from_vocab, path, merges)
+                tokenizer = load(from_vocab, path, merges)
             else:
-                tokenizer = _load(tokenizers.Tokenizer.from_file, path)
+                tokenizer = load(from_json, path)
         eos_id = None
         if tokenizer.token_to_id(END_OF_TEXT) is None and (path := find("config.json")):
             eos_id = read_json(path).get("eos_token_id")
             if type(eos_id) is not int or eos_id not in range(tokenizer.get_vocab_size()):
                 eos_id = None
-        return cls(tokenizer, eos_id)
+        return cls(tokenizer, eos_id, place)
 
     def encode(self, text, split_special_tokens=False):
         """Return the ids of `text`, int64 (T,), with nothing added before or after.
@@ -67,13 +67,13 @@ class Tokenizer:
         Added tokens that are not special are ordinary words, and are found in both cases.
         Raises ConfigError if the vocabulary has no token for a part of the text (byte-level BPE always has one).
         """
-        with _encoding(text):
+        with library(self._place, f"cannot encode {ascii(text)[:60]}"):
             encoding = self._reading(split_special_tokens).encode(text, add_special_tokens=False)
             return np.array(encoding.ids, dtype=np.int64)
 
     def encode_batch(self, texts, split_special_tokens=False):
         """Return the ids of each of `texts`, as `encode` does, on all cores (on one with TOKENIZERS_PARALLELISM=0)."""
-        with _encoding(texts):
+        with library(self._place, f"cannot encode {ascii(texts[:3])[:60]}"):
             encodings = self._reading(split_special_tokens).encode_batch_fast(texts, add_special_tokens=False)
             return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
@@ -99,10 +99,11 @@ class Tokenizer:
         Bytes that are not UTF-8 become U+FFFD, for example if a character is cut in two. An id beyond the vocabulary
         becomes nothing. Raises ConfigError unless `ids` is one row of integers >= 0.
         """
-        try:
-            return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"cannot decode ids: expected one row of integers >= 0 ({error})") from error
+        with library(self._place, "cannot decode ids"):
+            try:
+                return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ConfigError(f"cannot decode ids: expected one row of integers >= 0 ({error})") from error
 
     def token(self, i):
         """Return the text of the one token `i`. A part of a character is written as bytes, \\xf0\\x9f.
@@ -114,8 +115,10 @@ class Tokenizer:
         text = self.decode([i])
         if "\N{REPLACEMENT CHARACTER}" not in text:
             return text
-        alphabet = _byte_level_alphabet()
-        return bytes(alphabet[letter] for letter in self._tokenizer.id_to_token(i)).decode("utf-8", "backslashreplace")
+        alphabet, letters = _byte_level_alphabet(), self._tokenizer.id_to_token(i)
+        if not set(letters) <= alphabet.keys():  # no byte-level vocabulary: the token holds U+FFFD itself
+            return text
+        return bytes(alphabet[letter] for letter in letters).decode("utf-8", "backslashreplace")
 
     def add_tokens(self, tokens):
         """Add tokens such as "<|user|>", which are never split, and return the ids of the new ones. In place.
@@ -134,7 +137,8 @@ class Tokenizer:
                                   "not blank")
         known = self._tokenizer.get_vocab()
         new = [token for token in dict.fromkeys(tokens) if token not in known]
-        self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in new])
+        with library(self._place, "cannot add tokens"):
+            self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in new])
         self._plain = None
         ids = [self._tokenizer.token_to_id(token) for token in new]
         if len(set(ids) | set(known.values())) < len(ids) + len(known):
@@ -178,16 +182,6 @@ class Tokenizer:
         return self._tokenizer.get_vocab_size()
 
 
-@contextlib.contextmanager
-def _encoding(text):
-    """Turn an error of `tokenizers` inside this block into a ConfigError."""
-    try:
-        yield
-    except Exception as error:  # `tokenizers` has no exception class; half of a surrogate pair is a TypeError
-        reason = "it is not a string of valid Unicode" if isinstance(error, TypeError) else error
-        raise ConfigError(f"cannot encode {ascii(text)[:60]}: {reason}") from error
-
-
 @functools.cache
 def _byte_level_alphabet():
     """Return dict character -> its byte in GPT-2's vocabulary.
@@ -197,38 +191,3 @@ def _byte_level_alphabet():
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _from_vocab(vocab, merges):
-    """Return GPT-2's tokenizer from its two original files; it equals the one from tokenizer.json."""
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocab, merges))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    if tokenizer.token_to_id(END_OF_TEXT) is not None:  # a new token would have no row in the model's token table
-        tokenizer.add_special_tokens([END_OF_TEXT])
-    return tokenizer
-
-
-def _load(build, *paths):
-    """Return build(*paths). Raises FileError, and FormatError if `tokenizers` cannot read a file."""
-    try:
-        for path in paths:
-            with open(path, "rb"):
-                pass
-        tokenizer = build(*map(str, paths))
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except BaseException as error:  # `tokenizers` raises plain Exception; its panics are not even Exceptions
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        names = " and ".join(map(str, paths))
-        raise FormatError(f"{names}: not a tokenizer that `tokenizers` can read: {error}") from error
-    # `tokenizers` accepts any ids. But if two tokens have one id, saving loses one; and an id of billions needs as much
-    # memory.
-    ids = tokenizer.get_vocab().values()
-    if len(set(ids)) < len(ids) or max(ids, default=0) > 2 * len(ids):
-        raise FormatError(f"{paths[0]}: {len(ids)} tokens have {len(set(ids))} different ids up to {max(ids)}; the "
-                          "ids must be the numbers from 0 on, one for each token")
-    return tokenizer

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from npgpt.adapters.expressions import compiled
 from npgpt.adapters.matching import matches, named, whole_name
 from npgpt.adapters.peft import load_adapter, make_room, read_weights
 from npgpt.adapters.peft_config import CONFIG_FILE, PEFT_DEFAULTS, read_fields, refusals, without_wrappers
@@ -18,7 +19,7 @@ from npgpt.adapters.stack import delete_adapter
 from npgpt.files.names import parameter_name
 from npgpt.inspection.spectrum import Spectrum, amplification, overlap, spectrum
 from npgpt.lora import adapted_layers
-from npgpt.runtime.errors import FormatError, NpgptError
+from npgpt.runtime.errors import ConfigError, FormatError, NpgptError
 
 # h.0.attn.c_attn.lora_A.weight; the adapter's name may stand before the last part
 KEY = re.compile(
@@ -119,9 +120,9 @@ def _check(path, fields):
             raise FormatError(f"{path}: {field} = {pattern!r}: it must map names to numbers")
         try:
             for key in pattern:
-                re.compile(key)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise FormatError(f"{path}: {field}: {key!r} is not a regular expression: {error}") from error
+                compiled(key)
+        except ConfigError as error:
+            raise FormatError(f"{path}: {field}: {error}") from error
 
 
 def _order_in_the_model(item):

@@ -4,7 +4,12 @@ All errors derive from `NpgptError`, so a script can turn each into one line and
 the built-in class that a caller would expect.
 """
 
+import re
+
 LONGEST = 1000  # characters in a message
+# Control characters, by which a text can clear a terminal or change its title; characters that end a line or change
+# its direction; and bytes of a file name that are not UTF-8.
+_HARMFUL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class NpgptError(Exception):
@@ -25,6 +30,14 @@ def printable(text):
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def harmless(text, kept="\n\t"):
+    """Return `text` with each character that can do harm in a terminal as Python writes it; other text stays.
+
+    kept  characters that stay in any case
+    """
+    return _HARMFUL.sub(lambda match: match[0] if match[0] in kept else ascii(match[0])[1:-1], text)
 
 
 class ConfigError(NpgptError, ValueError):

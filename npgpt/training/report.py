@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt.files.atomic import replacing
+from npgpt.files.atomic import write_text
 from npgpt.inspection import charts, html
 from npgpt.lora import adapted_layers
 from npgpt.runtime.figures import figure
@@ -14,12 +14,11 @@ from npgpt.training.fit import best_step, smoothed
 
 
 def write_report(run, model):
-    """Write the report of a finished run into its folder. Returns its path.
+    """Write the report of a finished run into its folder.
 
     run    Run with results before and after training
     model  the trained GPT2; if it has an adapter, the report shows the size of each update
     """
-    path = run.folder / "report.html"
     config, metrics, results = run.read_config(), run.metrics(), run.results()
     page = html.page(
         f"Run: {Path(run.folder).resolve().name}",
@@ -38,9 +37,7 @@ def write_report(run, model):
             **{name: str(value) for name, value in (config["machine"] | config["versions"]).items()},
             "base model's fingerprint": _code(config["model"]["fingerprint"])}),
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    write_text(run.report, page)
 
 
 def _summary(config, metrics, results):

@@ -566,3 +566,17 @@ def test_missing_and_corrupt_files(folder, tmp_path):
     load_adapter(base(), folder)
     config.write_text("{")
     refused(folder, "adapter_config.json is not valid JSON")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_are_refused_by_name(folder, bad):
+    def edit(tensors):
+        tensors["base_model.model.transformer.h.1.attn.c_attn.lora_B.weight"][0, 0] = bad
+        return tensors
+
+    edit_weights(folder, edit)
+    model = GPT2(GPT2Config(**SIZE), seed=1)
+    with pytest.raises(FormatError, match=r"safetensors: lora_B of h.1.attn.c_attn holds NaN or infinity, "
+                                          "1 of 48 numbers"):
+        load_adapter(model, folder)
+    assert adapter_names(model) == []

@@ -121,7 +121,7 @@ def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
     whole = script(*command)
     answers = (tmp_path / "answers.jsonl").read_bytes()
     lines = answers.splitlines(keepends=True)
-    assert len(lines) == 8 + 1 + 10  # windows of strided, the short last one of disjoint, documents
+    assert len(lines) == 8 + 1 + 10 + 10  # windows of strided, the last of disjoint, documents, completions
     (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
     assert script(*command) == whole
     assert (tmp_path / "answers.jsonl").read_bytes() == answers
@@ -136,9 +136,14 @@ def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
     (["--out", "texts.txt"], "texts.txt:1: this line is not a record of an evaluation"),
     (["--seed", -1], "--seed -1: it must be at least 0"),
     (["--task", "chess"], "invalid choice: 'chess'"),
-    (["--separator", "||"], "--separator is for --task exact-match or meaning-to-text, and has no effect"),
+    (["--task", "lambada", "--separator", "||"], "--separator is for --task perplexity or exact-match or"),
+    (["--wikitext", "--template", "{text}"], "--template has no effect with --wikitext: leave it out"),
+    (["--wikitext", "--protocol", "completion"], "--protocol completion is of what finetune learns"),
+    (["--task", "multiple-choice", "--split", "blank"], "--split has no effect with --task multiple-choice"),
+    (["--val-fraction", 1], "--val-fraction 1.0: it must be at least 0 and less than 1"),
+    (["--val-fraction", 0.5, "--split", "none"], "texts.txt:1 is one text, of which finetune holds out blocks"),
     (["--labels", "yes"], "--labels is for --task classification, and has no effect on perplexity"),
-    (["--template", "{text}"], "--template is for --task classification or exact-match or meaning-to-text, and has no"),
+    (["--task", "lambada", "--template", "{text}"], "--template is for --task classification or perplexity or exact"),
     (["--task", "perplexity", "--stop", "."], "--stop is for --task exact-match or"),
     (["--max-new-tokens", 64], "--max-new-tokens is for --task"),
     (["--task", "exact-match", "--protocol", "document"], "--protocol is for --task perplexity, and has no"),
@@ -182,3 +187,55 @@ def test_a_hopeless_score_is_said_to_be_one(script, model, adapter, tmp_path):
     found = report["results"][1]["measures"]["document: perplexity per word"]
     assert found["low"] is None and found["difference"]["p"] is None
     assert None not in report["results"][1]["measures"]["document: nats per token"]["difference"].values()
+
+
+CHAT = [{"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]}
+        for word in ("one", "two", "three", "four", "five", "six", "seven", "eight")]
+KINDS = {
+    "texts.txt": ("a stitch in time\nsaves nine\n\nmany hands\nmake light work\n", []),
+    "blocks.txt": ("a stitch in time saves nine, many hands make light work. " * 5, ["--split", "none"]),
+    "pairs.txt": ("a=>b\n\nc d=>e f\n\ng=>h\n", ["--separator", "=>", "--split", "blank"]),
+    "lines.txt": ("a\tb c\nd\te\n", ["--separator", "\\t", "--max-length", "4"]),
+    "prompts.jsonl": ('{"prompt": "a b", "completion": " c"}\n{"prompt": "d", "completion": "e f"}\n', []),
+    "learned.jsonl": ('{"prompt": "a b", "completion": " c"}\n', ["--train-on-prompt"]),
+    "asked.csv": ("q,a\none,two\nthree,four\n", ["--template", "Q: {q}\\nA: {a}"]),
+    "chat.jsonl": ("\n".join(map(json.dumps, CHAT)), ["--template", "<{role}>{content}\\n"]),
+    "special.txt": ("one<|endoftext|>two\nthree\n", ["--special-tokens"]),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_held_out_loss_of_finetune_can_be_had_again(script, model, tmp_path, name):
+    """For every kind of record, and without naming template, separator, split or length again."""
+    content, flags = KINDS[name]
+    (tmp_path / name).write_text(content)
+    script("finetune.py", "--model", model, "--data", name, "--val-data", name, "--samples", 0, "--max-steps", 3,
+           "--lr", "0.01", "--out", "run", *flags)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    found = json.loads(script("evaluate.py", "--model", model, "--adapter", "run/adapter", "--data", name, "--protocol",
+                              "completion", "--json", "--samples", 20))
+    before, after = (each["measures"]["completion: nats per token"]["value"] for each in found["results"])
+    assert before == pytest.approx(results["before"]["val_loss"], rel=1e-5)
+    assert after == pytest.approx(results["after"]["val_loss"], rel=1e-5)
+    assert found["predicted"]["completion"] == json.loads((tmp_path / "run" / "config.json").read_text())[
+        "data"]["held_out"]["learned"]
+    script("evaluate.py", "--model", model, "--adapter", "run/adapter", "--data", name, "--context", 32)  # by all
+
+
+def test_what_finetune_held_out_can_be_measured_again(script, model, tmp_path):
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, CHAT)))
+    script("finetune.py", "--model", model, "--data", "chat.jsonl", "--val-fraction", 0.4, "--samples", 0,
+           "--max-steps", 1, "--out", "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    found = json.loads(script("evaluate.py", "--model", model, "--adapter", "run/adapter", "--data", "chat.jsonl",
+                              "--val-fraction", 0.4, "--protocol", "completion", "--json", "--samples", 20))
+    assert found["nll"] == pytest.approx(results["after"]["val_loss"], rel=1e-5)
+    assert 0 < found["texts"] < len(CHAT)
+
+
+def test_each_protocol_is_named_beside_the_figures(script, model, texts):
+    stdout = script("evaluate.py", "--model", model, "--data", texts, "--template", "<{text}>", "--samples", 20)
+    assert "template    <[{text}><end of text>]" in stdout
+    for protocol in ("disjoint", "strided", "document", "completion"):
+        assert re.search(rf"^{protocol} +[\d,]+ of [\d,]+ tokens predicted; windows: ", stdout, re.M)
+    assert "what finetune learns, and prints as held out" in stdout

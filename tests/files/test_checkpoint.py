@@ -354,3 +354,20 @@ if REAL.is_dir():
     def test_the_real_file_is_written_again_byte_for_byte(tmp_path):
         GPT2.from_pretrained(REAL).save_pretrained(tmp_path)
         assert (tmp_path / "model.safetensors").read_bytes() == (REAL / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused_by_name(tmp_path, tied, dtype, bad):
+    tensors = {name: array.astype(dtype) for name, array in weights(tied).items()}
+    put(tmp_path, tensors)
+    GPT2.from_pretrained(tmp_path)
+    tensors["h.1.mlp.c_fc.weight"][3, 5] = bad
+    put(tmp_path, tensors)
+    assert "model.safetensors: h.1.mlp.c_fc.weight holds NaN or infinity, 1 of 256 numbers: " in refused(tmp_path)
+
+
+def test_numbers_whose_sum_overflows_are_read(tmp_path, tied):
+    tensors = weights(tied) | {"ln_f.bias": np.full(8, 3e38, np.float32)}
+    put(tmp_path, tensors)
+    assert GPT2.from_pretrained(tmp_path).ln_f.bias.data[0] == np.float32(3e38)

@@ -384,3 +384,51 @@ def test_a_vocabulary_with_gaps_cannot_grow():
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "b": 3}, merges=[]))
     with pytest.raises(ConfigError, match="its ids are not the numbers from 0 to 1"):
         Tokenizer(inner).add_tokens(["<|x|>", "<|y|>"])
+
+
+BROKEN = {  # fields of a tokenizer.json with which `tokenizers` panics
+    "at the first use": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}},
+    "at the first use of another kind": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "on loading": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+}
+
+
+@pytest.mark.parametrize("moment", BROKEN)
+def test_a_panic_is_one_line_that_names_the_file(bpe, tmp_path, moment, capfd):
+    content = json.loads((bpe / "tokenizer.json").read_text()) | BROKEN[moment]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    for use in (lambda tokenizer: tokenizer.encode("a b"), lambda tokenizer: tokenizer.encode_batch(["a b", "c"]),
+                lambda tokenizer: tokenizer.encode("a b", split_special_tokens=True)):
+        with pytest.raises(FormatError, match=rf"^{tmp_path}/tokenizer\.json: ") as error:
+            use(Tokenizer.from_pretrained(tmp_path))
+        assert "\n" not in str(error.value)
+    capfd.readouterr()  # Rust itself says more on standard error
+
+
+@pytest.mark.parametrize("method, argument", [("encode", "a"), ("encode_batch", ["a"]), ("decode", [1]),
+                                              ("add_tokens", "<|x|>")])
+def test_only_a_panic_and_errors_are_turned_into_one_line(bpe, method, argument):
+    class PanicException(BaseException):
+        pass
+
+    class Library:
+        def __init__(self, error):
+            self.error = error
+
+        def __getattr__(self, name):
+            def fail(*_, **__):
+                raise self.error
+            return (lambda *_: {}) if name == "get_vocab" else fail
+
+    for error, turned in ((PanicException("index\nout of range"), FormatError), (Exception("no"), ConfigError),
+                          (KeyboardInterrupt(), KeyboardInterrupt), (SystemExit(), SystemExit)):
+        tokenizer = Tokenizer.from_pretrained(bpe)
+        tokenizer._tokenizer = Library(error)
+        with pytest.raises(turned) as raised:
+            getattr(tokenizer, method)(argument)
+        assert turned not in (FormatError, ConfigError) or f"{bpe}/tokenizer.json" in str(raised.value)
+
+
+def test_a_token_with_the_replacement_character_in_no_byte_level_vocabulary(tmp_path):
+    tokenizer = Tokenizer.from_pretrained(words(tmp_path, ["?", "\N{REPLACEMENT CHARACTER}x"]))
+    assert tokenizer.token(1) == "\N{REPLACEMENT CHARACTER}x"

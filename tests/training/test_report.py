@@ -41,7 +41,8 @@ def reported(tmp_path, request):
         run.log(Figures(step, 4 - step / 10), **({} if full or step % 5 else {"val_loss": 5 - step / 10}))
     for moment, loss in (("before", 5.0), ("after", 3.0)):
         run.record(moment, {"val_loss": None if full else loss, "samples": [["Once", f"{moment} {NASTY}"]]})
-    path = write_report(run, model)
+    write_report(run, model)
+    path = run.report
     assert path == run.folder / "report.html"
     return path.read_text(encoding="utf-8"), model, full
 
