@@ -213,6 +213,14 @@ def path(text):
     return Path(filled(text))
 
 
+def positive(text):
+    """Return a number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError("it must be a positive number")
+    return value
+
+
 def threads(text):
     """Return a number of threads."""
     from npgpt.runtime.errors import ConfigError

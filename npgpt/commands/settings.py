@@ -11,7 +11,7 @@ import sys
 
 from npgpt.adapters.lora_config import LoraConfig
 from npgpt.commands import models
-from npgpt.commands.flags import Flag, Parser, filled, path, size, threads
+from npgpt.commands.flags import Flag, Parser, filled, path, positive, size, threads
 from npgpt.files.atomic import read_json, read_text
 from npgpt.runtime.errors import ConfigError, FormatError, NpgptError
 from npgpt.training.fit import FitConfig
@@ -79,7 +79,7 @@ FLAGS = [
              sets=(LoraConfig, "use_dora"), idle_with="full"),
         Flag("--init", "how A and B start", str, "kaiming", ("kaiming", "gaussian", "orthogonal", "pissa", "olora"),
              sets=(LoraConfig, "init_lora_weights"), made=lambda name: name == "kaiming" or name, idle_with="full"),
-        Flag("--lr-ratio", "learning rate of B as a multiple of --lr; 16 is usual for LoRA+", float, 1.0,
+        Flag("--lr-ratio", "learning rate of B as a multiple of --lr; 16 is usual for LoRA+", positive, 1.0,
              idle_with="full"),
         Flag("--add-tokens", "new tokens for the vocabulary, such as '<|user|>'; their rows of the token table are "
              "trained and saved with the adapter, and the tokenizer is saved too", many="+", again=True,
@@ -166,8 +166,11 @@ def read_settings(file):
     """Return the settings in a TOML file or in the config.json of a run, and whether it is a run's: dict, bool.
 
     Names are the names of flags, with "-" or "_". Raises FileError if the file cannot be read, and FormatError for a
-    name that is no setting, with the nearest that is one, and for a wrong value.
+    name that is no setting, with the nearest that is one, for a wrong value, and for YAML.
     """
+    if file.suffix.lower() in (".yaml", ".yml"):
+        raise FormatError(f"{file}: settings are read from a TOML file or from the config.json of a run, not from "
+                          "YAML; write them into a .toml file, one a line: rank = 8")
     values = read_toml(file) if file.suffix.lower() == ".toml" else read_json(file)
     of_run = file.suffix.lower() != ".toml" and isinstance(values.get("settings"), dict)
     known, argv = all_settings(), []

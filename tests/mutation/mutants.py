@@ -676,13 +676,15 @@ TABLE = {
         ("no end of text in front", "np.append(tokenizer.eos_id, tokenizer.encode(text, split_special_tokens))",
          "tokenizer.encode(text, split_special_tokens)"),
     ],
-    "evaluation/questions.py": [
+    "evaluation/pairs.py": [
         ("a continuation of which the cut leaves nothing stays empty", "answer if len(answer) else encode_prompt",
          "answer if True else encode_prompt"),
         ("an end of text that begins a continuation is predicted from another one", "(whole[:1], whole[1:]) if begins",
          "(whole[:1], whole[1:]) if False"),
         ("white space stays with the context", "len(context.rstrip())", "len(context)"),
         ("an empty context is a space", "(np.array([tokenizer.eos_id])", "(np.array([tokenizer.eos_id + 32])"),
+    ],
+    "evaluation/questions.py": [
         ("greedy where any token is", "bool(greedy.all())", "bool(greedy.any())"),
         ("a mean instead of a sum", '"nll": [float(nll.sum())', '"nll": [float(nll.mean())'),
         ("the worst is chosen", "int(np.argmin(np.divide(", "int(np.argmax(np.divide("),
