@@ -20,6 +20,7 @@ from npgpt.commands import (
     models,
     preview,
     running,
+    samples,
     settings,
     start,
 )
@@ -51,7 +52,8 @@ def main(given):
     opt = add_adapter(plan, base)
     held = resident()
     fit_into_memory(plan, base, training, held)
-    job = open_run(plan, base, training, held_out, opt)
+    found = samples.prompts_of(plan.settings, documents, training, held_out, base.model, base.tokenizer)
+    job = open_run(plan, base, training, held_out, opt, found)
     job.run.recipe = dataset.recipe(documents, plan.settings, base.model.config)
     announce(plan, job, held, started)
     place, stopped = running.train(job, plan.printer.quiet)
@@ -139,7 +141,7 @@ def fit_into_memory(plan, base, training, held):
     plan.printer.detail(*lines.fitted(takes, texts, plan.config, checkpointing))
 
 
-def open_run(plan, base, training, held_out, opt):
+def open_run(plan, base, training, held_out, opt, prompts):
     """Open the run to resume, and set `opt` to its last checkpoint, or make a new run. Returns the Job to do in it."""
     total = plan.config.total_steps(plan.config.order(training.sequences.lengths))
     about = identity.description(plan.settings, base.weights, training, held_out)
@@ -156,7 +158,7 @@ def open_run(plan, base, training, held_out, opt):
     run.tokenizer = base.tokenizer if base.added else None
     threads = identity.threads_of(run.read_config(), run.folder)
     return running.Job(plan.settings, plan.config, total, plan.keeping, base.model, base.tokenizer, training, held_out,
-                       opt, run, threads)
+                       opt, run, threads, prompts)
 
 
 def announce(plan, job, held, started):
@@ -180,4 +182,4 @@ def report(plan, job, place, started):
         plan.printer.result(*lines.losses(job.run, best))
         plan.printer.detail(*lines.samples(job.run), *lines.page(job.run))
     plan.printer.result(*lines.saved(place, time.perf_counter() - started))
-    plan.printer.detail(*lines.use(job.settings, place))
+    plan.printer.detail(*lines.use(job.settings, place, job.prompts))

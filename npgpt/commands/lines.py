@@ -7,10 +7,15 @@ from pathlib import Path
 from npgpt.adapters.stack import updates
 from npgpt.adapters.tables import TrainedRows
 from npgpt.commands import dataset, start
+from npgpt.commands.flags import escaped, unescaped
 from npgpt.commands.settings import PROMPTS, TINY_REASON
+from npgpt.data import located
 from npgpt.evaluation.evaluate import Perplexity
+from npgpt.runtime.errors import printable
 from npgpt.runtime.figures import figure
 from npgpt.training import estimate
+
+LONGEST_PROMPT = 100  # characters of a sample's prompt that are shown, its last ones
 
 
 class Printer:
@@ -53,7 +58,7 @@ def added_tokens(tokens, ids, tokenizer, before, after):
 def data(settings, documents, encoded, length, tokenizer):
     """documents, encoded: what `dataset.read` and `dataset.encode` return; length: most tokens of a sequence."""
     if uses := dataset.uses(settings):
-        below = f"{Path(settings['data']).as_posix()}/"
+        below = f"{Path(located(settings['data'])).as_posix()}/"
         yield f"files      {settings['data']}: {'; '.join(f'{name.removeprefix(below)} {use}' for name, use in uses)}"
     template = None
     for i, (place, e) in enumerate(encoded):
@@ -164,7 +169,9 @@ def losses(run, best):
 def samples(run):
     results = run.results()
     for (prompt, old), (_, new) in zip(results["before"]["samples"], results["after"]["samples"], strict=True):
-        yield f"\n{prompt}\n  before   {old}\n  after    {new}"
+        shown = printable(escaped(prompt))
+        shown = shown if len(shown) <= LONGEST_PROMPT else f"..{shown[2 - LONGEST_PROMPT:]}"
+        yield f"\n{shown}\n  before   {old}\n  after    {new}"
     yield ""
 
 
@@ -178,6 +185,14 @@ def saved(place, seconds):
     yield f"saved      {place} ({size}) after {seconds:.1f} s"
 
 
-def use(settings, place):
+def use(settings, place, prompts):
+    """prompts: (text, ids) of the samples; the first that can be typed is in the line."""
     model = ["--model", place] if settings["full"] else ["--model", settings["model"], "--adapter", place]
-    yield f"use it     {start.typed('generate')} {shlex.join(map(str, model))} --prompt \"{PROMPTS[0]}\""
+    texts = (text for text, _ in prompts if escaped(text).isprintable() and unescaped(escaped(text)) == text)
+    yield (f"use it     {start.typed('generate')} {shlex.join(map(str, model))} --prompt "
+           f"{in_quotes(escaped(next(texts, PROMPTS[0])))}")
+
+
+def in_quotes(text):
+    """Return text as a shell reads it as one word: in the double quotes that every system has, if that is enough."""
+    return shlex.quote(text) if re.search(r'["$`!%]|\\(?![nt])', text) else f'"{text}"'

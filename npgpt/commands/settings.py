@@ -40,10 +40,10 @@ def section(group, *flags):
 FLAGS = [
     *section(
         "model and data", *models.MODEL,
-        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv, .tsv or .parquet, a pipe, or "
-             "a folder of such files, of which those named train are used; a record has one of these sets of fields: "
-             "text; prompt and completion; instruction, input and output; messages; conversations (default: the texts "
-             "in the package)",
+        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv, .tsv or .parquet, a pipe, a "
+             "folder of such files, of which those named train are used, or a data set on the hub, "
+             "hf://datasets/OWNER/NAME; a record has one of these sets of fields: text; prompt and completion; "
+             "instruction, input and output; messages; conversations (default: the texts in the package)",
              filled, place=True, metavar="PATH"),
         Flag("--val-data", "what to measure the held-out loss on: before training, after each epoch and at the end "
              "(default: in a folder, the files named validation, valid, val or dev; without --data, the held-out texts "
@@ -129,8 +129,10 @@ FLAGS = [
              bool, False, sets=(FitConfig, "keep_best")),
         Flag("--patience", "stop after this many measurements without a new lowest loss", int,
              sets=(FitConfig, "patience")),
-        Flag("--samples", "how many sample texts to show before and after training", int, 3,
-             tuple(range(len(PROMPTS) + 1))),
+        Flag("--samples", "how many sample texts to show before and after training; they begin like the first texts "
+             "that are held out, or else that are learned", int, 3, least=0),
+        Flag("--sample-prompts", "what the samples begin with instead: a text file with a prompt in each line (\\n for "
+             "a new line), or records, which the template makes prompts of", filled, place=True, metavar="FILE"),
         Flag("--preview", "show the first N sequences token by token, with what is learned in brackets, and stop", int,
              of_the_call=True, metavar="N"),
         Flag("--quiet", "print only the result", bool, False, of_the_call=True),

@@ -151,6 +151,33 @@ def reachable(timeout=None):
     return any(answer.status_code < 500 for answer in answers)
 
 
+def data_folder(name, patterns, revision=None):
+    """Return the folder, in the cache, of the data set `name` on the hub: the files that fit one of `patterns`.
+
+    Only what is not in the cache is downloaded. If the hub cannot be reached, what the cache has is used.
+    Raises HubError (the hub or the network, or nothing is in the cache) and FileError (the cache).
+    """
+    from huggingface_hub import constants, errors, snapshot_download
+
+    online = reachable()
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns,
+                                      local_files_only=not online))
+    except errors.GatedRepoError as error:
+        raise HubError(f"the data set {name!r} is gated: ask for access on {constants.ENDPOINT}/datasets/{name}, then "
+                       "log in with `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(f"there is no data set {name!r} on {constants.ENDPOINT}; a private one needs `hf auth login`"
+                       ) from error
+    except errors.LocalEntryNotFoundError as error:
+        if online:
+            raise _explain(error.__cause__ or error, name, "the data", revision) from error
+        raise HubError(f"the data set {name!r} is not in the cache {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} "
+                       "cannot be reached; name a file or a folder instead") from error
+    except Exception as error:  # which classes the transport raises depends on huggingface_hub's version
+        raise _explain(error, name, "the data", revision) from error
+
+
 def _in_cache(name, filename, revision):
     """Return the file's path in the cache, None if it is not there, False if the cache knows that it does not exist."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache

@@ -215,7 +215,8 @@ def test_a_folder_has_no_revisions(refused):
     ("--warmup -1", "--warmup -1: "),
     ("--schedule cyclic", "argument --schedule: invalid choice: 'cyclic'"),
     ("--seed -1", "--seed -1: "),
-    ("--samples -1", "argument --samples: invalid choice"),
+    ("--samples -1", "--samples -1: it must be at least 0"),
+    ("--sample-prompts missing.txt", "cannot read missing.txt"),
     ("--max-length 0", "--max-length 0: it must be from 2 to the model's context of 64"),
     ("--max-length 1", "--max-length 1: it must be"),
     ("--max-length 65", "--max-length 65: it must be"),
@@ -267,8 +268,8 @@ def test_records_to_answer(refused, options, message):
 
 
 @pytest.mark.parametrize("options, message", [
-    ("--context 1", "--context 1, "),
-    ("--context -3", "--context -3, "),
+    ("--context 1", "--context 1: it must be at least 2"),
+    ("--context -3", "--context -3: it must be at least 2"),
     ("--stride 0", "--context 64, --stride 0"),
     ("--context 32 --stride 33", "--context 32, --stride 33"),
     ("--adapter none", "cannot read none/adapter_config.json"),

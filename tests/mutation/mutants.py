@@ -479,6 +479,8 @@ TABLE = {
         ("splits together", "if len(named) > 1:", "if len(named) > 3:"),
         ("hidden files", 'part.startswith((".", "__"))', "False"),
         ("a word as a mark", r'not re.search(r"[^\w\s]", split)', "not split"),
+        ("several data sets are mixed", "if len(names := _data_sets(path)) > 1:",
+         "if len(names := _data_sets(path)) > 9:"),
         ("a pipe is always text", "if isinstance(path, Copied) and not ending:", "if False:"),
     ],
     "data/text_files.py": [
