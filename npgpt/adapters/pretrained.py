@@ -10,6 +10,11 @@ from npgpt.gpt2 import GPT2
 from npgpt.runtime.errors import ConfigError, one_line
 
 
+def has_tokenizer(folder):
+    """Return whether an adapter was saved with a tokenizer of its own. folder: None if there is no adapter."""
+    return folder is not None and os.path.isfile(Path(folder) / "tokenizer.json")
+
+
 def base_of(name, revision=None, adapters=()):
     """Return (model, tokenizer) for the adapters in the folders `adapters`. It does not load the adapters.
 
@@ -19,7 +24,7 @@ def base_of(name, revision=None, adapters=()):
     they have a tokenizer.json, else from the base. Raises ConfigError if two adapters have different tokenizers, and
     what loading raises.
     """
-    folders = [folder for folder in adapters if os.path.isfile(Path(folder) / "tokenizer.json")]
+    folders = [folder for folder in adapters if has_tokenizer(folder)]
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
     for folder, tokenizer in zip(folders, tokenizers, strict=True):
         if tokenizer.to_dict() != tokenizers[0].to_dict():
