@@ -57,5 +57,17 @@ def prepare(model, config, added, settings):
 def optimizer(model, settings):
     """Return the AdamW over what trains."""
     params = model.trainable_parameters()
-    ratios = None if settings["full"] else loraplus(params, settings["lr_ratio"])
-    return npgpt.AdamW(params, settings["lr"], weight_decay=settings["weight_decay"], ratios=ratios)
+    if settings["full"]:
+        of_its_kind = {"undecayed": () if settings["decay_all"] else vectors(params)}
+    else:
+        of_its_kind = {"ratios": loraplus(params, settings["lr_ratio"])}
+    return npgpt.AdamW(params, settings["lr"], weight_decay=settings["weight_decay"], **of_its_kind)
+
+
+def vectors(params):
+    """Return the names of the biases and of the weights of norms: all parameters that are no matrix.
+
+    Weight decay keeps matrices from growing; biases and norms need to reach what the data ask for.
+    Source    transformers' Trainer leaves out the same (get_decay_parameter_names).
+    """
+    return [name for name, tensor in params.items() if len(tensor.shape) < 2]

@@ -161,7 +161,7 @@ def announce(plan, job, held, started):
     if plan.run:
         printer.detail(*lines.resumed(job.run, job.opt.steps, job.total))
     order = config.order(job.training.sequences.lengths)
-    printer.detail(*lines.training(order, config, job.total, job.settings["weight_decay"]))
+    printer.detail(*lines.training(order, config, job.total, job.settings))
     if not printer.quiet:
         memory, tokens, seconds = estimates.cost(job, held)
         printer.detail(*lines.cost(memory, tokens, time.perf_counter() - started + seconds))

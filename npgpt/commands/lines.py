@@ -127,12 +127,13 @@ def resumed(run, done, total):
     yield f"resumed    {run.folder} after step {done} of {total}"
 
 
-def training(order, config, total, weight_decay):
+def training(order, config, total, settings):
     tokens = config.batch_tokens and config.batch_tokens * config.accumulate
     size = f"about {tokens} tokens" if tokens else count(config.batch_size * config.accumulate, "text")
     epochs = total / order.steps_per_epoch
+    spared = ", biases and norms without" if settings["full"] and not settings["decay_all"] else ""
     yield (f"training   {count(total, 'step')} of {size}, {epochs:.3g} epoch{'' if epochs == 1 else 's'}; AdamW, "
-           f"learning rate {config.lr:g} ({config.schedule}), weight decay {weight_decay:g}")
+           f"learning rate {config.lr:g} ({config.schedule}), weight decay {settings['weight_decay']:g}{spared}")
 
 
 def cost(memory, tokens, seconds):

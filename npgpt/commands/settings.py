@@ -97,7 +97,8 @@ FLAGS = [
              sets=(TrainConfig, "batch_tokens")),
         Flag("--accumulate", "micro-batches in a step", int, 1, sets=(TrainConfig, "accumulate")),
         Flag("--lr", "highest learning rate", float, 3e-4, tiny=2e-3, sets=(TrainConfig, "lr")),
-        Flag("--weight-decay", "weight decay of AdamW", float, 0.01, least=0),
+        Flag("--weight-decay", "weight decay of AdamW; with --full, biases and norms have none", float, 0.01, least=0),
+        Flag("--decay-all", "with --full, let biases and norms decay too", bool, False, needs="full"),
         Flag("--warmup", "number of steps in which the learning rate rises", int, 0, sets=(TrainConfig, "warmup")),
         Flag("--schedule", "how the learning rate goes on", str, "linear", ("constant", "linear", "cosine"),
              sets=(TrainConfig, "schedule")),
@@ -159,6 +160,9 @@ def given_in_all(given):
         if idle:
             raise NpgptError(f"{', '.join(idle)} would have no effect with {all_settings()[name].name}: leave one or "
                              "the other out")
+    for flag in FLAGS:
+        if flag.needs and flag.key in chosen and flag.needs not in everything:
+            raise NpgptError(f"{flag.name} has no effect without {all_settings()[flag.needs].name}: leave it out")
     return everything
 
 
