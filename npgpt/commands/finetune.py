@@ -16,6 +16,7 @@ from npgpt.adapters.peft_config import CONFIG_FILE, read_config
 from npgpt.commands import adapting, dataset, estimates, identity, lines, preview, running, settings, start
 from npgpt.commands.flags import Parser
 from npgpt.commands.settings import FLAGS
+from npgpt.runtime.errors import NpgptError
 from npgpt.runtime.memory import keep_freed_memory, resident
 from npgpt.training.fit import FitConfig, best_step
 from npgpt.training.recompute import has_gradient_checkpointing, set_gradient_checkpointing
@@ -41,7 +42,7 @@ def main(given):
     training, held_out = load_data(plan, documents, base)
     opt = add_adapter(plan, base)
     held = resident()
-    fit_into_memory(plan, base, training, held)
+    fit_into_memory(plan, base, training, held_out, held)
     job = open_run(plan, base, training, held_out, opt)
     announce(plan, job, held, started)
     place, stopped = running.train(job, plan.printer.quiet)
@@ -119,12 +120,16 @@ def add_adapter(plan, base):
     return adapting.optimizer(base.model, plan.settings)
 
 
-def fit_into_memory(plan, base, training, held):
+def fit_into_memory(plan, base, training, held_out, held):
     """Choose micro-batches for --max-memory, and put them into the plan. held: bytes that the process holds already."""
     if "max_memory" not in plan.given or plan.run:
         return
     most, checkpoint = plan.given["max_memory"], plan.settings["checkpoint"]
-    plan.config, takes, texts = estimates.fit_into(most, held, base.model, training.sequences, plan.config, checkpoint)
+    if not held:
+        raise NpgptError("--max-memory: this system does not tell how much memory the process holds; install psutil, "
+                         "or leave the flag out and choose a smaller --batch-size")
+    plan.config, takes, texts = estimates.fit_into(most, held, base.model, training.sequences, plan.config, checkpoint,
+                                                   held_out and held_out.sequences)
     for name in ("batch_size", "batch_tokens", "accumulate"):
         plan.settings[name] = getattr(plan.config, name)
     checkpointing = plan.settings["checkpoint"] = has_gradient_checkpointing(base.model)

@@ -138,8 +138,10 @@ def training(order, config, total, settings):
 
 def cost(memory, tokens, seconds):
     """memory: estimate.Memory, with a micro-batch of so many tokens; seconds: of the whole run."""
-    yield (f"estimate   {estimate.spelled(memory.total)} of memory at the most, {estimate.spelled(memory.saved)} of it "
-           f"saved for the backward pass of {tokens:,} tokens; about {estimate.duration(seconds)} in all")
+    unknown = "" if memory.process else " beside what the process holds, which this system does not tell"
+    yield (f"estimate   {estimate.spelled(memory.total)} of memory at the most{unknown}, "
+           f"{estimate.spelled(memory.saved)} of it saved for the backward pass of {tokens:,} tokens; about "
+           f"{estimate.duration(seconds)} in all")
 
 
 def stopped(run, done, total, place):

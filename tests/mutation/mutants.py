@@ -586,6 +586,21 @@ TABLE = {
         ("the first checkpoint is gone on from",
          "self.load_checkpoint(steps[-1], opt)", "self.load_checkpoint(steps[0], opt)"),
     ],
+    "runtime/cores.py": [
+        ("a part of a processor is no processor", "math.ceil(min(quota(), allowed))", "int(min(quota(), allowed))"),
+        ("the quota is passed over", "min(quota(), allowed)", "allowed"),
+        ("groups above have no limit", "(Path(path.lstrip(\"/\")), *Path(path.lstrip(\"/\")).parents)",
+         "(Path(path.lstrip(\"/\")),)"),
+        ("the largest limit counts", "least = min(least,", "least = max(least,"),
+    ],
+    "runtime/memory.py": [
+        ("macOS counts in units of 1,024 too", "(1 if sys.platform == \"darwin\" else 1024)", "1024"),
+    ],
+    "training/estimate.py": [
+        ("measuring takes nothing", "- saved - gradients)", "* 0)"),
+        ("measuring adds to a step", "measuring_bytes(model, held_out.lengths) - saved - gradients",
+         "measuring_bytes(model, held_out.lengths)"),
+    ],
     "runtime/threads.py": [
         ("narrow models have all threads for few tokens too",
          "width >= LEAST_WIDTH or tokens * width >= LEAST_WORK", "True"),
