@@ -21,6 +21,11 @@ def base_name(adapter):
         return read_config(hub.adapter_folder(adapter) / CONFIG_FILE)["base_model_name_or_path"] or None
 
 
+def has_tokenizer(adapter):
+    """Return whether an adapter, a folder or a hub id, was saved with a tokenizer of its own. None: no adapter."""
+    return adapter is not None and os.path.isfile(hub.adapter_folder(adapter) / "tokenizer.json")
+
+
 def base_of(name, revision=None, adapters=(), tokenizer=None):
     """Return (model, tokenizer) for the adapters in the folders `adapters`. It does not load the adapters.
 
@@ -30,9 +35,10 @@ def base_of(name, revision=None, adapters=(), tokenizer=None):
 
     If tokens were added for an adapter, the model has rows for them. Without `tokenizer`, the tokenizer comes from the
     adapters' folders if they have a tokenizer.json, else from the base. Raises ConfigError if two adapters have
-    different tokenizers, and what loading raises. """
+    different tokenizers, and what loading raises.
+    """
     adapters = [hub.adapter_folder(adapter) for adapter in adapters]
-    folders = [] if tokenizer else [folder for folder in adapters if os.path.isfile(folder / "tokenizer.json")]
+    folders = [] if tokenizer else [folder for folder in adapters if has_tokenizer(folder)]
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
     for folder, other in zip(folders, tokenizers, strict=True):
         if other.to_dict() != tokenizers[0].to_dict():

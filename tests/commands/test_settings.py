@@ -98,6 +98,13 @@ def test_what_is_no_setting_is_named(refused, folder, name, text, message):
     assert f"error: {message}" in refused("finetune.py", "--config", name)
 
 
+def test_a_flag_that_needs_another_is_refused_without_it(refused, folder):
+    message = "error: --decay-all has no effect without --full: leave it out"
+    assert message in refused("finetune.py", "--model", "model", "--data", "texts.txt", "--decay-all")
+    (folder / "s.toml").write_text("decay-all = true")
+    assert message in refused("finetune.py", "--model", "model", "--data", "texts.txt", "--config", "s.toml")
+
+
 @pytest.mark.parametrize("flags, message", [
     (["--full", "--rank", 4], "--rank would have no effect with --full"),
     (["--alpha", 8, "--rslora", "--full", "--dora", "--init", "pissa", "--targets", "c_attn"],
