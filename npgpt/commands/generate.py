@@ -75,7 +75,8 @@ def main(args):
     for i, folder in enumerate(args.adapter):
         npgpt.load_adapter(model, folder, f"adapter {i}", trainable=False)
         voices.append((folder, [f"adapter {i}"]))
-    words = [tokenizer.encode(text).tolist() for word in args.bad_word for text in (word, f" {word}")]
+    texts = [text for word in args.bad_word for text in (word, f" {word}")]
+    words = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
     rules = {flag.key: getattr(args, flag.key) for flag in RULES if getattr(args, flag.key) is not None}
     sampling = Sampling(args.temperature, args.top_k or None, args.top_p, bad_words_ids=words, **rules)
     if args.interactive:

@@ -34,7 +34,7 @@ def encode_pair(tokenizer, context, continuation, split_special_tokens=True):
     asked = Text.join([context]).between(0, n)
     ids = encode_prompt(tokenizer, [asked], split_special_tokens) if asked else np.array([tokenizer.eos_id])
     whole = encode_prompt(tokenizer, [Text.join([context, continuation])], split_special_tokens)
-    return ids, whole[len(ids):] if asked else whole
+    return ids, whole[len(ids if asked else tokenizer.start_ids):]
 
 
 class LastWord(LikelihoodTask):

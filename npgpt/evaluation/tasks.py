@@ -92,7 +92,8 @@ class Corpus(NamedTuple):
 
         split_special_tokens  see `Tokenizer.encode`
         """
-        documents = [np.append(tokenizer.eos_id, tokenizer.encode(text, split_special_tokens)) for text in texts]
+        documents = [np.append(tokenizer.eos_id, *tokenizer.encode_batch([text], split_special_tokens))
+                     for text in texts]
         return cls(np.append(np.concatenate(documents)[1:], tokenizer.eos_id), documents,
                    sum(map(wikitext.words, texts)), sum(len(text.encode()) for text in texts))
 
@@ -105,8 +106,8 @@ class Corpus(NamedTuple):
         """
         pages = wikitext.pages(text)[:limit]
         stream = wikitext.joined(text if limit is None else "\n".join(pages))
-        documents = [np.append(tokenizer.eos_id, tokenizer.encode(wikitext.detokenise(page), split_special_tokens))
-                     for page in pages]
+        documents = [np.append(tokenizer.eos_id, *tokenizer.encode_batch([text], split_special_tokens))
+                     for text in map(wikitext.detokenise, pages)]
         return cls(tokenizer.encode(stream, split_special_tokens), documents, sum(map(wikitext.words, pages)),
                    sum(len(page.encode()) for page in pages))
 

@@ -22,16 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from npgpt.files import atomic, hub, safetensors, torchfile
+from npgpt.files.model_config import UNQUANTISED, read_config
 from npgpt.files.names import MASK, parameter_name
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 READERS = {".json": atomic.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
 WHOLE = hub.WEIGHTS[0]
 BESIDE_THE_HEAD = ("v_head.", "multiple_choice_head.")
-# Other names for fields of GPT-2's files; transformers' GPT2Config accepts them too.
-ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
-           "num_hidden_layers": "n_layer"}
-UNQUANTISED = "load it with the library that quantised it, and save it dequantised (transformers: model.dequantize())"
 
 
 def load(model_class, name, revision=None, dtype=np.float32, local_files_only=False):
@@ -72,30 +69,6 @@ def load(model_class, name, revision=None, dtype=np.float32, local_files_only=Fa
     model.name_or_path = str(name)
     assign(model, tensors, weights_path)
     return model
-
-
-def read_config(config_class, name, revision=None, local_files_only=False):
-    """Return the configuration of a model without loading its weights. Arguments and errors are those of `load`.
-
-    config_class  GPT2Config
-    """
-    path = hub.file(name, "config.json", revision=revision, local_files_only=local_files_only)
-    if path is None:
-        raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
-    with hub.reading(name, path.name, revision):
-        values = atomic.read_json(path)
-    if quantisation := values.get("quantization_config"):
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        raise ConfigError(f"{path}: quantization_config: the weights are quantised ({method}), and npgpt reads floats; "
-                          f"{UNQUANTISED}")
-    for alias, field in ALIASES.items():
-        if alias in values and values.setdefault(field, values[alias]) != values[alias]:
-            raise ConfigError(f"{path}: {field} = {values[field]!r} and {alias} = {values[alias]!r} are two names of "
-                              "one field; they must be equal")
-    try:
-        return config_class.from_dict(values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _read_shards(index_path, find, read):

@@ -371,3 +371,15 @@ def test_numbers_whose_sum_overflows_are_read(tmp_path, tied):
     tensors = weights(tied) | {"ln_f.bias": np.full(8, 3e38, np.float32)}
     put(tmp_path, tensors)
     assert GPT2.from_pretrained(tmp_path).ln_f.bias.data[0] == np.float32(3e38)
+
+
+def test_keys_of_the_configuration_that_are_not_used_are_named_in_one_warning(tmp_path, tied):
+    put(tmp_path, weights(tied), rotary_pct=0.25, zzz="\x1b[2J", pruned_heads={}, is_decoder=False, n_ctx=16,
+        torch_dtype="float32", task_specific_params={"text-generation": {"do_sample": True}}, top_k=5, num_beams=1)
+    with pytest.warns(UserWarning) as found:
+        GPT2.from_pretrained(tmp_path)
+    (warning,) = found
+    assert str(warning.message) == (f"{tmp_path}/config.json: npgpt does not use rotary_pct = 0.25, top_k = 5, zzz = "
+                                    r"'\x1b[2J'; with transformers the result may be another one")
+    with pytest.warns(UserWarning, match="rotary_pct"):
+        GPT2.from_pretrained(put(tmp_path, weights(tied), rotary_pct=0.25))
