@@ -5,7 +5,9 @@ import logging
 
 import pytest
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+
+import transformers
 
 from npgpt import Tokenizer
 from tests.files.test_tokenizer_files import ADDED, MAP, new_file, old_files
