@@ -1,5 +1,6 @@
 """A base model and its tokenizer, as they were when the adapters for it were trained."""
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 from npgpt.adapters.peft import make_room
 from npgpt.files.tokenizer import Tokenizer
 from npgpt.gpt2 import GPT2
-from npgpt.runtime.errors import ConfigError, one_line
+from npgpt.runtime.errors import ConfigError, FileError, one_line
+
+# Files beside a tokenizer.json that say which tokens end a text.
+SAY_WHAT_ENDS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def base_of(name, revision=None, adapters=()):
@@ -24,7 +28,8 @@ def base_of(name, revision=None, adapters=()):
     for folder, tokenizer in zip(folders, tokenizers, strict=True):
         if tokenizer.to_dict() != tokenizers[0].to_dict():
             raise ConfigError(f"{folders[0]} and {folder} have different tokenizers: use only one of these adapters")
-    tokenizer = tokenizers[0] if tokenizers else Tokenizer.from_pretrained(name, revision)
+    tokenizer = _ending_like(name, revision, folders[0], tokenizers[0]) if tokenizers else (
+        Tokenizer.from_pretrained(name, revision))
     model = GPT2.from_pretrained(name, revision)
     for folder in adapters:
         before = model.config.vocab_size
@@ -37,3 +42,12 @@ def base_of(name, revision=None, adapters=()):
                                f"rows for {model.config.vocab_size:,}; if texts use the other tokens, save the adapter "
                                "again with its new rows (PEFT's save_embedding_layers)"), stacklevel=2)
     return model, tokenizer
+
+
+def _ending_like(name, revision, folder, tokenizer):
+    """Return the tokenizer of an adapter's folder, with the base's ends of texts unless it has its own."""
+    if any(os.path.isfile(Path(folder) / each) for each in SAY_WHAT_ENDS):
+        return tokenizer
+    with contextlib.suppress(FileError):  # the base may have no tokenizer
+        return tokenizer.around(Tokenizer.from_pretrained(name, revision))
+    return tokenizer

@@ -139,7 +139,7 @@ def start_tokens(args, model, tokenizer, prompt, sampling, samples):
     """Yield (i, token, logits) for each token of these samples, which are made together."""
     seed = None if args.seed is None else args.seed + samples.start
     return tokens(model, [tokenizer.encode(prompt)] * len(samples), args.max_new_tokens, sampling, seed,
-                  tokenizer.end_id, args.stop, tokenizer, args.context)
+                  tokenizer.end_ids, args.stop, tokenizer, args.context)
 
 
 def show(prompt, made, tokenizer, stop):
@@ -174,13 +174,13 @@ def likeliest(logits, token):
 def print_sample(args, tokenizer, label, prompt, i, new):
     """Print one finished sample: its text, its tokens with their probabilities, or all as JSON."""
     ids = [token for token, _ in new]
-    text, stopped = before_stop(tokenizer.decode([token for token in ids if token != tokenizer.end_id]), args.stop)
+    text, stopped = before_stop(tokenizer.decode([token for token in ids if token not in tokenizer.end_ids]), args.stop)
 
     def named(choices):
         return [(tokenizer.decode([token]), p) for token, p in choices]
 
     if args.json:
-        ended = "stop" if stopped else "eos" if ids[-1:] == [tokenizer.end_id] else "length"
+        ended = "stop" if stopped else "eos" if ids and ids[-1] in tokenizer.end_ids else "length"
         probs = {"probs": [named(choices) for _, choices in new]} if args.show_probs else {}
         seed = None if args.seed is None else args.seed + i
         print(json.dumps({"adapter": label, "prompt": prompt, "text": text, "ids": ids, "seed": seed, "ended": ended}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from npgpt.files import tokenizer_files
-from npgpt.files.atomic import replacing
+from npgpt.files.atomic import replacing, write_json
 from npgpt.files.tokenizer_files import END_OF_TEXT, library
 from npgpt.runtime.errors import ConfigError
 
@@ -140,12 +140,22 @@ class Tokenizer:
                               f"{len(known) - 1}, so a new token got the id of another token")
         return ids
 
+    def around(self, other):
+        """Return this tokenizer with the tokens of `other` around a text: `eos_id`, `end_ids` and `start_ids`."""
+        return Tokenizer(self._tokenizer, other.end_id, other.end_ids, other.start_ids, self._place)
+
     def to_dict(self):
         """Return the content of `tokenizer.json` as `tokenizers` writes it: vocabulary, merges, added tokens, .."""
         return json.loads(self._tokenizer.to_str())
 
     def save(self, folder):
-        """Write `tokenizer.json` into `folder`. Raises FileError if this fails."""
+        """Write `tokenizer.json` into `folder`. Raises FileError if this fails.
+
+        If another token than <|endoftext|> ends a text, tokenizer_config.json says so, unless it is there already.
+        """
+        path = Path(folder) / "tokenizer_config.json"
+        if self._eos_id != self._tokenizer.token_to_id(END_OF_TEXT) and not path.exists():
+            write_json(path, {"eos_token": self._tokenizer.id_to_token(self._eos_id)})
         with replacing(Path(folder) / "tokenizer.json") as temporary:
             temporary.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
 

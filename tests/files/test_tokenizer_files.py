@@ -10,6 +10,7 @@ import pytest
 
 import npgpt
 from npgpt import Tokenizer, data
+from npgpt.adapters import pretrained
 from npgpt.evaluation.questions import encode_pair
 from npgpt.runtime.errors import FormatError
 
@@ -148,3 +149,42 @@ def test_the_files_of_gpt2_itself_warn_of_nothing(tmp_path):
         warnings.simplefilter("error")
         Tokenizer.from_pretrained(tmp_path)
     assert np.array_equal(Tokenizer.from_pretrained(tmp_path).start_ids, [])
+
+
+def test_what_ends_a_text_is_saved(tmp_path):
+    old_files(tmp_path, tokenizer_config={"eos_token": "<|im_end|>"}, config={"eos_token_id": [5, 3072]})
+    before = Tokenizer.from_pretrained(tmp_path)
+    before.save(tmp_path / "copy")
+    after = Tokenizer.from_pretrained(tmp_path / "copy")
+    assert after.eos_id == before.eos_id == 3072 and before.end_ids == [3072, 5] and after.end_ids == [3072]
+    Tokenizer.from_pretrained("tiny").save(tmp_path / "tiny")
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["tokenizer.json"]
+
+
+def test_an_adapters_tokenizer_ends_texts_as_the_base_does(tmp_path):
+    config = npgpt.GPT2Config(vocab_size=3073, n_positions=8, n_embd=8, n_layer=1, n_head=2, eos_token_id=[5, 7])
+    model = npgpt.GPT2(config, seed=0)
+    model.save_pretrained(tmp_path / "base")
+    old_files(tmp_path / "base", tokenizer_config={"eos_token": "<|im_end|>", "add_bos_token": True})
+    npgpt.save_adapter(npgpt.add_lora(model, npgpt.LoraConfig(r=1)), tmp_path / "adapter")
+    new_file(tmp_path / "adapter")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "adapter" / name).unlink()
+    _, tokenizer = pretrained.base_of(str(tmp_path / "base"), adapters=[tmp_path / "adapter"])
+    assert (tokenizer.eos_id, tokenizer.end_ids, tokenizer.start_ids.tolist()) == (3072, [3072, 5, 7], [END])
+    (tmp_path / "adapter" / "tokenizer_config.json").write_text("{}")
+    _, tokenizer = pretrained.base_of(str(tmp_path / "base"), adapters=[tmp_path / "adapter"])
+    assert tokenizer.end_ids == [END]
+
+
+def test_generation_ends_at_each_of_several_tokens():
+    config = npgpt.GPT2Config(vocab_size=9, n_positions=64, n_embd=8, n_layer=1, n_head=2)
+    model = npgpt.GPT2(config, seed=0)
+    whole = npgpt.generate(model, [1], 40, seed=1).tolist()
+    ends = [min(i for i in range(1, 41) if whole[i] == token) for token in (2, 3)]
+    for eos_id, end in ((2, ends[0]), ([2], ends[0]), ([2, 3], min(ends)), (np.array([3, 2]), min(ends)), ((), 40)):
+        assert npgpt.generate(model, [1], 40, seed=1, eos_id=eos_id).tolist() == whole[:end + 1]
+    late = npgpt.generate(model, [1], 40, seed=1, eos_id=[2, 3], min_new_tokens=30).tolist()
+    assert not {2, 3} & set(late[1:31])
+    for _, text in npgpt.beam_search(model, [1], 3, 10, eos_id=[2, 3]):
+        assert not {2, 3} & set(text[1:-1].tolist())

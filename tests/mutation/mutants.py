@@ -645,7 +645,9 @@ TABLE = {
         ("what is done is recorded again", "strict=True) if i in asked)", "strict=True))"),
         ("a key that says nothing of targets", 'b"|" + window.targets.tobytes()', 'b"|"'),
         ("a key that says nothing of what counts", 'f" {protocol} {first - start}"', '""'),
-        ("no end of text in front", "[np.append(tokenizer.eos_id, *tokenizer.encode_batch([text], split_special_tokens))\n                     for text in texts]",
+        ("no end of text in front",
+         "[np.append(tokenizer.eos_id, *tokenizer.encode_batch([text], split_special_tokens))\n "
+         "                    for text in texts]",
          "[tokenizer.encode_batch([text], split_special_tokens)[0] for text in texts]"),
     ],
     "evaluation/questions.py": [
@@ -659,8 +661,8 @@ TABLE = {
         ("F1 by precision alone", "confusion.sum(axis=0) + confusion.sum(axis=1)", "2 * confusion.sum(axis=0)"),
         ("an absent label counts as 0", "present = given_and_true > 0", "present = given_and_true >= 0"),
         ("a long prompt is read from its start", "prompt[-room:]", "prompt[:room]"),
-        ("an answer goes on after its stop", "before_stop(tokenizer.decode(ids[ids != tokenizer.eos_id]), stops)[0]",
-         "tokenizer.decode(ids[ids != tokenizer.eos_id])"),
+        ("an answer goes on after its stop", "before_stop(tokenizer.decode(ids[~np.isin(ids, tokenizer.end_ids)]), stops)[0]",
+         "tokenizer.decode(ids[~np.isin(ids, tokenizer.end_ids)])"),
         ("answers of other prompts", "in zip(group, texts, strict=True)", "in zip(group, texts[::-1], strict=True)"),
         ("ctx_b as it is", "{parts[2].capitalize()}", "{parts[2]}"),
         ("brackets stay", 're.sub(r"\\[.*?\\]", "", text', 're.sub(r"\\[\\]", "", text'),
@@ -783,7 +785,7 @@ TABLE = {
     "generation/generate.py": [
         ("a full context is refused", "if total > limit and", "if total >= limit and"),
         ("the end-of-text id does not come back", "out[i].append(token)", "out[i].extend([token] * (token != eos_id))"),
-        ("goes on past the end of text", "if token != eos_id and not", "if not"),
+        ("goes on past the end of text", "if token not in ends and not", "if not"),
         ("goes on past a stop string", "stop_strings)[1]):", "stop_strings)[1] and False):"),
         ("stop strings count in the prompt", "texts[i][lengths[i]:]", "texts[i]"),
         ("seed 0 is taken for none", "if seed is None else generator", "if not seed else generator"),
