@@ -9,11 +9,11 @@ and folders above it in these lists.
     autograd.py  Tensor, the record of operations, backward: knows no operation
     ops/         every differentiable operation: formula, derivation, both directions
     nn.py        layers: parameters and their names
+    batch.py     sequences laid end to end, with what each token should predict
     language_model.py  what every model shares, from hidden states to the loss
     gpt2.py      the model, from its configuration to its hidden states
     lora.py      LoRA: A, B, the scale, dropout, add, merge
     optim.py     AdamW, clipping, learning-rate schedules
-    batch.py     sequences laid end to end, with what each token should predict
     adapters/    what an adapter can be beyond plain LoRA, several at once, PEFT's files
     exchange/    files of other programs; merged models
     data/        from files to the batches of each step

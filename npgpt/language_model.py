@@ -1,4 +1,4 @@
-"""What every language model shares, and what the rest of the package may ask of one.
+"""What every language model shares: the loss, the logits, the hidden states of a batch.
 
 A model reads token ids and gives, for each token, the logits of the token that follows. A batch is sequences laid end
 to end: every layer works on rows (N, C), N tokens in all, and only attention has to know where one sequence stops and
@@ -19,16 +19,19 @@ from npgpt.runtime.errors import ConfigError
 
 
 class LanguageModel(Module):
-    """A model class has `config_class`, and makes of a configuration a model with
+    """A subclass sets `config_class`, calls __init__ with a configuration, and has
 
         wte                                     Embedding, the token table
         hidden(ids, positions, attend, rng)     ids (N,), positions (N,) -> the last hidden states, Tensor (N, C)
         head()                                  the table (V, C) that turns hidden states into logits, a Tensor
 
-    config        what the model was made from
-    name_or_path  where the weights came from, or None; adapters name their base by it
-    kept_rows     after `resize_token_embeddings`, how many rows of the token table are those of the weights; None: all
-    run_block     how a block is run; see `training.recompute`
+    The rest of the package asks a model for these, for the attributes below, and for sizes in its configuration. Beyond
+    them, `inspection.inside` and `training.estimate` name parts of GPT-2, and `files.checkpoint` names its tensors.
+
+    config        the configuration; here n_head, attn_pdrop, n_positions and vocab_size are read
+    name_or_path  where the weights came from, or None; an adapter names its base by it
+    kept_rows     after `resize_token_embeddings`, how many rows of the token table come from the weights; None: all
+    run_block     how a block runs; `training.recompute` sets another way
     """
 
     run_block = staticmethod(lambda block, *inputs: block(*inputs))
@@ -80,10 +83,8 @@ class LanguageModel(Module):
     def resize_token_embeddings(self, n):
         """Give the token table, and the head if it is a table of its own, n rows: tokens 0 to n - 1. In place.
 
-        Each new row is the mean of the old rows of its table. A logit of a new token is then the mean of the old
-        logits, so by Jensen's inequality the new token is at most as likely as an old one is on average: adding tokens
-        hardly changes what the model says. (transformers draws the new rows around this mean with a billionth of the
-        old rows' covariance; here they are equal, and training sets them apart.) A smaller n drops the last rows.
+        Each new row is the mean of the old rows of its table, so a new token is at most as likely as an old one is on
+        average (Jensen's inequality), and the model says much the same as before. A smaller n drops the last rows.
         Raises ConfigError for n < 1, and if an adapter changes a table.
         Source    Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
         """

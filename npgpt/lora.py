@@ -7,8 +7,9 @@ starts from the base model exactly, and the gradient of B is not zero, so traini
 are derived in `ops.linear.lora_linear`.
 
 Three steps make an adapted model: `LowRank` makes the matrices for one layer, `wrap` puts them on that layer, and,
-after training, `merge` adds s (B A)ᵀ to W. `npgpt.add_lora` takes these steps for every layer that a LoraConfig names
-(see `adapters.stack`).
+after training, `merge` adds s (B A)ᵀ to W. `npgpt.add_lora` and `npgpt.merge_lora` build on these: they give every
+layer that a LoraConfig names a LowRank with PEFT's options (`adapters.updates`), and keep several of them apart by name
+(`adapters.stack`).
 """
 
 import copy

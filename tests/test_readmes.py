@@ -144,12 +144,12 @@ class Found(Exception):
 
 def check_arguments(monkeypatch, module, argv):
     """Parse `argv` by the parser that the module of a command makes, and do nothing else."""
-    def parse_args(parser, *_):
+    def parse_known_args(parser, *_):
         raise Found(parser)
 
     with monkeypatch.context() as patch, pytest.raises(Found) as found:
-        patch.setattr("argparse.ArgumentParser.parse_args", parse_args)
-        module.parse_arguments(argv, *[""][:module.__name__ == "settings"])
+        patch.setattr("argparse.ArgumentParser.parse_known_args", parse_known_args)
+        module.parse_arguments(argv)
     found.value.args[0].parse_args(argv)
 
 

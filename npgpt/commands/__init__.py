@@ -16,8 +16,10 @@ Read the files in this order. A file imports only from files above it:
     preview.py             finetune --preview
     watch.py               progress bar, and Ctrl-C that waits for the end of a step
     running.py             finetune's training, from the first step to what is saved
+    effects.py             settings that cannot take effect in a run
     estimates.py           memory and time of a run, before it starts
     finetune.py            npgpt finetune
+    prompts.py             what generate continues: texts, and records in a template
     generate.py            npgpt generate
     evaluate_tasks.py      the tasks that evaluate measures
     evaluate.py            npgpt evaluate

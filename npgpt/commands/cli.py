@@ -10,6 +10,16 @@ from npgpt.commands.printing import harmless_streams
 from npgpt.runtime.errors import ConfigError, NpgptError, one_line
 
 
+class Unfailing(io.FileIO):
+    """A stream that nobody has to read: if it cannot be written, because a disk is full, what is said goes nowhere."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
 def run(command, flags=()):
     """Call `command()` and return the exit status: 2 and one line on stderr for what npgpt calls an error.
 
@@ -21,6 +31,9 @@ def run(command, flags=()):
     warnings.showwarning = lambda message, *_: print(f"warning: {one_line(str(message))}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a pipe shows each line at once, in any encoding
+    if type(sys.stderr) is io.TextIOWrapper:  # progress, warnings and errors: no reason to end
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(Unfailing(sys.stderr.fileno(), "w", closefd=False)),
+                                      sys.stderr.encoding, "backslashreplace", line_buffering=True)
     with harmless_streams():
         return _status(command, flags)
 
@@ -46,8 +59,9 @@ def _status(command, flags):
         print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        start.ended()  # a second Ctrl-C must not interrupt this message
         print("stopped", file=sys.stderr)
-        return 130
+        return start.status()
     finally:
         start.ended()
 

@@ -28,6 +28,8 @@ HELP = "--help", "-h"
 def main(way=start.CONSOLE):
     """Run the command that the command line names. Returns the exit status."""
     words = sys.argv[1:]
+    if words[:1] == ["help"]:  # npgpt help generate
+        words = [*words[1:], HELP[0]]
     name = next((name for name in COMMANDS if words[:1 + name.count(" ")] == name.split()), None)
     start.begin(way, name)
     if name:
@@ -67,12 +69,16 @@ def answer(words):
     elif first == "--version":
         print(f"npgpt {__version__}")
     elif several and words[1:2] and words[1] in HELP:
-        print(f"commands:\n{listing(several)}\n\n{start.typed(f'{several[0]} --help')} explains the first of them.")
+        print(f"usage: {start.typed(first)} WORD [FLAG ...]\n\ncommands:\n{listing(several)}")
+    elif several and words[1:] and not words[1].startswith("-"):
+        raise NpgptError(f"{' '.join(words[:2])} is not a command: {' or '.join(map(start.typed, several))}")
     elif several:
         raise NpgptError(f"{start.typed(first)} needs one more word: {' or '.join(map(start.typed, several))}")
     else:
-        (nearest,) = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0)
-        raise NpgptError(f"{first} is not a command; {nearest} is the nearest (see {start.typed('--help')})")
+        asked = " ".join(words[:2]) if any(name.startswith(first) for name in COMMANDS) else first
+        nearest = difflib.get_close_matches(asked, COMMANDS, n=1)
+        raise NpgptError(f"{first} is not a command" + "".join(f"; did you mean {name}?" for name in nearest)
+                         + f" (see {start.typed('--help')})")
 
 
 def help_page():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import npgpt
 from npgpt import data
+from npgpt.commands.flags import unescaped
 from npgpt.runtime.errors import NpgptError
 
 TEXTS = Path(npgpt.__file__).parent / "texts"
@@ -14,12 +15,12 @@ def read(settings):
     """Return [(place, Documents), ...]: those to train on and, if there are any, those to measure on."""
     if settings["val_fraction"] and settings["val_data"] is not None:
         raise NpgptError("--val-fraction holds out a part of the data, --val-data names other data: give only one")
-    sources = [source for source in sources_of(settings) if source]
+    sources = [(place, data.readable_again(path)) for place, path in filter(None, sources_of(settings))]
     for name in ("split", "separator"):
         if settings[name] is not None and not any(data.is_text(path) for _, path in sources):
             raise NpgptError(f"--{name} is for plain text; the records in {sources[0][0]} are separate already")
-    split, template = unescaped(settings["split"]), unescaped(settings["template"])
-    return [(place, data.Documents(path, split, settings["separator"], template, settings["train_on_prompt"]))
+    split, separator, template = (unescaped(settings[name]) for name in ("split", "separator", "template"))
+    return [(place, data.Documents(path, split, separator, template, settings["train_on_prompt"]))
             for place, path in sources]
 
 
@@ -68,10 +69,6 @@ def uses(settings):
     return [(named(files[split]), words[split]) for split in files]
 
 
-def unescaped(text):
-    return text and text.replace("\\n", "\n").replace("\\t", "\t")
-
-
 def longest(settings, config):
     """Return the most tokens that a sequence may have for a model with this GPT2Config."""
     context = config.n_positions
@@ -99,3 +96,10 @@ def encode(places_and_documents, settings, config, tokenizer):
                                  f"{config.vocab_size}; the tokenizer belongs to another model")
             found.append((place, e))
     return found
+
+
+def recipe(documents, settings, config):
+    """Return the data.Recipe of a run: how it makes sequences of what `read` returned. config: the model's."""
+    template = documents[0][1].template
+    return data.Recipe(template.kind, template.text, settings["train_on_prompt"], unescaped(settings["split"]),
+                       unescaped(settings["separator"]), settings["special_tokens"], longest(settings, config))

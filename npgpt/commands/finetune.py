@@ -10,13 +10,24 @@ import warnings
 
 import npgpt
 from npgpt.adapters.lora_config import LoraConfig
-from npgpt.commands import adapting, dataset, estimates, identity, lines, models, preview, running, settings
+from npgpt.commands import (
+    adapting,
+    dataset,
+    effects,
+    estimates,
+    identity,
+    lines,
+    models,
+    preview,
+    running,
+    settings,
+    start,
+)
 from npgpt.commands.flags import Parser
 from npgpt.commands.settings import FLAGS
 from npgpt.runtime.memory import keep_freed_memory, resident
 from npgpt.training.fit import FitConfig, best_step
 from npgpt.training.recompute import has_gradient_checkpointing, set_gradient_checkpointing
-from npgpt.training.report import write_report
 from npgpt.training.run import Run, fingerprint
 from npgpt.training.train import TrainConfig
 
@@ -41,11 +52,12 @@ def main(given):
     held = resident()
     fit_into_memory(plan, base, training, held)
     job = open_run(plan, base, training, held_out, opt)
+    job.run.recipe = dataset.recipe(documents, plan.settings, base.model.config)
     announce(plan, job, held, started)
     place, stopped = running.train(job, plan.printer.quiet)
     if stopped:
         plan.printer.result(*lines.stopped(job.run, opt.steps, job.total, place))
-        return 130
+        return start.status()
     report(plan, job, place, started)
     return 0
 
@@ -67,6 +79,8 @@ def make_plan(given):
     """Return the Plan for what the command line gives. Wrong settings are refused here."""
     given = settings.given_in_all(given)
     run = Run.open(given["resume"]) if "resume" in given else None
+    if run and "preview" not in given:
+        run.lock()
     chosen = settings.resumed_settings(run, given) if run else settings.new_settings(given)
     config, keeping = (settings.configuration(of_class, chosen) for of_class in (TrainConfig, FitConfig))
     printer = lines.Printer(given.get("quiet", False))
@@ -148,9 +162,8 @@ def open_run(plan, base, training, held_out, opt):
 def announce(plan, job, held, started):
     """Print what the run is going to do, and what it will take."""
     config, printer = job.config, plan.printer
-    if config.warmup >= job.total:
-        warnings.warn(f"--warmup {config.warmup}: this run has {lines.count(job.total, 'step')}, so the learning rate "
-                      f"never reaches {config.lr:g}", stacklevel=2)
+    for line in effects.missing(job):
+        warnings.warn(line, stacklevel=2)
     if plan.run:
         printer.detail(*lines.resumed(job.run, job.opt.steps, job.total))
     order = config.order(job.training.sequences.lengths)
@@ -162,8 +175,9 @@ def announce(plan, job, held, started):
 
 def report(plan, job, place, started):
     """Print what came out, and how to use it. place: folder of the adapter or the model."""
-    best = best_step(job.run.evaluations()) if job.keeping.keep_best else None
-    plan.printer.result(*lines.losses(job.run, best))
-    plan.printer.detail(*lines.samples(job.run), *lines.page(write_report(job.run, job.model)))
+    if "after" in job.run.results():  # else they could not be recorded
+        best = best_step(job.run.evaluations()) if job.keeping.keep_best else None
+        plan.printer.result(*lines.losses(job.run, best))
+        plan.printer.detail(*lines.samples(job.run), *lines.page(job.run))
     plan.printer.result(*lines.saved(place, time.perf_counter() - started))
     plan.printer.detail(*lines.use(job.settings, place))

@@ -1,7 +1,10 @@
 """Flag: everything that is known about a flag of a command, declared once; and the parser that is made of flags."""
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
+import math
 import re
 import shutil
 import textwrap
@@ -76,7 +79,8 @@ class Flag:
             options["action"] = "store_true"
         else:
             metavar = self.metavar or (None if self.choices else METAVARS.get(self.type))
-            options |= {"type": self.type, "choices": self.choices, "metavar": metavar, "nargs": self.many or None}
+            options |= {"type": NUMBERS.get(self.type, self.type), "choices": self.choices, "metavar": metavar,
+                        "nargs": self.many or None}
         if self.again:
             options["action"] = "extend" if self.many else "append"
         if self.required:
@@ -89,7 +93,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description, flags, epilog=None):
         super().__init__(prog=start.prog, usage=usage(flags), description=filled_paragraphs(description), epilog=epilog,
-                         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
+                         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+                         allow_abbrev=False)  # a new flag could change what an abbreviation means
         self._flags, groups = flags, {"": self}
         for flag in flags:
             if flag.group not in groups:
@@ -98,7 +103,13 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, argv):
         """Return what argv gives, and nothing that it does not give: dict key -> value."""
-        given = vars(self.parse_args(argv))
+        given, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = {flag.name.lstrip("-"): flag.name for flag in self._flags}
+            nearest = difflib.get_close_matches(unknown[0].lstrip("-").partition("=")[0], known, n=1)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}"
+                       + "".join(f"; did you mean {known[name]}?" for name in nearest))
+        given = vars(given)
         for flag in self._flags:
             value = given.get(flag.key)
             if flag.least is not None and value is not None and value < flag.least:
@@ -154,11 +165,47 @@ def named(message, flags):
 # Types of values
 
 
+def whole(text):
+    """Return a whole number."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+
+
+def real(text):
+    """Return a number."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+
+
+NUMBERS = {int: whole, float: real}
+
+
 def filled(text):
     """Return text that must not be empty. The shell makes an empty one of a variable that is not set."""
     if not text:
         raise argparse.ArgumentTypeError("it must not be empty")
     return text
+
+
+def unescaped(text):
+    """Return text with a new line in place of each \\n and a tab in place of each \\t; \\\\n stays \\n, and so does
+    \\\\t. None stays None."""
+    meant = {"n": "\n", "t": "\t"}
+    return text and re.sub(r"\\(\\[nt]|[nt])", lambda found: meant.get(found[1], found[1]), text)
+
+
+def escaped(text):
+    """Return the text that `unescaped` makes `text` of."""
+    return re.sub(r"\\(?=[nt])", r"\\\\", text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def meant(text):
+    """Return the text that is meant by a word on the command line, which must not be empty."""
+    return unescaped(filled(text))
 
 
 def path(text):

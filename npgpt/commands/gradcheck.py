@@ -20,7 +20,7 @@ FLAGS = [
     Flag("--model", "check this model instead: hub id, folder or 'tiny' (takes minutes for gpt2)", metavar="NAME"),
     models.REVISION,
     Flag("--adapter", "with --model: check the parameters of the adapter in this folder", filled, metavar="DIR"),
-    Flag("--seed", "seed of the random directions and cotangents", int, 0),
+    Flag("--seed", "seed of the random directions", int, 0),
 ]
 
 

@@ -22,7 +22,7 @@ FLAGS = [
     Flag("--compare", "folder of another adapter: print how similar the two are", filled, metavar="DIR"),
     Flag("--json", "print one JSON object", bool, False),
     Flag("--plot", "draw norms by layer and spectra into this .png, .svg or .pdf (needs matplotlib: pip install "
-         "'npgpt[plot]')", path, metavar="FILE"),
+         "'.[plot]')", path, metavar="FILE"),
 ]
 
 
@@ -153,7 +153,7 @@ def plot(found, path, title):
     try:
         import matplotlib
     except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'npgpt[plot]'") from error
+        raise ConfigError("--plot needs matplotlib: pip install '.[plot]'") from error
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -172,11 +172,14 @@ def plot(found, path, title):
             spectra.plot(range(1, len(values) + 1), values, ".-", color=f"C{i}", alpha=0.6, linewidth=1,
                          label=None if layer != min(parts) else kind)
     norms.set(xlabel="layer", ylabel="|sBA| / |W|" if based else "|sBA|", title="size of the updates", ylim=(0, None))
-    spectra.set(xlabel="number", ylabel="singular value of sBA", yscale="log", title="spectra, a line a layer")
+    spectra.set(xlabel="place of the singular value, the largest first", ylabel="singular value of sBA (log scale)",
+                yscale="log", title="singular values, one line for each layer")
     for axes in (norms, spectra):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    norms.legend()
+    if kinds:
+        norms.legend()
+        spectra.legend()
     figure.suptitle(title)
     with replacing(path) as temporary:
         try:

@@ -6,15 +6,17 @@ from pathlib import Path
 import npgpt
 from npgpt.adapters import pretrained
 from npgpt.commands import models
-from npgpt.commands.flags import Flag, Parser, filled, path
-from npgpt.files.atomic import replacing
+from npgpt.commands.flags import Flag, Parser, filled, path, unescaped
+from npgpt.files.atomic import write_text
 from npgpt.inspection import inside, inside_page
+from npgpt.training.estimate import spelled
 
 FLAGS = [
     *models.MODEL,
     Flag("--adapter", "folder of a LoRA adapter: show what it changes", filled, metavar="DIR"),
-    Flag("--prompt", "the text to look at", required=True, metavar="TEXT"),
-    Flag("--max-tokens", "look at the first N tokens only, as the pictures grow with their square; at most the model's "
+    Flag("--prompt", "the text to look at; \\n for a new line, \\t for a tab", unescaped, required=True,
+         metavar="TEXT"),
+    Flag("--max-tokens", "look at the first N tokens only: the page grows with the square of this; at most the model's "
          "context", int, 256, least=1, metavar="N"),
     Flag("--out", "the page to write", path, Path("inside.html"), metavar="FILE"),
 ]
@@ -37,10 +39,14 @@ def main(args):
     if args.adapter is not None:
         npgpt.load_adapter(model, args.adapter, trainable=False)
         adapted = inside.look(model, shown)
-    title = f"Inside {name}" + (f" with {args.adapter}" if args.adapter else "")
+    title = f"Inside {short(name)}" + (f" with {short(args.adapter)}" if args.adapter else "")
     page = inside_page.build(title, tokenizer, model, base, adapted)
-    with replacing(args.out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(args.out, page)
     rest = f"; {len(ids) - len(shown):,} more were left out, see --max-tokens" if len(ids) > len(shown) else ""
-    print(f"{args.out}: {len(shown)} tokens{rest}; {args.out.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    print(f"{args.out}: {len(shown)} tokens{rest}; {spelled(args.out.stat().st_size)}, open it in a browser")
+
+
+def short(name):
+    """Return the last two parts of a path, enough to know an adapter by; a hub id has no more."""
+    return "/".join(Path(name).parts[-2:])
 

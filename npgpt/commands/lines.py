@@ -9,6 +9,7 @@ from npgpt.adapters.tables import TrainedRows
 from npgpt.commands import dataset, start
 from npgpt.commands.settings import PROMPTS, TINY_REASON
 from npgpt.evaluation.evaluate import Perplexity
+from npgpt.runtime.figures import figure
 from npgpt.training import estimate
 
 
@@ -135,7 +136,8 @@ def stopped(run, done, total, place):
     if place is None:
         yield f"stopped    within a step; {way_on(run)}"
     else:
-        yield f"stopped    after step {done} of {total}: saved in {place}; go on with --resume {run.folder}"
+        way = f"go on with --resume {run.folder}" if done in run.steps() else way_on(run)
+        yield f"stopped    after step {done} of {total}: saved in {place}; {way}"
 
 
 def way_on(run):
@@ -155,8 +157,8 @@ def losses(run, best):
         yield f"training   loss {found[0]:.3f} at the first step, {found[-1]:.3f} at the last"
         return
     best = f" at step {best}, the lowest" if best else ""
-    ppl = [Perplexity(loss, 1).ppl for loss in (old, new)]
-    yield f"held out   loss {old:.3f} -> {new:.3f}{best}, perplexity {ppl[0]:.1f} -> {ppl[1]:.1f}"
+    ppl = [figure(Perplexity(loss, 1).ppl, 1) for loss in (old, new)]
+    yield f"held out   loss {old:.3f} -> {new:.3f}{best}, perplexity {ppl[0]} -> {ppl[1]}"
 
 
 def samples(run):
@@ -166,13 +168,13 @@ def samples(run):
     yield ""
 
 
-def page(path):
-    yield f"report     {path}"
+def page(run):
+    if run.report.exists():
+        yield f"report     {run.report}"
 
 
 def saved(place, seconds):
-    total = sum(path.stat().st_size for path in place.iterdir())
-    size = f"{total / 1e6:.1f} MB" if total >= 1e6 else f"{total / 1e3:.0f} kB"
+    size = estimate.spelled(sum(path.stat().st_size for path in place.iterdir()))
     yield f"saved      {place} ({size}) after {seconds:.1f} s"
 
 

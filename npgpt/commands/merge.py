@@ -13,6 +13,7 @@ from npgpt.commands.flags import Flag, Parser, filled, path, size
 from npgpt.exchange import merge
 from npgpt.files import atomic, hub
 from npgpt.runtime.errors import HubError
+from npgpt.runtime.figures import figure
 
 TEXT = Path(npgpt.__file__).parent / "texts" / "validation.txt"
 # Files of the base's folder that are copied into the merged one, if they are there.
@@ -52,6 +53,9 @@ def main(args):
         model, tokenizer = models.load(name, args.revision, args.adapter)
         merge.save_merged(model, folder, args.dtype, args.max_shard_size)
         left_out = carry_over(name, args.revision, folder)
+        recipe = data.Recipe.load(args.adapter[0]) if len(args.adapter) == 1 else None
+        if recipe is not None:
+            recipe.save(folder)
         if tokenizer.to_dict() != npgpt.Tokenizer.from_pretrained(name, args.revision).to_dict():
             tokenizer.save(folder)  # an adapter's, with tokens that were added
     written = [path.stat().st_size for path in args.out.glob("model*.safetensors")]
@@ -66,10 +70,12 @@ def main(args):
     ids = tokenizer.encode(text, split_special_tokens=True)
     found = merge.certify(model, npgpt.GPT2.from_pretrained(args.out), ids)
     place = f"npgpt/texts/{TEXT.name}" if place == TEXT else place
-    print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {place}")
+    print(f"certificate, of the folder as it was written, on {found.merged.tokens:,} tokens of {place} "
+          f"in windows of {merge.WINDOW}")
     print(f"  largest |difference of logits|  {found.difference:.1e}, of logits up to {found.largest:.1f}")
     print(f"  KL divergence                   {found.kl:.1e} nats a token")
-    print(f"  perplexity                      {found.unmerged.ppl:.4f} unmerged, {found.merged.ppl:.4f} merged")
+    print(f"  perplexity                      {figure(found.unmerged.ppl, 4)} unmerged, {figure(found.merged.ppl, 4)} "
+          "merged")
     if not found.relative <= ROUNDING[args.dtype]:
         print(f"  they DIFFER by {found.relative:.1e} of the largest logit: more than by rounding to {args.dtype}")
         return 1

@@ -8,6 +8,7 @@ import npgpt
 from npgpt.adapters import pretrained
 from npgpt.adapters.stack import set_adapter
 from npgpt.commands.flags import Flag
+from npgpt.data import Recipe
 from npgpt.files import hub
 from npgpt.runtime.errors import HubError
 
@@ -54,6 +55,11 @@ def load(name, revision=None, adapter=()):
     if folders:
         set_adapter(model, [f"adapter-{i}" for i, _ in enumerate(folders)], trainable=False)
     return model, tokenizer
+
+
+def recipes(adapters, model):
+    """Return the data.Recipe beside each adapter, or without adapters that of the model; None if there is none."""
+    return [Recipe.load(folder) for folder in adapters or filter(None, [hub.folder(model)])]
 
 
 def same_place(one, other):

@@ -1,7 +1,10 @@
-"""The training of a run, from its first step to what is saved: with a progress bar, and a way to stop it by Ctrl-C."""
+"""The training of a run, from its first step to what is saved, with a progress bar. Ctrl-C and SIGTERM stop it."""
 
+import contextlib
 import dataclasses
 import functools
+import signal
+import warnings
 
 import npgpt
 from npgpt.commands import lines, watch
@@ -10,8 +13,8 @@ from npgpt.data import Encoded
 from npgpt.evaluation import evaluate
 from npgpt.runtime.errors import ConfigError, DivergedError, FileError, NpgptError
 from npgpt.runtime.threads import blas_threads
-from npgpt.training.fit import FitConfig, best_step, fit
-from npgpt.training.fit import save as save_checkpoint
+from npgpt.training.fit import FitConfig, best_step, fit, prune
+from npgpt.training.report import write_report
 from npgpt.training.run import Run
 from npgpt.training.train import TrainConfig
 
@@ -37,10 +40,10 @@ class Job:
 
 
 def train(job, quiet):
-    """Train to the end, or until Ctrl-C. Returns (place, stopped).
+    """Train to the end, or until Ctrl-C or SIGTERM. Returns (place, stopped).
 
     place    folder of the adapter or the model that was saved; None: the run was stopped within a step
-    stopped  whether Ctrl-C stopped it before its end
+    stopped  whether it was stopped before its end
     """
     with blas_threads(job.threads), watch.Bar(job.opt.steps, job.total, quiet) as bar:
         try:
@@ -50,25 +53,25 @@ def train(job, quiet):
             if len(job.run.metrics()) < job.opt.steps:  # within a step, which metrics.jsonl does not have
                 return None, stopped
         except FileError as error:
-            raise FileError(f"{error}; {lines.way_on(job.run)}") from error
+            raise FileError(f"{error}; {rescue(job)}{lines.way_on(job.run)}") from error
         except DivergedError as error:
             kept = [job.run.checkpoint(step) for step in job.run.steps()[-1:]]
             raise NpgptError(f"{error}; the last checkpoint before it is {kept[0]}" if kept else str(error)) from error
-        with watch.uninterrupted():
+        with watch.handled(signal.SIG_IGN):
             place = save(job, stopped)
-        if not stopped:  # `fit` ends with a measurement, and what it keeps was measured too
-            job.run.record("after", {"val_loss": dict(job.run.evaluations()).get(job.opt.steps),
-                                     "samples": samples(job, bar)})
+        if not stopped:
+            finish(job, bar)
     return place, stopped
 
 
 def take_steps(job, bar):
-    """Measure the model as it is, then train it. Returns whether Ctrl-C stopped the training."""
+    """Measure the model as it is, then train it. Returns whether the training was stopped."""
     measured = functools.partial(measure, job, bar) if job.held_out else None
     if "before" not in job.run.results():
         job.run.record("before", {"val_loss": measured and measured(), "samples": samples(job, bar)})
     steps = fit(job.run, job.model, job.training.sequences, job.opt, job.config, job.keeping, measured)
-    with watch.Stop() as stop:
+    stop = watch.Stop()
+    with watch.handled(stop.press):
         for _ in bar.steps(steps):
             if stop.asked:
                 break
@@ -103,12 +106,48 @@ def samples(job, bar):
 
 def save(job, stopped):
     """Save the run, and its adapter or model: as of the best step, if the best is kept and the run has ended. Returns
-    the folder of the adapter or the model."""
-    save_checkpoint(job.run, job.model, job.opt, job.keeping)
-    best = best_step(job.run.evaluations())
-    if job.keeping.keep_best and best and not stopped:
-        job.run.load_checkpoint(best, job.opt)
+    the folder of the adapter or the model.
+
+    The result counts for more than the checkpoints: if one of those cannot be written or read, that is a warning.
+    """
+    try:
+        job.run.save_checkpoint(job.model, job.opt)
+        best = best_step(job.run.evaluations()) if job.keeping.keep_best and not stopped else None
+        if best:
+            job.run.load_checkpoint(best, job.opt)
+    except NpgptError as error:
+        warnings.warn(f"{error}; the result is that of step {job.opt.steps}", stacklevel=2)
+    try:
+        place = save_result(job)
+    except FileError as error:
+        raise FileError(f"{error}; {lines.way_on(job.run)}") from error
+    prune(job.run, job.keeping)
+    return place
+
+
+def save_result(job):
+    """Save the adapter or the model as it is now. Returns its folder."""
     place = job.run.save(job.model)
     if place == job.run.model:
         job.tokenizer.save(place)
     return place
+
+
+def rescue(job):
+    """Save the adapter or the model after a step whose record could not be written. Returns what there is to say."""
+    if job.opt.steps:
+        with contextlib.suppress(FileError):
+            return f"what it has learned in {lines.count(job.opt.steps, 'step')} is saved in {save_result(job)}; "
+    return ""
+
+
+def finish(job, bar):
+    """Record the results and write the report. All else is saved by now, so an error here is only a warning."""
+    try:
+        # `fit` ends with a measurement, and what --keep-best keeps was measured too.
+        job.run.record("after", {"val_loss": dict(job.run.evaluations()).get(job.opt.steps),
+                                 "samples": samples(job, bar)})
+        write_report(job.run, job.model)
+    except Exception as error:
+        reason = error if isinstance(error, NpgptError) else f"{type(error).__name__}: {error}"
+        warnings.warn(f"the report of {job.run.folder} is not complete: {reason}", stacklevel=2)

@@ -40,24 +40,27 @@ def section(group, *flags):
 FLAGS = [
     *section(
         "model and data", *models.MODEL,
-        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv or .parquet, or a folder of "
-             "them, of which the files named train are used; a record has one of these sets of fields: text; prompt "
-             "and completion; instruction, input and output; messages; conversations (default: the texts in the "
-             "package)",
+        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv, .tsv or .parquet, a pipe, or "
+             "a folder of such files, of which those named train are used; a record has one of these sets of fields: "
+             "text; prompt and completion; instruction, input and output; messages; conversations (default: the texts "
+             "in the package)",
              filled, place=True, metavar="PATH"),
         Flag("--val-data", "what to measure the held-out loss on: before training, after each epoch and at the end "
              "(default: in a folder, the files named validation, valid, val or dev; without --data, the held-out texts "
              "in the package)", filled, place=True, metavar="PATH"),
-        Flag("--val-fraction", "hold out this fraction of the data instead; a hash of each text decides", float, 0.0),
-        Flag("--split", "where a text ends in a plain text file: line, at each line end; blank, at blank lines; none, "
-             "at the end of the file, which is then cut into blocks; or at a mark such as '<|endoftext|>' (default: "
-             "line; in a folder without a file named train, none)", metavar="HOW"),
-        Flag("--separator", "what stands between prompt and completion in plain text, such as '||'", metavar="TEXT"),
-        Flag("--template", "the text that is made of each record: fields in braces, \\n for a new line; the last field "
-             "and what follows it is learned (default: one for each kind of record)", metavar="TEXT"),
+        Flag("--val-fraction", "hold out about this fraction of the data, instead of --val-data; a hash of each text "
+             "(of each block, with --split none) decides which", float, 0.0),
+        Flag("--split", "how to cut a plain text file into texts: line (each line is a text), blank (each paragraph), "
+             "none (the whole file, cut into blocks), or at a mark such as '<|endoftext|>' (default: line; in a folder "
+             "without a file named train, none)", metavar="HOW"),
+        Flag("--separator", "what stands between prompt and completion in plain text, such as '||'; \\n and \\t as in "
+             "--template", metavar="TEXT"),
+        Flag("--template", "the text that is made of each record: fields in braces, \\n for a new line, \\t for a tab "
+             "(\\\\n for a backslash and an n); the last field and what follows it is learned (default: one for each "
+             "kind of record)", metavar="TEXT"),
         Flag("--train-on-prompt", "learn the prompts too", bool, False),
-        Flag("--special-tokens", "read special tokens that the data spell out, such as <|endoftext|>, as those tokens; "
-             "without this flag they are plain text, and only those in --template are tokens", bool, False),
+        Flag("--special-tokens", "treat <|endoftext|> and other special tokens in the data as tokens; without this "
+             "flag they are plain text, and only those in --template are tokens", bool, False),
         Flag("--max-length", "longest sequence in tokens; longer texts are split (default: the model's context)", int),
     ),
     *section(
@@ -78,8 +81,8 @@ FLAGS = [
              sets=(LoraConfig, "init_lora_weights"), made=lambda name: name == "kaiming" or name, idle_with="full"),
         Flag("--lr-ratio", "learning rate of B as a multiple of --lr; 16 is usual for LoRA+", float, 1.0,
              idle_with="full"),
-        Flag("--add-tokens", "tokens to add to the vocabulary, such as '<|user|>'; their rows of the token table train "
-             "with the adapter, which is saved with them and with the tokenizer", many="+", again=True,
+        Flag("--add-tokens", "new tokens for the vocabulary, such as '<|user|>'; their rows of the token table are "
+             "trained and saved with the adapter, and the tokenizer is saved too", many="+", again=True,
              metavar="TOKEN"),
         Flag("--full", "train all weights instead of an adapter", bool, False),
     ),
@@ -89,24 +92,25 @@ FLAGS = [
         Flag("--max-steps", "stop after this many steps", int, sets=(TrainConfig, "max_steps")),
         Flag("--batch-size", "texts in a micro-batch", int, 4, sets=(TrainConfig, "batch_size"),
              idle_with="batch_tokens"),
-        Flag("--batch-tokens", "tokens in a micro-batch, about; instead of --batch-size", int,
+        Flag("--batch-tokens", "about this many tokens in a micro-batch, instead of --batch-size", int,
              sets=(TrainConfig, "batch_tokens")),
         Flag("--accumulate", "micro-batches in a step", int, 1, sets=(TrainConfig, "accumulate")),
         Flag("--lr", "highest learning rate", float, 3e-4, tiny=2e-3, sets=(TrainConfig, "lr")),
         Flag("--weight-decay", "weight decay of AdamW", float, 0.01, least=0),
         Flag("--warmup", "number of steps in which the learning rate rises", int, 0, sets=(TrainConfig, "warmup")),
-        Flag("--schedule", "how the learning rate goes on", str, "linear", ("constant", "linear", "cosine"),
+        Flag("--schedule", "how the learning rate changes after the warm-up", str, "linear",
+             ("constant", "linear", "cosine"),
              sets=(TrainConfig, "schedule")),
         Flag("--grad-clip", "largest norm of the gradient; 0: no clipping", float, 1.0,
              sets=(TrainConfig, "grad_clip")),
         Flag("--seed", "seed of the adapter's start, the order of the texts, dropout and the samples", int, 0,
              sets=(TrainConfig, "seed")),
-        Flag("--threads", "CPU threads (default: all that NumPy's BLAS may use, or 1 if there is little to compute)",
+        Flag("--threads", "CPU threads (default: all that NumPy's BLAS may use; 1 for small models)",
              threads, metavar="N", sets=(TrainConfig, "threads")),
-        Flag("--checkpoint", "keep only the input of each block, and compute the block again in the backward pass: "
-             "less memory, a third more time, the same result", bool, False),
-        Flag("--max-memory", "most memory for this process, such as 3GB: smaller micro-batches and, if necessary, "
-             "--checkpoint are chosen so that it is enough", size, of_the_call=True, metavar="SIZE"),
+        Flag("--checkpoint", "gradient checkpointing: keep only the input of each block, and compute the block again "
+             "in the backward pass: less memory, about 40 % more time, the same result", bool, False),
+        Flag("--max-memory", "memory limit of this process, such as 3GB: micro-batches are made smaller, and "
+             "--checkpoint is switched on if necessary, to stay below it", size, of_the_call=True, metavar="SIZE"),
     ),
     *section(
         "the run and what it shows",
@@ -118,7 +122,7 @@ FLAGS = [
              of_the_call=True, metavar="RUN"),
         Flag("--save-every", "steps between checkpoints; 0: only at the end", int, 100,
              sets=(FitConfig, "save_every")),
-        Flag("--keep", "how many checkpoints to keep, the newest", int, 1, sets=(FitConfig, "keep")),
+        Flag("--keep", "keep the newest N checkpoints", int, 1, sets=(FitConfig, "keep")),
         Flag("--eval-every", "steps between measurements of the held-out loss (default: one epoch)", int,
              sets=(FitConfig, "eval_every")),
         Flag("--keep-best", "also keep the checkpoint with the lowest held-out loss, and save its adapter at the end",
@@ -170,13 +174,22 @@ def read_settings(file):
     for name, value in (values["settings"] if of_run else values).items():
         key = name.replace("-", "_")
         if key not in known:
-            (nearest,) = difflib.get_close_matches(key, known, n=1, cutoff=0)
-            raise FormatError(f"{file}: {name} is not a setting; {nearest} is the nearest that is one")
+            raise FormatError(f"{file}: {name} {why_no_setting(key, value, known)}")
         try:
             argv += typed(known[key], value)
         except ValueError as error:
             raise FormatError(f"{file}: {name} = {value!r}: {error}") from error
     return FileParser(file).given(argv), of_run
+
+
+def why_no_setting(key, value, known):
+    """Return, in words, why a key of a file is not a setting, and what was probably meant."""
+    if any(flag.key == key for flag in FLAGS):
+        return "belongs to one call: give it on the command line"
+    if isinstance(value, dict):
+        return "is a section; settings are not in sections"
+    nearest = difflib.get_close_matches(key, known, n=1)
+    return "is not a setting" + "".join(f"; did you mean {name}?" for name in nearest)
 
 
 def typed(flag, value):

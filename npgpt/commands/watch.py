@@ -1,4 +1,4 @@
-"""A progress bar for a run, and Ctrl-C that waits for the end of a step."""
+"""A progress bar for a run, and Ctrl-C or SIGTERM that waits for the end of a step."""
 
 import contextlib
 import os
@@ -6,34 +6,35 @@ import signal
 
 from tqdm import tqdm
 
+from npgpt.commands import start
 from npgpt.training.fit import smoothed
 
 
-class Stop:
-    """Inside this context the first Ctrl-C only sets `asked`; the next one interrupts as usual."""
-
-    def __enter__(self):
-        self.asked, self._before = False, signal.signal(signal.SIGINT, self._press)
-        return self
-
-    def _press(self, number, frame):
-        if self.asked:
-            signal.default_int_handler(number, frame)
-        self.asked = True
-        os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")  # no print inside a signal handler
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGINT, self._before)
-
-
 @contextlib.contextmanager
-def uninterrupted():
-    """Ctrl-C has no effect inside this block."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def handled(handler):
+    """Inside this block Ctrl-C and SIGTERM call `handler(number, frame)`; with signal.SIG_IGN they have no effect."""
+    before = [(number, signal.signal(number, handler)) for number in start.SIGNALS]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+class Stop:
+    """What Ctrl-C and SIGTERM do within `handled(stop.press)`: the first sets `asked`, the next interrupts as usual."""
+
+    asked = False
+
+    def press(self, number, frame):
+        if start.repeated(number):
+            return
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        with contextlib.suppress(OSError):  # nobody may read standard error; and no print inside a signal handler
+            os.write(2, b"\nstopping after this step; %s once more stops at once\n"
+                     % (b"Ctrl-C" if start.by_ctrl_c() else b"SIGTERM"))
 
 
 class Bar:

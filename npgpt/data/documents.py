@@ -3,11 +3,12 @@
 from npgpt.data.readers import Stream
 from npgpt.data.sources import read_records
 from npgpt.data.templates import TEMPLATES, Template
+from npgpt.data.text_files import readable_again
 from npgpt.runtime.errors import FormatError
 
 
 class Documents:
-    """The documents in a file, a folder or a list of files. Each iteration reads the files again.
+    """The documents in a file, a folder or a list of files. Each iteration reads the files again; a pipe is copied.
 
     path             as for `read_records`, with `split` and `separator`
     template         text of a `Template`; None: the template for the first record's kind
@@ -18,7 +19,7 @@ class Documents:
     """
 
     def __init__(self, path, split=None, separator=None, template=None, train_on_prompt=False):
-        self._arguments = path, split, separator
+        self._arguments = readable_again(path), split, separator
         first = next(read_records(*self._arguments), None)
         if first is None:
             raise FormatError(f"{path} holds no text: expected at least one line that is not blank")

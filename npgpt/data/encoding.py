@@ -65,6 +65,11 @@ def encode_prompt(tokenizer, texts, split_special_tokens=True):
     return np.concatenate([tokenizer.start_ids, *found]).astype(np.int64)
 
 
+def is_held_out(key, val_fraction):
+    """Tell whether a document with this key (bytes) belongs to the held-out fraction."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < val_fraction * 2**64
+
+
 class _Reader:
     """Turns texts into ids. Special tokens in literals become their ids; the tokenizer does the rest, plain text."""
 
@@ -164,14 +169,14 @@ class _Writer:
         """
         long = n > self._max_length
         first = max(0, prompt - max(self._max_length - (n - prompt), self._max_length // 2)) if long else 0
-        own = side = self._sides[key is not None and self._is_held_out(key)]
+        own = side = self._sides[key is not None and is_held_out(key, self._val_fraction)]
         covered, cut = first, n
         for begin in range(first, n - 1, self._max_length - 1):
             end = min(begin + self._max_length, n)
             ids, mask = read(begin, end)
             targets = int(np.count_nonzero(mask[1:]))
             if targets:
-                side = own if key is not None else self._sides[self._is_held_out(ids.tobytes())]
+                side = own if key is not None else self._sides[is_held_out(ids.tobytes(), self._val_fraction)]
                 side.starts.append(start + begin)
                 side.lengths.append(end - begin)
                 side.targets += targets
@@ -208,9 +213,6 @@ class _Writer:
             self._learned.flush()
             return (np.frombuffer(os.pread(self._ids.fileno(), 4 * (end - begin), 4 * begin), np.uint32),
                     np.frombuffer(os.pread(self._learned.fileno(), end - begin, begin), np.uint8))
-
-    def _is_held_out(self, key):
-        return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < self._val_fraction * 2**64
 
 
 class _Side:

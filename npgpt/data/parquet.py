@@ -1,6 +1,7 @@
 """Parquet files to records. pyarrow reads them; it is an extra (pip install '.[parquet]')."""
 
-from npgpt.data.readers import Record, open_file
+from npgpt.data.readers import Record
+from npgpt.data.text_files import open_file
 from npgpt.runtime.errors import ConfigError, FormatError
 
 ROWS = 256  # that become Python objects at a time

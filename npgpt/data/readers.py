@@ -1,9 +1,9 @@
 """Files to records: a reader for each format. A file is streamed, and an error names its place as path:line.
 
-json and csv of the standard library do the parsing. ijson would stream JSON too, but its errors do not name the line.
+A path here is a regular file's, or a Copied (text_files.py), as some files are read twice. json and csv of the standard
+library do the parsing. ijson would stream JSON too, but its errors do not name the line.
 """
 
-import codecs
 import csv
 import itertools
 import json
@@ -11,13 +11,12 @@ import re
 import warnings
 from typing import NamedTuple
 
-from npgpt.runtime.errors import FileError, FormatError
+from npgpt.data import text_files
+from npgpt.data.text_files import TOO_LONG, decoded, lines
+from npgpt.runtime.errors import FormatError
 
 SPLITS = ("line", "blank", "none")
-LONGEST = 1 << 25  # bytes of one line, paragraph or JSON value: memory holds a whole record, but not a whole file
-PIECE = 1 << 20    # bytes to read at a time, if lines do not matter
 LINES = 3          # at the start of a text file, to see whether they are JSON
-TOO_LONG = f"of more than {LONGEST >> 20} MB: a record must fit into memory and be shorter (--split none has no limit)"
 WORDS = re.compile(r".*\S(?=\s)", re.DOTALL)  # up to the end of the last word
 BLANKS = re.compile(r"[ \t\r\n]*")  # what JSON allows between values
 BINARY = "a zero byte: this is a binary file, not text"
@@ -56,7 +55,7 @@ def read_text(path, split, separator):
         if (first := next(pieces)).strip():
             yield Record(f"{path}:1", {"text": Stream(itertools.chain([first], pieces))})
         return
-    texts = {"line": _lines, "blank": _paragraphs}.get(split) or (lambda path: _between(path, split))
+    texts = {"line": lines, "blank": _paragraphs}.get(split) or (lambda path: _between(path, split))
     for number, text in texts(path):
         text, where = text.rstrip(), f"{path}:{number}"
         if "\0" in text:
@@ -72,12 +71,12 @@ def read_text(path, split, separator):
 
 def _paragraphs(path):
     """Yield (number of the first line, text) for each run of lines that are not blank."""
-    for blank, lines in itertools.groupby(_lines(path), lambda line: not line[1].strip()):
+    for blank, group in itertools.groupby(lines(path), lambda line: not line[1].strip()):
         if not blank:
             first, size, kept = None, 0, []
-            for number, line in lines:
+            for number, line in group:
                 first, size = first or number, size + len(line)
-                if size > LONGEST:
+                if size > text_files.LONGEST:
                     raise FormatError(f"{path}:{first}: a paragraph {TOO_LONG}")
                 kept.append(line.rstrip())
             yield first, "\n".join(kept)
@@ -86,24 +85,23 @@ def _paragraphs(path):
 def _between(path, mark):
     """Yield (number of the first line, text) for each text between the marks that is not blank."""
     number, held = 1, ""
-    for piece in itertools.chain(_decoded(path), [None]):
+    for piece in itertools.chain(decoded(path), [None]):
         *texts, held = (held + piece).split(mark) if piece is not None else [held, ""]
         for text in texts:
             start = text.lstrip()
             if start:
                 yield number + text.count("\n", 0, len(text) - len(start)), start
             number += text.count("\n") + mark.count("\n")
-        if len(held) > LONGEST:
+        if len(held) > text_files.LONGEST:
             raise FormatError(f"{path}:{number}: a text {TOO_LONG}")
 
 
 def _warn_of_json(path):
     """Warn if the first lines are JSON objects."""
-    with open_file(path) as file:
-        first = [line for line in (file.readline(LONGEST) for _ in range(LINES)) if line.strip()]
     try:
+        first = [line for _, line in itertools.islice(lines(path), LINES) if line.strip()]
         objects = [isinstance(json.loads(line), dict) for line in first]
-    except (ValueError, RecursionError):
+    except (FormatError, ValueError, RecursionError):  # a FormatError comes again where the text is read
         return
     if objects and all(objects):
         warnings.warn(f"{path}: the first lines are JSON objects, but are read as plain text; to read their fields, "
@@ -116,11 +114,11 @@ def _stream(path):
     A piece ends after a word, and the next begins with white space. No token of GPT-2 covers such a place.
     """
     held, number = "", 1
-    for text in _decoded(path):
+    for text in decoded(path):
         if "\0" in text:
             raise FormatError(f"{path}:{number + text.count(chr(10), 0, text.index(chr(0)))}: {BINARY}")
         number, held = number + text.count("\n"), held + text if held else text.lstrip()
-        if len(held) > PIECE and not held.isspace():
+        if len(held) > text_files.PIECE and not held.isspace():
             words = WORDS.match(held)
             cut = words.end() if words else len(held) - 1  # inside such a long word, any place will do
             yield held[:cut]
@@ -133,7 +131,7 @@ def _stream(path):
 
 def read_jsonl(path):
     """Yield a Record for each line."""
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if line.strip():
             yield _object(f"{path}:{number}", lambda line=line: json.loads(line))
 
@@ -169,7 +167,7 @@ class _JsonFile:
     """A file of JSON values, read in pieces: the text held, the place `at` in it, and the line of this place."""
 
     def __init__(self, path):
-        self._pieces, self._text, self.at, self.line = _decoded(path), "", 0, 1
+        self._pieces, self._text, self.at, self.line = decoded(path), "", 0, 1
 
     def character(self):
         """Move to the next character that is not blank, and return it: "" at the end of the file."""
@@ -187,8 +185,9 @@ class _JsonFile:
             try:
                 found, end = json.JSONDecoder().raw_decode(self._text, self.at)
             except json.JSONDecodeError as error:  # perhaps a part of the value is not held yet
-                following = "".join(itertools.islice(self._pieces, 1 + (len(self._text) - self.at) // PIECE))
-                if not following or len(self._text) - self.at > LONGEST:
+                left = len(self._text) - self.at
+                following = "".join(itertools.islice(self._pieces, 1 + left // text_files.PIECE))
+                if not following or left > text_files.LONGEST:
                     self._move(error.pos)
                     raise
                 self._text, self.at = self._text[self.at:] + following, 0
@@ -205,6 +204,8 @@ def _object(where, parse):
     """Return parse(), a JSON object, as a Record. Raises FormatError."""
     try:
         found = parse()
+    except FormatError:  # about the bytes, and not about JSON
+        raise
     except RecursionError as error:
         raise FormatError(f"{where}: nested too deeply; {EXPECTED}") from error
     except ValueError as error:  # not always a JSONDecodeError: an integer may have too many digits
@@ -223,12 +224,12 @@ def json_name(value):
     return names.get(type(value), f"of the kind {type(value).__name__}")
 
 
-def read_csv(path):
+def read_csv(path, delimiter=","):
     """Yield a Record for each row after the first, which names the columns. A first or last column without a name is
     left out: a table's index has none, and a comma at the end of each line makes one."""
-    csv.field_size_limit(LONGEST)  # for the whole process; the default, 128 kB, is less than many texts need
+    csv.field_size_limit(text_files.LONGEST)  # for the whole process; many texts need more than the default, 128 kB
     number, names = 1, None
-    rows = csv.reader((line for _, line in _lines(path)), strict=True)
+    rows = csv.reader((line for _, line in lines(path)), delimiter=delimiter, strict=True)
     try:
         for row in rows:
             if names is None and "".join(row).strip():
@@ -236,10 +237,9 @@ def read_csv(path):
                 known = slice(not names[0], len(names) - (not names[-1]))
                 if len(set(names[known])) < len(names[known]) or "" in names[known]:
                     raise FormatError(f"{path}:{number}: expected a first row that gives each column a different name, "
-                                      f"not {','.join(row)}")
-                if len(names) == 1 and (other := re.search("[;\t|]", names[0])):
-                    raise FormatError(f"{path}:{number}: one column, {names[0]!r}; separate columns by commas, not by "
-                                      f"{other[0]!r}")
+                                      f"not {delimiter.join(row)}")
+                if len(names) == 1 and (other := re.search("[,;\t|]", names[0])):
+                    raise FormatError(f"{path}:{number}: one column, {names[0]!r}; {_separating(delimiter, other[0])}")
             elif names is not None and row:
                 if len(row) != len(names):
                     raise FormatError(f"{path}:{number}: {len(row)} columns, but the first row names {len(names)}: "
@@ -250,49 +250,13 @@ def read_csv(path):
         raise FormatError(f"{path}:{number}: not valid CSV: {error}") from error
 
 
-# Bytes
+def _separating(delimiter, found):
+    """Return what to do about columns that something else than the delimiter separates."""
+    names = {",": "commas in a .csv", "\t": "tabs in a .tsv"}
+    return (f"columns are separated by {names[delimiter]} file, not by {found!r}"
+            + (f": let the file's name end in .{'csv' if found == ',' else 'tsv'}" if found in names else ""))
 
 
-def _lines(path):
-    """Yield (number, line) for each line of the file, numbered from 1; a line keeps its end."""
-    with open_file(path) as file:
-        for number in itertools.count(1):
-            line = file.readline(LONGEST + 1)
-            if len(line) > LONGEST:
-                raise FormatError(f"{path}:{number}: a line {TOO_LONG}")
-            if not line:
-                return
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise FormatError(f"{path}:{number}: not UTF-8 text: {error.reason}") from error
-
-
-def _decoded(path):
-    """Yield the file as text, in pieces that are not empty, with "\\n" at the end of each line."""
-    decoder, number, held = codecs.getincrementaldecoder("utf-8-sig")(), 1, ""
-    with open_file(path) as file:
-        while True:
-            piece = file.read(PIECE)
-            try:
-                text = held + decoder.decode(piece, final=not piece)
-            except UnicodeDecodeError as error:
-                number += error.object.count(b"\n", 0, error.start)
-                raise FormatError(f"{path}:{number}: not UTF-8 text: {error.reason}") from error
-            if not piece and decoder.getstate()[0]:  # a part of a byte-order mark, about which the decoder is silent
-                raise FormatError(f"{path}:{number}: not UTF-8 text: unexpected end of data")
-            held = "\r" if piece and text.endswith("\r") else ""  # "\n" may follow
-            text = text.removesuffix(held).replace("\r\n", "\n")
-            number += text.count("\n")
-            if text:  # a piece may hold only the first byte of a character
-                yield text
-            if not piece:
-                return
-
-
-def open_file(path):
-    """Return the file, open for reading bytes. Raises FileError."""
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+def read_tsv(path):
+    """Do the same for a table whose columns are separated by tabs."""
+    return read_csv(path, "\t")

@@ -4,15 +4,17 @@ import re
 from pathlib import Path
 
 from npgpt.data.parquet import read_parquet
-from npgpt.data.readers import SPLITS, read_csv, read_json, read_jsonl, read_text
+from npgpt.data.readers import SPLITS, read_csv, read_json, read_jsonl, read_text, read_tsv
+from npgpt.data.text_files import Copied, open_file, readable_again
+from npgpt.runtime.encodings import encoding
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
-READERS = {".txt": read_text, ".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json, ".csv": read_csv,
-           ".parquet": read_parquet}
+READERS = {".txt": read_text, ".jsonl": read_jsonl, ".ndjson": read_jsonl, ".jsonlines": read_jsonl,
+           ".json": read_json, ".csv": read_csv, ".tsv": read_tsv, ".parquet": read_parquet}
 ALSO_TEXT = ("", ".text", ".md", ".raw", ".tokens")  # read if they are named; in a folder they are passed over
 ADVICE = {
-    "save the table as .csv": ".tsv .tab .xls .xlsx .ods",
-    "unpack it, and name the file in it": ".gz .zip .bz2 .xz .zst .tar .tgz .7z .rar",
+    "save the table as .csv": ".tab .xls .xlsx .ods",
+    "unpack it, and name the file in it, or a pipe such as <(zcat FILE)": ".gz .zip .bz2 .xz .zst .tar .tgz .7z .rar",
     "save the text in it as .txt": ".pdf .doc .docx .odt .rtf .epub .html .htm",
     "save it as .parquet": ".arrow .feather",
 }
@@ -25,9 +27,10 @@ SPLIT_WORDS = {"train": "train", "training": "train",
 def read_records(path, split=None, separator=None):
     """Yield the records of a file, a folder, or a list of files, in order.
 
-    .jsonl    one JSON object in each line; .ndjson is the same
+    .jsonl    one JSON object in each line; .ndjson and .jsonlines are the same
     .json     an array of JSON objects, or objects one after another
     .csv      one record in each row; the first row names the fields; a first or last column without a name is left out
+    .tsv      the same, with tabs between the columns
     .parquet  one record in each row, with values as in JSON; needs pyarrow
     folder    all files of these formats (and .txt) in the folder and below, in the order of their names; no hidden ones
     other     UTF-8 text (.txt, .text, .md, .raw, .tokens, or no ending). `split` says where a text ends. "line": each
@@ -36,7 +39,11 @@ def read_records(path, split=None, separator=None):
               "none". A text becomes the field "text". With a `separator`, the part before it becomes "prompt" and the
               part after it "completion".
 
-    A byte-order mark, "\\r" before "\\n", blank lines and white space at the end of a line do not belong to a text.
+    pipe      the same by its name's ending; without one, JSON objects (in an array or not) and Parquet are recognised,
+              and anything else is plain text. It is copied into a temporary file first
+
+    Text is UTF-8, or what a byte order mark at its start says (UTF-16, UTF-32). A line ends with "\\n", "\\r\\n" or
+    "\\r". The mark, blank lines and white space at the end of a line do not belong to a text.
     Raises FileError (missing, unreadable, a folder of several splits), FormatError (wrong content) and ConfigError (an
     unusable option, pyarrow is missing).
     """
@@ -47,9 +54,9 @@ def read_records(path, split=None, separator=None):
         raise ConfigError(f"separator = {separator!r}: it must stand between prompt and completion in each text, so it "
                           "cannot be empty or be used with split none")
     if split is None:
-        folder = not isinstance(path, list) and Path(path).is_dir() and not splits(path)
+        folder = isinstance(path, str | Path) and Path(path).is_dir() and not splits(path)
         split = "none" if folder and not separator else "line"
-    for file, reader in files(path):
+    for file, reader in files(readable_again(path)):
         yield from reader(file) if reader is not read_text else read_text(file, split, separator)
 
 
@@ -59,12 +66,14 @@ def is_text(path):
 
 
 def files(path):
-    """Return [(file, its reader), ...] for a file, a folder or a list of files.
+    """Return [(file, its reader), ...] for a file, a Copied, a folder or a list of them.
 
     Raises FileError if a folder has no data files or has files of several splits, FormatError if a file has no reader.
     """
     if isinstance(path, list):
         return [found for file in path for found in files(file)]
+    if isinstance(path, Copied):
+        return [(path, _reader(path))]
     if not str(path):
         raise FileError("cannot read '': expected the name of a file or folder")
     path = Path(path)
@@ -88,7 +97,7 @@ def splits(path):
     data/valid.jsonl, test/a.txt. The dict is empty if `path` is not a folder or its names tell no splits: no file has
     such a word, or some have none and no file is for training.
     """
-    folder, found = str(path) and Path(path).is_dir(), {}
+    folder, found = isinstance(path, str | Path) and str(path) and Path(path).is_dir(), {}
     for file in _files_below(Path(path)) if folder else ():
         parts = file.relative_to(path).parts
         words = [word for part in parts for word in re.split(r"[-._ 0-9]+", part.lower())]
@@ -106,12 +115,22 @@ def _files_below(folder):
 
 
 def _reader(path):
-    """Return the reader of a single file. Raises FileError, FormatError."""
+    """Return the reader of a single file, or of a Copied. Raises FormatError."""
     ending = path.suffix.lower()
-    if path.exists() and not path.is_file():
-        raise FileError(f"{path} is a pipe or a device, but data are read more than once; write them to a file")
+    if isinstance(path, Copied) and not ending:
+        return _recognised(path)
     if ending in READERS or ending in ALSO_TEXT:
         return READERS.get(ending, read_text)
     advice = [what for what, endings in ADVICE.items() if ending in endings.split()]
     raise FormatError(f"{path}: npgpt cannot read files that end in {ending}; "
                       + (*advice, f"expected {', '.join(READERS)}; plain text must end in .txt")[0])
+
+
+def _recognised(copied):
+    """Return the reader for what came through a pipe whose name says nothing."""
+    with open_file(copied) as file:
+        start = file.read(1 << 10)
+    name, mark = encoding(start)
+    if start.startswith(b"PAR1"):
+        return read_parquet
+    return read_json if re.match(r'\s*(\[\s*)?\{\s*"', start[mark:].decode(name, "ignore")) else read_text

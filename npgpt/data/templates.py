@@ -8,7 +8,7 @@ import re
 import string
 from typing import NamedTuple
 
-from npgpt.data.chats import has_messages, read_messages
+from npgpt.data.chats import Message, has_messages, read_messages
 from npgpt.data.fields import is_blank, quoted, text_under
 from npgpt.data.readers import Stream
 from npgpt.files.tokenizer import END_OF_TEXT
@@ -34,6 +34,7 @@ TEMPLATES = {
 }
 OPTIONAL = ("input",)  # may be missing
 LEARNED_ROLE = "assistant"
+ANSWER = "?"  # stands for an answer that is not there yet
 
 
 class Text(str):
@@ -162,10 +163,32 @@ class Template:
         if self.kind in KINDS and kind not in (self.kind, None):
             raise FormatError(f"{where}: a record with {quoted(KINDS[kind])}, but the records before have "
                               f"{quoted(KINDS[self.kind])}; expected one kind")
-        segments, key = self._of_messages(where, fields) if self.kind == "messages" else self._of_fields(where, fields)
+        if self.kind == "messages":
+            segments, key = self._of_messages(where, read_messages(where, fields))
+        else:
+            segments, key = self._of_fields(where, fields)
         if self.train_on_prompt:
             segments = [(text, True) for text, _ in segments]
         return Document(where, segments, key)
+
+    def prompt(self, record):
+        """Return what a model trained with this template is given, so that it answers a record: list of Text and END.
+
+        The record may lack the answer, which is the last field or the last message of the assistant. A template of one
+        field has no prompt: there the record holds the beginning of the text. Raises FormatError.
+        """
+        where, fields = record
+        if self.kind == "messages":
+            asked = read_messages(where, fields)
+            asked = asked[:-1] if asked and asked[-1].role == LEARNED_ROLE else asked
+            segments, _ = self._of_messages(where, [*asked, Message(where, LEARNED_ROLE, "", ANSWER)])
+        else:
+            values = {name: _optional(where, fields, name) for name in self.fields[:-1]}
+            if not values:
+                before, text, _ = self._fill({self.fields[0]: text_under(where, fields, self.fields[0])})
+                return [Text.join([before, text])]
+            segments, _ = self._of_fields(where, values | {self.fields[-1]: ANSWER})
+        return [text for text, _ in segments[:-2]]  # the last two are the answer and the end of text
 
     def _of_fields(self, where, fields):
         """Return (segments, key) of a record with a text under each name."""
@@ -180,10 +203,10 @@ class Template:
         asked = [value for name, value in values.items() if name != self.fields[-1]]
         return [*_divided(prompt, [text, rest]), (END, True)], "\0".join(asked or [last])
 
-    def _of_messages(self, where, fields):
-        """Return (segments, key) of a record with messages."""
+    def _of_messages(self, where, messages):
+        """Return (segments, key) of a record with these Messages."""
         segments, asked, key = [], Text(), []
-        for i, message in enumerate(read_messages(where, fields)):
+        for i, message in enumerate(messages):
             values = message._asdict()
             prompt, text, rest = self._fill(values)
             if re.fullmatch(r"\w+", message.role) and not _more_ends(f"{prompt}{rest}", self.text):

@@ -16,25 +16,32 @@ import numpy as np
 from npgpt.runtime.seeding import generator
 
 SAMPLES = 1000
+WIDEST = 1000
 
 
 class Interval(NamedTuple):
-    """value: on the original items; stderr: standard deviation of the samples; low, high: the middle 95 % of them."""
+    """value: on the original items; stderr: standard deviation of the samples; low, high: the middle 95 % of them.
+
+    The last three are None if the samples are not `measurable`.
+    """
 
     value: float
-    stderr: float
-    low: float
-    high: float
+    stderr: float | None
+    low: float | None
+    high: float | None
 
 
 class Difference(NamedTuple):
-    """The fields of an Interval, for the difference of two systems, and p: see `difference`."""
+    """The fields of an Interval, for the difference of two systems, and p: see `difference`.
+
+    All but value are None if the samples of one of the two systems are not `measurable`.
+    """
 
     value: float
-    stderr: float
-    low: float
-    high: float
-    p: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    p: float | None
 
 
 def sample_scores(score, rows, seed=0, samples=SAMPLES):
@@ -47,9 +54,31 @@ def sample_scores(score, rows, seed=0, samples=SAMPLES):
     return np.array([score(each) for each in sums])
 
 
+def measurable(scores):
+    """Return whether the samples say how far the score would move with other items.
+
+    They do not if one of them is not finite, or if the middle 95 % of them span a factor of more than WIDEST. Such a
+    score is the exponential of a mean over few items, for example the perplexity per word of a short text: one item
+    decides it.
+    """
+    if not np.isfinite(scores).all():
+        return False
+    low, high = _middle(scores)
+    return bool(high <= WIDEST * max(1, low))
+
+
+def _middle(scores):
+    """Return the lowest and the highest of the middle 95 % of the scores."""
+    return np.percentile(scores, [2.5, 97.5])
+
+
+def _interval(value, scores):
+    return Interval(float(value), float(np.std(scores, ddof=1)), *map(float, _middle(scores)))
+
+
 def interval(value, scores):
     """Return the percentile Interval of a score from the scores of its bootstrap samples."""
-    return Interval(float(value), float(np.std(scores, ddof=1)), *map(float, np.percentile(scores, [2.5, 97.5])))
+    return _interval(value, scores) if measurable(scores) else Interval(float(value), None, None, None)
 
 
 def difference(value, scores, base_value, base_scores):
@@ -60,6 +89,9 @@ def difference(value, scores, base_value, base_scores):
     (1 + #{|d - mean d| >= |measured|}) / (1 + samples).
     Source    Koehn 2004 (paired samples); Riezler & Maxwell 2005, section 3 (moved to 0).
     """
-    d, found = scores - base_scores, value - base_value
+    found = float(value) - float(base_value)
+    if not (measurable(scores) and measurable(base_scores)):
+        return Difference(found, None, None, None, None)
+    d = scores - base_scores
     extreme = np.count_nonzero(np.abs(d - d.mean()) >= abs(found))
-    return Difference(*interval(found, d), (1 + extreme) / (1 + len(d)))
+    return Difference(*_interval(found, d), (1 + extreme) / (1 + len(d)))

@@ -1,7 +1,8 @@
 """How well a model predicts held-out text: the loss of each token, and perplexity by named protocols.
 
 A perplexity means nothing without its protocol: how many tokens the model sees before each token, which tokens count,
-and what divides the loss. There are three usual protocols. Each cuts the text into windows of at most L tokens:
+and what divides the loss. There are three usual protocols, and the one that finetune reports. Each cuts the text into
+windows of at most L tokens:
 
 disjoint   All texts are laid end to end. The windows stand side by side. The first token of each is not predicted.
 strided    All texts are laid end to end. Windows start `stride` tokens apart, and a token counts in the first window
@@ -10,6 +11,10 @@ strided    All texts are laid end to end. Windows start `stride` tokens apart, a
 document   Each text stands alone, with an end-of-text token before it. Every token is predicted once; the first of a
            window is predicted from the token before the window. The last window of a long text is moved back until it
            is full (EleutherAI's lm-evaluation-harness).
+
+completion What a training learns, as `npgpt.data.encode` makes it: each record stands alone, in its template, with an
+           end-of-text token behind it. Only the answers and their ends of text count; of a plain text, every token but
+           the first does.
 
 Published results of gpt2 on the raw test set of WikiText-2, read as `npgpt.evaluation.wikitext` reads it:
 

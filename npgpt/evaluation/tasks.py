@@ -8,11 +8,14 @@ each measure has its interval and its test (`bootstrap`).
 """
 
 import hashlib
+import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
+from npgpt.batch import NO_TARGET
+from npgpt.data import END, Stream, encode, encode_prompt
 from npgpt.evaluation import evaluate, wikitext
 from npgpt.evaluation.items import mean_score
 from npgpt.runtime.errors import ConfigError
@@ -79,12 +82,14 @@ class Corpus(NamedTuple):
     documents  list of arrays: an end-of-text id, then the ids of one text
     words      number of words in the texts, before any detokeniser
     bytes      number of bytes in the same texts, in UTF-8
+    learned    `data.Sequences` of the same texts, with masks of what a training learns; None: not known
     """
 
     stream: np.ndarray
     documents: list
     words: int
     bytes: int
+    learned: object = None
 
     @classmethod
     def of_texts(cls, tokenizer, texts, split_special_tokens=True):
@@ -96,6 +101,25 @@ class Corpus(NamedTuple):
                      for text in texts]
         return cls(np.append(np.concatenate(documents)[1:], tokenizer.eos_id), documents,
                    sum(map(wikitext.words, texts)), sum(len(text.encode()) for text in texts))
+
+    @classmethod
+    def of_documents(cls, tokenizer, documents, max_length, split_special_tokens=True, limit=None):
+        """Make a Corpus of documents (see `data.Documents`), without the blank ones.
+
+        max_length  of a learned sequence, as for `data.encode`
+        limit       use only the first documents; None: use all
+        """
+        held = list(itertools.islice(filter(None, map(_in_memory, documents)), limit))
+        texts = [[text for text, _ in document.segments[:-1]] for document in held]  # the last is the end of text
+        spelled = ["".join("" if text is END else text for text in parts) for parts in texts]
+        start = len(tokenizer.start_ids)
+        ids = [np.append(tokenizer.eos_id, encode_prompt(tokenizer, parts, split_special_tokens)[start:])
+               for parts in texts]
+        if not ids:
+            raise ConfigError("nothing to predict: all texts are blank")
+        learned, _ = encode(tokenizer, held, max_length, 0.0, split_special_tokens)
+        return cls(np.append(np.concatenate(ids)[1:], tokenizer.eos_id), ids, sum(map(wikitext.words, spelled)),
+                   sum(len(text.encode()) for text in spelled), learned.sequences)
 
     @classmethod
     def of_wikitext(cls, tokenizer, text, limit=None, split_special_tokens=True):
@@ -112,6 +136,12 @@ class Corpus(NamedTuple):
                    sum(len(page.encode()) for page in pages))
 
 
+def _in_memory(document):
+    """Return the document with each Stream as one text, or None if it is blank."""
+    segments = [("".join(text) if isinstance(text, Stream) else text, learn) for text, learn in document.segments]
+    return document._replace(segments=segments) if segments else None
+
+
 class Perplexity(LikelihoodTask):
     """Perplexity of a Corpus by some of the protocols of `evaluate`.
 
@@ -121,15 +151,17 @@ class Perplexity(LikelihoodTask):
     Raises ConfigError if there is nothing to predict.
     """
 
-    PROTOCOLS = ("disjoint", "strided", "document")
+    PROTOCOLS = ("disjoint", "strided", "document", "completion")
 
     def __init__(self, corpus, protocols, context, stride):
-        self._sequences = [corpus.stream, *corpus.documents]
+        self._sequences, self._learned = [corpus.stream, *corpus.documents], corpus.learned
+        of_texts = len(self._sequences)  # from this number on, they are those of `learned`
         spans = {
             "disjoint": lambda: [(0, *span) for span in evaluate.stream_spans(len(corpus.stream), context)],
             "strided": lambda: [(0, *span) for span in evaluate.stream_spans(len(corpus.stream), context, stride)],
             "document": lambda: [(d, *span) for d, ids in enumerate(corpus.documents, start=1)
                                  for span in evaluate.document_spans(len(ids), context)],
+            "completion": lambda: [(of_texts + i, 0, int(length), 1) for i, length in enumerate(self._learned.lengths)],
         }
         self._firsts, self.measures = {}, {}
         self.tokens, self.predicted, self.windows_of = {}, {}, {}  # protocol -> number
@@ -138,9 +170,10 @@ class Perplexity(LikelihoodTask):
             for d, start, end, first in found:
                 self._firsts.setdefault((d, start, end), {})[protocol] = first
             self.windows_of[protocol] = len(found)
-            self.predicted[protocol] = sum(end - first for _, _, end, first in found)
-            self.tokens[protocol] = (sum(len(ids) - 1 for ids in corpus.documents) if protocol == "document"
-                                     else len(corpus.stream))
+            self.predicted[protocol] = (sum(end - first for _, _, end, first in found) if protocol != "completion" else
+                                        sum(int(mask[1:].sum()) for mask in self._learned.loss_masks))
+            self.tokens[protocol] = {"document": sum(len(ids) - 1 for ids in corpus.documents),
+                                     "completion": self.predicted[protocol]}.get(protocol, len(corpus.stream))
             self.measures |= _measures(protocol, self.tokens[protocol], corpus)
             if not found:
                 raise ConfigError("nothing to predict: the text has a single token; give a longer text")
@@ -148,7 +181,10 @@ class Perplexity(LikelihoodTask):
 
     def windows(self, i, _context):
         d, start, end = self.items[i]
-        return [evaluate.window(self._sequences[d], start, end)]
+        if d < len(self._sequences):
+            return [evaluate.window(self._sequences[d], start, end)]
+        ids, mask = (values[d - len(self._sequences)] for values in (self._learned, self._learned.loss_masks))
+        return [evaluate.Window(ids[:-1], np.where(mask[1:], ids[1:], NO_TARGET))]
 
     def key(self, i):
         start, firsts = self.items[i][1], self._firsts[self.items[i]]
@@ -174,9 +210,13 @@ def _measures(protocol, tokens, corpus):
     def per(units):
         return lambda sums: evaluate.exponential(mean_score(sums) * tokens / units)
 
-    return {
+    measures = {
         f"{protocol}: nats per token": Measure(rows, mean_score),
         f"{protocol}: perplexity per token": Measure(rows, per(tokens)),
+    }
+    if protocol == "completion":  # which is of a part of the text's words
+        return measures
+    return measures | {
         f"{protocol}: perplexity per word": Measure(rows, per(corpus.words)),
         f"{protocol}: perplexity per byte": Measure(rows, per(corpus.bytes)),
         f"{protocol}: bits per byte": Measure(

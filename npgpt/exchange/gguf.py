@@ -2,7 +2,7 @@
 
 The file holds the configuration and the tokenizer as key/value pairs, and the tensors under llama.cpp's names, with
 matrices as (out, in). llama.cpp's own package `gguf` knows these names and writes the file; it is an extra
-(pip install 'npgpt[gguf]'). If llama.cpp would compute something else than the model, the model is refused.
+(pip install '.[gguf]'). If llama.cpp would compute something else than the model, the model is refused.
 
 Source: llama.cpp's converter (conversion/gpt2.py and base.py) and its graph of this architecture (src/models/gpt2.cpp).
 """
@@ -14,7 +14,7 @@ import numpy as np
 from npgpt.exchange.merge import DTYPES, merged_tensors
 from npgpt.files.atomic import replacing
 from npgpt.files.checkpoint import cast
-from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.errors import ConfigError, printable
 
 # llama.cpp's kinds of tokens: ordinary, special (end of text), added, and a row without a token.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -37,14 +37,14 @@ def export(model, tokenizer, path, dtype="float16"):
     try:
         import gguf
     except ImportError as error:
-        raise ConfigError("GGUF files are written by the gguf package: pip install 'npgpt[gguf]'") from error
+        raise ConfigError("GGUF files are written by the gguf package: pip install '.[gguf]'") from error
     architecture = gguf.MODEL_ARCH.GPT2
     names = gguf.get_tensor_name_map(architecture, config.n_layer)
 
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[architecture])
         writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_name(Path(model.name_or_path or path).stem)
+        writer.add_name(printable(Path(model.name_or_path or path).stem))
         writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == "float32" else gguf.LlamaFileType.MOSTLY_F16)
         for add, value in pairs.items():
             getattr(writer, add)(value)

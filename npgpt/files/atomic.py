@@ -4,13 +4,18 @@ The standard library does the work; no package for it also covers folders and th
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
 from pathlib import Path
 
+from npgpt.runtime.encodings import decoded
 from npgpt.runtime.errors import FileError, FormatError, NpgptError
+
+# What file systems say if they cannot flush a file or a folder: CIFS, some in user space, and Windows for all folders.
+NO_FLUSH = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
@@ -39,9 +44,9 @@ def replacing(path):
 def new_folder(path):
     """Give a temporary folder beside `path`. Rename it to `path` if the block succeeds, remove it if not.
 
-    So a reader sees the whole folder or none. This holds after a power failure too: everything is on the disk before
-    the rename. Missing parent folders are made. Raises FileError if `path` exists and is not an empty folder, and if it
-    cannot be written.
+    So a reader sees the whole folder or none. This holds after a power failure too, if the file system can flush:
+    everything is then on the disk before the rename. Missing parent folders are made. Raises FileError if `path` exists
+    and is not an empty folder, and if it cannot be written.
     """
     path = Path(path)
     temporary = _beside(path)
@@ -94,22 +99,40 @@ def _beside(path):
 
 
 def _flush(path):
-    """Make the system write a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make the system write a file or folder to the disk now. A file system that cannot do that does it later."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        # Windows flushes only files that are open for writing.
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH:
+            raise
 
 
 def read_text(path):
-    """Return the text of the file `path`, with its own line ends. Raises FileError or FormatError (not UTF-8)."""
+    """Return the text of the file `path`, with its own line ends. It is UTF-8, or what its byte order mark says.
+
+    Raises FileError or FormatError (not UTF-8).
+    """
     try:
-        return Path(path).read_bytes().decode()
+        return decoded(Path(path).read_bytes())
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise FormatError(f"{path} is not {error.encoding.upper()} text: {error.reason} at byte {error.start}; save "
+                          "it as UTF-8") from error
+
+
+def write_text(path, text):
+    """Write `text` to `path` as UTF-8, whole or not at all. Raises FileError.
+
+    A file's name need not be UTF-8. If the text quotes such a name, the other bytes are written as \\udcXX.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def read_json(path):
@@ -126,5 +149,4 @@ def read_json(path):
 
 def write_json(path, value, sort_keys=False):
     """Write `value` to `path` as indented JSON, whole or not at all. Raises FileError."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")

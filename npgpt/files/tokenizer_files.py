@@ -11,11 +11,13 @@ Source: transformers 5.24, PreTrainedTokenizerBase._from_pretrained, TokenizersB
 """
 
 import contextlib
+from pathlib import Path
 from typing import NamedTuple
 
 from npgpt.files import hub
 from npgpt.files.atomic import read_json
 from npgpt.files.model_config import GENERATION, GENERATION_CONFIG, warn_of_unused
+from npgpt.runtime.encodings import decoded
 from npgpt.runtime.errors import ConfigError, FileError, FormatError, NpgptError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -52,8 +54,6 @@ class Found(NamedTuple):
 
 def find(name, revision=None, local_files_only=False):
     """Read the tokenizer of the model `name`. Arguments and errors are those of `Tokenizer.from_pretrained`."""
-    import tokenizers  # here, not above: a run that needs only weights should not wait for it
-
     # The optional files of a model in the cache are in the cache too: another look for them would need the network.
     offline = local_files_only or hub.cached(name, revision)
 
@@ -76,7 +76,7 @@ def find(name, revision=None, local_files_only=False):
         if merges:
             tokenizer = _load(_from_vocab, path, merges)
         else:
-            tokenizer = _load(tokenizers.Tokenizer.from_file, path)
+            tokenizer = _load(_from_json, path)
     where = place or path
     if place is not None:
         known = SETTINGS | ({"add_eos_token"} if not merges else set())
@@ -187,6 +187,13 @@ def library(place, what):
             raise
         reason = "it is not a string of valid Unicode" if isinstance(error, TypeError) else error
         raise ConfigError(f"{what} with {place}: {reason}") from error
+
+
+def _from_json(path):
+    """Return the tokenizer of a tokenizer.json. `tokenizers` itself opens no file whose name is not UTF-8."""
+    import tokenizers  # here, not above: a run that needs only weights should not wait for it
+
+    return tokenizers.Tokenizer.from_str(decoded(Path(path).read_bytes()))
 
 
 def _from_vocab(vocab, merges):

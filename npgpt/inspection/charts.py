@@ -8,14 +8,33 @@ JavaScript would add megabytes to every page.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.inspection.html import COLOURS, number, tag
+from npgpt.inspection.html import COLOURS, number, table, tag
 
-WIDTH, HEIGHT = 720, 270  # of a chart in pixels, before it is fitted to the page
-LEFT, RIGHT, TOP, BOTTOM = 76, 30, 8, 44  # margins for the axes and their labels
-MOST_POINTS = 2 * (WIDTH - LEFT - RIGHT)  # of one line: two in each column of pixels
+
+class Size(NamedTuple):
+    """The size of a picture in pixels, before it is fitted to the page, with margins for the axes and their labels."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    @property
+    def most_points(self):
+        """The largest number of points of one line: two in each column of pixels."""
+        return 2 * (self.width - self.left - self.right)
+
+
+# Every chart is drawn twice, and the page shows the picture that fits its width. A wide picture that is made smaller
+# would have letters too small to read.
+SIZES = {"wider": Size(720, 270, 76, 36, 8, 44), "narrow": Size(360, 250, 74, 36, 8, 44)}
+DOTS = 40  # a line of at most so many points has dots
 
 
 def line_chart(series, x="", y="", log=False):
@@ -26,27 +45,42 @@ def line_chart(series, x="", y="", log=False):
     log     use a logarithmic scale for y; values below 1e-300 then leave a gap too
 
     Of a line with more points than pixels, only the lowest and the highest point of each run of neighbours are drawn.
-    A line of at most 40 points also gets dots, which show their values under the pointer.
+    A line of at most DOTS points also gets dots, which show their values under the pointer. The numbers follow in a
+    table that opens.
     """
     lines = {name: _with_gaps(xs, ys, log) for name, (xs, ys) in series.items()}
     if not any(np.isfinite(ys).any() for _, ys in lines.values()):
         return tag("p", f"No {y or 'values'} to draw.", class_="note")
+    pictures = [_picture(lines, x, y + " (log scale)" * log, log, name, size) for name, size in SIZES.items()]
+    return tag("figure", _legend(lines) if len(lines) > 1 else "", *pictures, _numbers(lines, x, y))
+
+
+def _picture(lines, x, y, log, name, size):
     all_x = np.concatenate([xs for xs, _ in lines.values()])
     all_y = np.concatenate([ys[np.isfinite(ys)] for _, ys in lines.values()])
     low, high = _widened(all_x.min(), all_x.max())
-    x_ticks = [tick for tick in ticks(low, high, 8, whole=(all_x % 1 == 0).all()) if low <= tick <= high]
+    x_ticks = [tick for tick in ticks(low, high, size.width // 90, whole=(all_x % 1 == 0).all()) if low <= tick <= high]
     y_ticks = (log_ticks if log else ticks)(*_widened(all_y.min(), all_y.max(), log))
-    at_x = _scale(low, high, LEFT, WIDTH - RIGHT)
-    at_y = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP, log)
-    parts = _axes(x, y, x_ticks, y_ticks, at_x, at_y, log)
-    for i, (name, (xs, ys)) in enumerate(lines.items()):
-        parts.append(tag("path", d=_path(*_thinned(xs, ys), at_x, at_y), class_=_look(i)))
-        if len(xs) <= 40:
-            parts += [tag("circle", tag("title", f"{name}: {number(b)} at {x} {number(a)}"), cx=at_x(a), cy=at_y(b),
+    at_x = _scale(low, high, size.left, size.width - size.right)
+    at_y = _scale(y_ticks[0], y_ticks[-1], size.height - size.bottom, size.top, log)
+    parts = _axes(x, y, x_ticks, y_ticks, at_x, at_y, log, size)
+    for i, (line, (xs, ys)) in enumerate(lines.items()):
+        parts.append(tag("path", d=_path(*_thinned(xs, ys, size.most_points), at_x, at_y), class_=_look(i)))
+        if len(xs) <= DOTS:
+            parts += [tag("circle", tag("title", f"{line}: {number(b)} at {x} {number(a)}"), cx=at_x(a), cy=at_y(b),
                           r=2.6, class_=f"s{i % COLOURS}") for a, b in zip(xs, ys, strict=True) if np.isfinite(b)]
-    picture = tag("svg", *parts, class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
-                  aria_label=f"{y} by {x}: {', '.join(map(str, lines))}")
-    return tag("figure", _legend(lines) if len(lines) > 1 else "", picture)
+    return tag("svg", *parts, class_=f"chart {name}", viewBox=f"0 0 {size.width} {size.height}", role="img",
+               aria_label=f"{y} against {x}: {', '.join(map(str, lines))}")
+
+
+def _numbers(lines, x, y):
+    """Return a table of the points that opens: all points of short lines, and about DOTS points of longer ones."""
+    chosen, values = set(), []
+    for xs, ys in lines.values():
+        chosen |= {*xs[::max(1, math.ceil(len(xs) / DOTS))].tolist(), *xs[-1:].tolist()}
+        values.append({a: b for a, b in zip(xs.tolist(), ys.tolist(), strict=True) if math.isfinite(b)})
+    rows = [[a, *(each.get(a, "") for each in values)] for a in sorted(chosen)]
+    return tag("details", tag("summary", f"Numbers: {y} by {x}"), table([x, *lines], rows))
 
 
 def _with_gaps(xs, ys, log):
@@ -63,15 +97,16 @@ def _scale(low, high, start, stop, log=False):
     return lambda value: round(start + (stop - start) * (warp(value) - low) / (high - low), 1)
 
 
-def _axes(x, y, x_ticks, y_ticks, at_x, at_y, log):
+def _axes(x, y, x_ticks, y_ticks, at_x, at_y, log, size):
     """Return the elements behind the lines: the ticks, their numbers, and the labels of the axes."""
-    right, bottom, middle = WIDTH - RIGHT, HEIGHT - BOTTOM, (HEIGHT - BOTTOM + TOP) / 2
-    parts = [tag("text", x, x=(LEFT + right) / 2, y=HEIGHT - 6, text_anchor="middle"),
+    right, bottom = size.width - size.right, size.height - size.bottom
+    middle = (bottom + size.top) / 2
+    parts = [tag("text", x, x=(size.left + right) / 2, y=size.height - 6, text_anchor="middle"),
              tag("text", y, x=14, y=middle, text_anchor="middle", transform=f"rotate(-90 14 {middle})")]
     for tick, label in zip(y_ticks, map(number, y_ticks) if log else _labels(y_ticks), strict=True):
         place = at_y(tick)
-        parts += [tag("line", x1=LEFT, x2=right, y1=place, y2=place, class_="grid"),
-                  tag("text", label, x=LEFT - 7, y=place, text_anchor="end", dominant_baseline="middle")]
+        parts += [tag("line", x1=size.left, x2=right, y1=place, y2=place, class_="grid"),
+                  tag("text", label, x=size.left - 7, y=place, text_anchor="end", dominant_baseline="middle")]
     for tick, label in zip(x_ticks, _labels(x_ticks), strict=True):
         place = at_x(tick)
         parts += [tag("line", x1=place, x2=place, y1=bottom, y2=bottom + 4, class_="grid"),
@@ -145,11 +180,11 @@ def _labels(values):
     return [f"{value:,.{decimals}f}" for value in values]
 
 
-def _thinned(xs, ys):
-    """Return at most MOST_POINTS of a line's points: the lowest and the highest of each run of neighbours."""
-    if len(xs) <= MOST_POINTS:
+def _thinned(xs, ys, most):
+    """Return at most `most` of a line's points: the lowest and the highest of each run of neighbours."""
+    if len(xs) <= most:
         return xs, ys
-    run, kept = math.ceil(2 * len(xs) / MOST_POINTS), []
+    run, kept = math.ceil(2 * len(xs) / most), []
     for start in range(0, len(xs), run):
         part = ys[start:start + run]
         if np.isfinite(part).all():

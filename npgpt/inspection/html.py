@@ -15,6 +15,8 @@ import json
 
 import numpy as np
 
+NUMBER = int | float | np.number
+MOST_DECIMALS = 6  # of the numbers in a column
 COLOURS = 8  # for the lines of a chart: --s0 .. --s7 below
 
 STYLE = """
@@ -22,7 +24,7 @@ STYLE = """
   --up: #c4401a; --down: #12805c; --s0: #0b6cad; --s1: #c9520a; --s2: #0a8a64; --s3: #b04f8c; --s4: #8a6d00;
   --s5: #3a9bd5; --s6: #6b4fc0; --s7: #555; }
 @media (prefers-color-scheme: dark) { :root { --page: #16181b; --text: #e6e7e9; --soft: #9ba1a8; --rule: #33373c;
-  --tint: #4aa3f0; --up: #ff8c5a; --down: #45cf9f; --s0: #5ab0ef; --s1: #ff9552; --s2: #3fcf9f; --s3: #ee9dcb;
+  --tint: #4499e6; --up: #e8703f; --down: #2fa97d; --s0: #5ab0ef; --s1: #ff9552; --s2: #3fcf9f; --s3: #ee9dcb;
   --s4: #e6c04a; --s5: #9cd4ff; --s6: #b8a0ff; --s7: #bbb; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1.2rem 4rem; max-width: 62rem; background: var(--page); color: var(--text);
@@ -32,7 +34,14 @@ h2 { font-size: 1.15rem; margin: 2.4rem 0 .5rem; }
 p { max-width: 46rem; margin: .5rem 0; }
 .note, figcaption, caption { color: var(--soft); font-size: .9em; }
 code, .mono { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .92em; }
-figure, .wide { margin: .8rem 0; overflow-x: auto; }
+figure { margin: .8rem 0; }
+.wide { margin: .8rem 0; overflow-x: auto; background:
+  linear-gradient(to right, var(--page) 1rem, transparent) left / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--page) 1rem, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to right, var(--soft), transparent) left / .5rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--soft), transparent) right / .5rem 100% no-repeat scroll; }
+.wide::-webkit-scrollbar { height: .5rem; }
+.wide::-webkit-scrollbar-thumb { background: var(--soft); border-radius: .25rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .22rem .7rem .22rem 0; text-align: left; vertical-align: baseline; white-space: nowrap;
   border-bottom: 1px solid var(--rule); }
@@ -43,7 +52,15 @@ caption { text-align: left; padding-bottom: .3rem; white-space: nowrap; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin: 0 0 .2rem; padding: 0;
   font-size: .9em; }
 .legend svg { width: 26px; height: 10px; margin-right: .4rem; }
-svg.chart { display: block; width: 100%; min-width: 40rem; max-width: 60rem; height: auto; }
+svg.chart { display: block; width: 100%; max-width: 60rem; height: auto; }
+svg.narrow { display: none; max-width: 34rem; }
+@media (max-width: 40rem) {
+  svg.wider { display: none; }
+  svg.narrow { display: block; }
+  th, td { white-space: normal; padding-right: .5rem; }
+  caption { white-space: normal; }
+}
+summary { color: var(--soft); font-size: .9em; cursor: pointer; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .grid { stroke: var(--rule); }
 svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
@@ -123,25 +140,29 @@ def page(title, *body, style="", script=""):
 
 
 def table(head, rows, caption=None):
-    """Return a table. On a narrow page it scrolls sideways.
+    """Return a table. If it is wider than the page, it scrolls sideways, and its edge has a shadow.
 
     head     a heading for each column
-    rows     lists of cells: `number` writes int and float, aligned right; a td from `tag` or `tinted` stays as it is;
-             anything else goes into a td
+    rows     lists of cells: `numbers` writes the int and float of a column, aligned right; a td from `tag` or `tinted`
+             stays as it is; anything else goes into a td
     caption  a line above the table
     """
-    def cell(value):
-        if isinstance(value, int | float | np.number):
-            return tag("td", number(value), class_="number")
-        return value if isinstance(value, Html) and value.startswith("<td") else tag("td", value)
+    def column(values):
+        spelled = iter(numbers([value for value in values if isinstance(value, NUMBER)]))
+        for value in values:
+            if isinstance(value, NUMBER):
+                yield tag("td", next(spelled), class_="number")
+            else:
+                yield value if isinstance(value, Html) and value.startswith("<td") else tag("td", value)
 
-    cells = [list(map(cell, row)) for row in rows]
+    cells = list(zip(*map(column, zip(*rows, strict=True)), strict=True))
     first = cells[0] if cells else [""] * len(head)
     titles = [tag("th", name, class_="number" if cell.startswith('<td class="number"') else None)
               for name, cell in zip(head, first, strict=True)]
     body = [tag("tr", *row) for row in cells]
     above = tag("caption", caption) if caption else ""
-    return tag("div", tag("table", above, tag("thead", tag("tr", *titles)), tag("tbody", *body)), class_="wide")
+    return tag("div", tag("table", above, tag("thead", tag("tr", *titles)), tag("tbody", *body)), class_="wide",
+               tabindex=0, role="region", aria_label=caption or "table")  # the keyboard can scroll what has the focus
 
 
 def number(value):
@@ -149,6 +170,15 @@ def number(value):
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def numbers(values):
+    """Return the numbers of a column as text, all with as many decimals as the one that needs most, if that is few."""
+    texts = [number(value) for value in values]
+    decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
+    if not 0 < decimals <= MOST_DECIMALS or not all(text.strip("-,.0123456789") == "" for text in texts):
+        return texts
+    return [f"{value:,.{decimals}f}" for value in values]
 
 
 def tinted(value, share, name="td", colour=None, **attributes):

@@ -1,3 +1,30 @@
+// Writes the numbers of a token, its title, below the text when the token is pointed at, clicked or reached by arrow keys.
+for (const part of document.querySelectorAll(".points")) {
+  const pieces = [...part.querySelectorAll("[title]")], readout = part.querySelector(".readout");
+  const columns = +part.dataset.columns || 1;
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  const tell = (event) => {
+    const piece = event.target.closest("[title]");
+    if (piece) readout.textContent = piece.title;
+    return piece;
+  };
+  const go = (to) => pieces.forEach((piece) => { piece.tabIndex = piece === to ? 0 : -1; });
+  part.onpointerover = tell;
+  for (const kind of ["focusin", "click"])
+    part.addEventListener(kind, (event) => {
+      const piece = tell(event);
+      if (piece) go(piece);
+    });
+  part.onkeydown = (event) => {
+    const next = pieces[pieces.indexOf(event.target.closest("[title]")) + steps[event.key]];
+    if (next) {
+      event.preventDefault();
+      next.focus();
+    }
+  };
+  go(pieces[0]);  // one of them is reached by Tab, the others from it
+}
+
 // Shows the attention of one head, token by token. The reader chooses the head from a board of all heads.
 const { tokens, layers, heads, models } = JSON.parse(document.getElementById("attention-data").textContent);
 const find = (id) => document.getElementById(id);
@@ -66,6 +93,14 @@ find("picture").onpointermove = find("picture").onpointerdown = (event) => {
   const box = event.target.getBoundingClientRect();
   const cell = (at, length) => Math.min(T - 1, Math.max(0, Math.floor(T * at / length)));
   choose({ query: cell(event.clientY - box.top, box.height), key: cell(event.clientX - box.left, box.width) });
+};
+find("picture").onkeydown = (event) => {
+  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const within = (at, last) => Math.min(last, Math.max(0, at));
+  const query = within(chosen.query + step[0], T - 1);
+  choose({ query, key: within((chosen.key ?? chosen.query) + step[1], query) });
 };
 matchMedia("(prefers-color-scheme: dark)").onchange = () => { paintBoard(); show(); };
 paintBoard();

@@ -11,6 +11,21 @@ from npgpt.runtime.seeding import generator
 from npgpt.runtime.tiles import query_blocks, spread_tiles
 
 
+def plain_attention(qkv, lengths, n_head, scale, mask=None):
+    """The plain form of `causal_attention`, from primitives: all tokens of the batch against all others (H, N, N), with
+    -inf for what a token may not see. mask (H, N, N): what dropout multiplies P by."""
+    N, D = len(qkv.data), qkv.shape[1] // (3 * n_head)
+    sequence, position = np.repeat(np.arange(len(lengths)), lengths), np.arange(N)
+    visible = (sequence[:, None] == sequence) & (position[:, None] >= position)
+    parts = plain.transpose(plain.reshape(qkv, (N, 3, n_head, D)), (1, 2, 0, 3))  # (N, 3C) -> (3, H, N, D)
+    Q, K, V = (plain.take(parts, i) for i in range(3))
+    S = plain.mul(plain.matmul(Q, plain.transpose(K, (0, 2, 1))), Tensor(np.array(scale)))  # (H, N, N)
+    E = plain.exp(plain.add(S, Tensor(np.where(visible, 0, -np.inf))))
+    P = plain.mul(E, plain.exp(plain.mul(plain.log(plain.sum(E, axis=2, keepdims=True)), Tensor(np.array(-1.0)))))
+    P = P if mask is None else plain.mul(P, Tensor(mask))
+    return plain.reshape(plain.transpose(plain.matmul(P, V), (1, 0, 2)), (N, n_head * D))  # (H, N, D) -> (N, C)
+
+
 def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
     """Let each token gather values from itself and the tokens before it in its own sequence.
 
@@ -21,14 +36,14 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
               P = softmax of each row of S = exp(S - L), L = log rowsum(exp S)
               P~ = dropout(P) = m P / (1 - p),    Y = P~ V
     Backward  given dY.      Y = P~ V:    dV = P~ᵀ dY,   dP~ = dY Vᵀ,   dP = m dP~ / (1 - p)
-              softmax of a row: dP_j/dS_k = P_j (delta_jk - P_k), so dS = P * (dP - rowsum(dP * P))
+              softmax of a row: ∂P_j/∂S_k = P_j (delta_jk - P_k), so dS = P * (dP - rowsum(dP * P))
               where P is 0 by the mask, dS is 0 too
               S = scale Q Kᵀ:             dQ = scale dS K,        dK = scale dSᵀ Q
-    Saves     qkv, L and, with dropout, m. P (T x T a head) is computed again from S and L: to store and read it would
-              take about as long, and it is the largest array of a long sequence.
+    Saves     qkv, L and, with dropout, m, a byte an element. P (T x T a head) is computed again from S and L: storing
+              and reading it would take as long as that, and four times the memory of m.
     In code   `spread_tiles` hands out tiles of sequences and heads, and `query_blocks` cuts a tile's queries into
               blocks. The row's maximum is subtracted before exp, which changes nothing in P and cannot overflow; rows
-              are divided by their sum after the product with V, where they are short. The plain form stands below.
+              are divided by their sum after the product with V, where they are short. The plain form stands above.
     Source    Vaswani et al. 2017, eq. 1; Radford et al. 2019 (causal, heads side by side); Dao et al. 2022 (P from L).
     """
     data, (N, width) = qkv.data, qkv.shape
@@ -77,21 +92,6 @@ def causal_attention(qkv, lengths, n_head, scale, p=0.0, rng=None):
 
     spread_tiles(forward, lengths, n_head, [(data, 3)], [(y, 1), (L, 1)])
     return record("causal_attention", y, (qkv,), rule)
-
-
-def plain_attention(qkv, lengths, n_head, scale, mask=None):
-    """The same from primitives, as the formula has it: all tokens of the batch against all others (H, N, N), and -inf
-    for what a token may not see. mask (H, N, N): what dropout multiplies P by."""
-    N, D = len(qkv.data), qkv.shape[1] // (3 * n_head)
-    sequence, position = np.repeat(np.arange(len(lengths)), lengths), np.arange(N)
-    visible = (sequence[:, None] == sequence) & (position[:, None] >= position)
-    parts = plain.transpose(plain.reshape(qkv, (N, 3, n_head, D)), (1, 2, 0, 3))  # (N, 3C) -> (3, H, N, D)
-    Q, K, V = (plain.take(parts, i) for i in range(3))
-    S = plain.mul(plain.matmul(Q, plain.transpose(K, (0, 2, 1))), Tensor(np.array(scale)))  # (H, N, N)
-    E = plain.exp(plain.add(S, Tensor(np.where(visible, 0, -np.inf))))
-    P = plain.mul(E, plain.exp(plain.mul(plain.log(plain.sum(E, axis=2, keepdims=True)), Tensor(np.array(-1.0)))))
-    P = P if mask is None else plain.mul(P, Tensor(mask))
-    return plain.reshape(plain.transpose(plain.matmul(P, V), (1, 0, 2)), (N, n_head * D))  # (H, N, D) -> (N, C)
 
 
 def _scores(q, k, queries, scale):

@@ -13,6 +13,16 @@ from npgpt.runtime.threads import crew, spread
 ROWS, TOKENS = 1024, 1024  # in a block of logits: rows of the batch, tokens of the vocabulary; a block for each worker
 
 
+def plain_cross_entropy(hidden, weight, targets):
+    """The plain form of `cross_entropy`, from primitives, with all logits (M, V) in memory."""
+    rows = np.flatnonzero(targets != -100)
+    Z = plain.matmul(plain.take(hidden, rows), plain.transpose(weight, (1, 0)))  # (M, V)
+    L = plain.log(plain.sum(plain.exp(Z), axis=1))
+    at_target = plain.take(Z, (np.arange(len(rows)), targets[rows]))
+    losses = plain.add(L, plain.mul(at_target, Tensor(np.array(-1.0))))
+    return plain.mul(plain.sum(losses), Tensor(np.array(1 / len(rows))))
+
+
 def cross_entropy(hidden, weight, targets, block_rows=ROWS, block_tokens=TOKENS):
     """Mean negative log-likelihood (nats) of the target tokens under softmax(hidden weightᵀ).
 
@@ -20,18 +30,18 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS, block_tokens=TOKENS)
               or -100 for a row without target -> scalar
     Forward   Z = hidden weightᵀ                                (M, V) for the M rows with a target
               L_m = log sum_v exp(Z_mv);    y = mean_m (L_m - Z_mt), t the target of row m
-    Backward  dL_m / dZ_mv = exp(Z_mv - L_m) = P_mv, the softmax: dZ = dy (P - onehot(t)) / M
+    Backward  ∂L_m/∂Z_mv = exp(Z_mv - L_m) = P_mv, the softmax: dZ = dy (P - onehot(t)) / M
               Z = hidden weightᵀ:   dhidden = dZ weight,   dweight = dZᵀ hidden
-              At the target dZ has P_mt - 1, which is - q_m, q_m = sum of P_mv over all other tokens. So with
+              At the target, P_mt - 1 = - q_m, with q_m the sum of P_mv over all other tokens. So with
               E_m = sum of P_mv weight_v over the other tokens,  dhidden_m = dy (E_m - q_m weight_t) / M
     Saves     L, q and, if the table is frozen, E, which the same visit to the table gives. If the table is trainable,
               the logits are computed again for P, once L is known.
     In code   the logits would be the largest array of the whole step (N x 50,257). They never exist together: each
               worker has a part of the table and visits it block by block (`_blocks`). It keeps the sums of exp(Z), and
-              of rows of the table weighted by exp(Z), relative to the highest logit h so far, which cannot overflow.
-              When h rises, or two parts are joined, the sums are multiplied by exp(h_old - h_new).
+              of rows of the table weighted by exp(Z), relative to the highest logit Z* so far, which cannot overflow.
+              When Z* rises, or two parts are joined, the sums are multiplied by exp(Z*_old - Z*_new).
               The sums leave out the target: if the model is sure of it, 1 - P_mt would have no exact digit.
-              Rows without a target are in no product. The plain form stands below.
+              Rows without a target are in no product. The plain form stands above.
     Source    Milakov & Gimelshein 2018 (softmax in one visit), Dao et al. 2022 (with the weighted rows, in attention),
               Wijmans et al. 2024 (in the loss).
     Raises    ConfigError when no row has a target.
@@ -72,16 +82,6 @@ def cross_entropy(hidden, weight, targets, block_rows=ROWS, block_tokens=TOKENS)
         return dx, dW
 
     return record("cross_entropy", np.asarray(total / M, x.dtype), (hidden, weight), rule)
-
-
-def plain_cross_entropy(hidden, weight, targets):
-    """The same from primitives, as the formula has it, with all logits (M, V) in memory."""
-    rows = np.flatnonzero(targets != -100)
-    Z = plain.matmul(plain.take(hidden, rows), plain.transpose(weight, (1, 0)))  # (M, V)
-    L = plain.log(plain.sum(plain.exp(Z), axis=1))
-    at_target = plain.take(Z, (np.arange(len(rows)), targets[rows]))
-    losses = plain.add(L, plain.mul(at_target, Tensor(np.array(-1.0))))
-    return plain.mul(plain.sum(losses), Tensor(np.array(1 / len(rows))))
 
 
 def _visit(blocks, h, averaging, part):

@@ -49,9 +49,10 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale, p=0.0, rng=None):
               and x also takes the direct path:                        dx = dy Wᵀ + m * (du A) / (1 - p)
               W and b as in `linear`, if they are trainable.
     Saves     x~, u, and m if x needs a gradient. Two thin products of cost N R (I + O) replace a product with BA of
-              cost N I O: at rank 8 and GPT-2's widths, they cost 1 % of the layer's own product.
+              cost N I O: at rank 8 and GPT-2's widths, they cost 1 to 2 % of the layer's own product.
     In code   `product` as above. x~ is m * x, and the thin arrays carry the factor s / (1 - p): u is s u / (1 - p).
     Source    Hu et al. 2021 (LoRA), eq. 3 and section 4.1; dropout on this path as in PEFT.
+    Tests     tests/ops/test_linear.py (from primitives), checking/gradcases.py (finite differences).
     """
     need_x, need_weight, need_bias, need_A, need_B = needs_grad(x, weight, bias, lora_A, lora_B)
     W, A, B = weight.data, lora_A.data, lora_B.data

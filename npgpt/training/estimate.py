@@ -155,8 +155,8 @@ def ways(config):
 
 def spelled(count):
     """Return a number of bytes as text."""
-    if count < 1e5:
-        return f"{count:,} bytes"
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB" if count >= 1e3 else f"{count:,} bytes"
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 

@@ -67,8 +67,13 @@ def fit(run, model, sequences, opt, config, keeping, measure=None):
 
 def save(run, model, opt, keeping):
     """Write a checkpoint after step `opt.steps`, and remove the checkpoints that `keeping` does not keep."""
-    best = best_step(run.evaluations()) if keeping.keep_best else None
-    run.save_checkpoint(model, opt, keeping.keep, spare=(best,))
+    run.save_checkpoint(model, opt)
+    prune(run, keeping)
+
+
+def prune(run, keeping):
+    """Remove the checkpoints that `keeping` does not keep."""
+    run.prune(keeping.keep, spare=(best_step(run.evaluations()),) if keeping.keep_best else ())
 
 
 def best_step(evaluations):

@@ -6,28 +6,29 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt.files.atomic import replacing
+from npgpt.files.atomic import write_text
 from npgpt.inspection import charts, html
 from npgpt.lora import adapted_layers
+from npgpt.runtime.figures import figure
 from npgpt.training.fit import best_step, smoothed
 
 
 def write_report(run, model):
-    """Write the report of a finished run into its folder. Returns its path.
+    """Write the report of a finished run into its folder.
 
     run    Run with results before and after training
     model  the trained GPT2; if it has an adapter, the report shows the size of each update
     """
-    path = run.folder / "report.html"
     config, metrics, results = run.read_config(), run.metrics(), run.results()
     page = html.page(
         f"Run: {Path(run.folder).resolve().name}",
         _summary(config, metrics, results),
-        _curves(metrics),
+        _curves(metrics, run.held_out()),
         _samples(results),
         _updates(model),
         _table("Settings", "setting", {
-            name: _shown(value) for name, value in config["settings"].items() if value is not None}),
+            name: _shown(value) for name, value in (config["settings"] | _data(config["settings"])).items()
+            if value is not None}),
         html.section("Data", html.table(
             ["", "texts", "tokens", "learned", "fingerprint"],
             [[name.replace("_", " "), data["texts"], data["tokens"], data["learned"], _code(data["fingerprint"])]
@@ -36,9 +37,7 @@ def write_report(run, model):
             **{name: str(value) for name, value in (config["machine"] | config["versions"]).items()},
             "base model's fingerprint": _code(config["model"]["fingerprint"])}),
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    write_text(run.report, page)
 
 
 def _summary(config, metrics, results):
@@ -60,10 +59,9 @@ def _summary(config, metrics, results):
                                class_="note")])
 
 
-def _curves(metrics):
+def _curves(metrics, measured):
     steps = [line["step"] for line in metrics]
     losses = [line["loss"] for line in metrics]
-    measured = [(line["step"], line["val_loss"]) for line in metrics if "val_loss" in line]
     series = {"each step": (steps, losses), "running mean": (steps, list(smoothed(losses)))}
     if measured:
         series["held out"] = tuple(zip(*measured, strict=True))
@@ -80,8 +78,8 @@ def _samples(results):
     before, after = results["before"]["samples"], results["after"]["samples"]
     parts = []
     for (prompt, old), (_, new) in zip(before, after, strict=True):
-        parts.append(html.tag("h3", prompt))
-        parts += [html.tag("p", html.tag("span", f"{name}  ", class_="note"), text)
+        parts.append(html.tag("h3", f"“{prompt}”"))
+        parts += [html.tag("p", html.tag("span", f"{name}: ", class_="note"), f"“{text}”")
                   for name, text in (("before", old), ("after", new))]
     return html.section("Samples", *parts) if parts else ""
 
@@ -95,13 +93,14 @@ def _updates(model):
     blocks = dict.fromkeys(_block(name) for name in sizes)
     kinds = dict.fromkeys(name.removeprefix(_block(name) + ".") for name in sizes)
 
-    def cell(block, kind):
-        size = sizes.get(f"{block}.{kind}" if block else kind)
-        return html.tinted("" if size is None else html.number(size), 0.6 * (size or 0) / largest)
+    def column(kind):
+        found = [sizes.get(f"{block}.{kind}" if block else kind) for block in blocks]
+        texts = iter(html.numbers([size for size in found if size is not None]))
+        return [html.tinted("" if size is None else next(texts), 0.6 * (size or 0) / largest) for size in found]
 
     note = ("The size of each update, relative to the weight that it is added to: the ratio of their Frobenius norms. "
             "The stronger the colour, the larger the update.")
-    rows = [[block or "model", *(cell(block, kind) for kind in kinds)] for block in blocks]
+    rows = zip([block or "model" for block in blocks], *map(column, kinds), strict=True)
     return html.section("What the adapter changed", html.tag("p", note, class_="note"), html.table(["", *kinds], rows))
 
 
@@ -125,6 +124,11 @@ def _table(heading, first, values):
     return html.section(heading, html.table([first, "value"], [[name, value] for name, value in values.items()]))
 
 
+def _data(settings):
+    """Return the data of a run that names none: dict."""
+    return {"data": "the texts in the package"} if settings["data"] is None else {}
+
+
 def _shown(value):
     return str(value) if not isinstance(value, bool) else "yes" if value else "no"
 
@@ -134,4 +138,4 @@ def _code(text):
 
 
 def _ppl(loss):
-    return f"{math.exp(loss):,.1f}" if loss < 700 else "beyond any number"
+    return figure(math.exp(loss), 1) if loss < 700 else "beyond any number"

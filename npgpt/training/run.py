@@ -7,6 +7,7 @@
                       (state.safetensors), the configuration, and the adapter in PEFT's format
     report.html       all of this on one page, when the run has ended
     adapter/          the adapter, when the run has ended or was stopped; model/ if all weights were trained
+    .lock             an empty file that the process locks which trains the run
 
 A process may be killed at any moment. So every file except metrics.jsonl is written completely or not at all.
 metrics.jsonl is complete up to each checkpoint; when a run resumes, it removes the lines after its checkpoint.
@@ -17,6 +18,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +26,24 @@ import numpy as np
 from npgpt.adapters.peft import save_adapter
 from npgpt.files import safetensors
 from npgpt.files.atomic import new_folder, read_json, remove_folder, remove_leftovers, write_json
+from npgpt.files.lock import lock
 from npgpt.lora import adapted_layers
 from npgpt.runtime.errors import FileError, FormatError
 
 
 class Run:
-    """The folder of a run. `create` and `create_anew` make a new one; `open` opens one that exists."""
+    """The folder of a run. `create` and `create_anew` make a new one and lock it; `open` opens one that exists.
+
+    The lock ends with the object, or with the process.
+    """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self.tokenizer = None  # set this if the run added tokens: it is then saved with each adapter
+        self.recipe = None     # set this to the data.Recipe of the run, which is saved with each adapter and model
         self.adapter = self.folder / "adapter"
         self.model = self.folder / "model"
+        self.report = self.folder / "report.html"
         self._checkpoints = self.folder / "checkpoints"
         self._config = self.folder / "config.json"
         self._metrics = self.folder / "metrics.jsonl"
@@ -43,12 +51,20 @@ class Run:
 
     @classmethod
     def create(cls, folder):
-        """Make the folder and check that it can be written. Raises FileError if not, or if it holds a run already."""
+        """Make the folder, lock it, and check that it can be written.
+
+        Raises FileError if it cannot be written, holds a run already, or is in use by another process.
+        """
         run = cls(folder)
-        if run._config.exists():
-            raise FileError(f"{folder} holds a run already: name another --out, or continue this run with --resume")
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot write into {folder}: {error.strerror or error}") from error
+        if not run._config.exists():
+            run.lock()
+        if run._config.exists():  # also if another process has made a run here since
+            raise FileError(f"{folder} holds a run already: name another --out, or continue this run with --resume")
+        try:
             run._metrics.write_text("")
         except OSError as error:
             raise FileError(f"cannot write into {folder}: {error.strerror or error}") from error
@@ -80,6 +96,10 @@ class Run:
         if not run._config.is_file():
             raise FileError(f"{folder} holds no run, because it has no config.json; name the folder of a run")
         return run
+
+    def lock(self):
+        """Keep other processes from training this run. Raises FileError if another process does that now."""
+        lock(self.folder, self)
 
     def write_config(self, values):
         write_json(self._config, values)
@@ -126,6 +146,11 @@ class Run:
         """Return the measurements so far: [(step, val_loss), ...]."""
         return [(values["step"], values["val_loss"]) for values in self.metrics() if "val_loss" in values]
 
+    def held_out(self):
+        """Return the same with the loss before training as step 0, if it was measured."""
+        before = self.results().get("before", {}).get("val_loss")
+        return [*([] if before is None else [(0, before)]), *self.evaluations()]
+
     def record(self, moment, values):
         """Write `values` into results.json. moment: "before" or "after"."""
         write_json(self._results, self.results() | {moment: values})
@@ -145,14 +170,8 @@ class Run:
         """Return the folder of the checkpoint after step `step`."""
         return self._checkpoints / f"step-{step}"
 
-    def save_checkpoint(self, model, opt, keep=None, spare=()):
-        """Write a checkpoint, completely or not at all. Then remove old checkpoints.
-
-        keep   keep this many of the newest checkpoints, int >= 1; None: keep all
-        spare  also keep the checkpoints after these steps
-
-        Raises FileError if the checkpoint cannot be written; the older checkpoints then stay.
-        """
+    def save_checkpoint(self, model, opt):
+        """Write a checkpoint, completely or not at all. Raises FileError if it cannot be written."""
         place = self.checkpoint(opt.steps)
         if not place.exists():
             with contextlib.suppress(OSError), self._metrics.open("rb") as file:
@@ -162,10 +181,19 @@ class Run:
                     self._save_adapter(model, temporary / "adapter")
                 safetensors.write(temporary / "state.safetensors", {**_state(opt), "steps": np.array(opt.steps)})
                 write_json(temporary / "config.json", self.read_config())
-        if keep is not None:
-            for step in self.steps()[:-keep]:
-                if step not in spare:
+
+    def prune(self, keep, spare=()):
+        """Remove old checkpoints. Warns if one cannot be removed.
+
+        keep   keep this many of the newest, int >= 1
+        spare  also keep the checkpoints after these steps
+        """
+        for step in self.steps()[:-keep]:
+            if step not in spare:
+                try:
                     remove_folder(self.checkpoint(step))
+                except FileError as error:
+                    warnings.warn(f"{error}; remove it by hand", stacklevel=2)
 
     def load_checkpoint(self, step, opt):
         """Set the parameters, moments and steps of `opt` from a checkpoint.
@@ -219,11 +247,15 @@ class Run:
             self._save_adapter(model, self.adapter)
             return self.adapter
         model.save_pretrained(self.model)
+        if self.recipe is not None:
+            self.recipe.save(self.model)
         return self.model
 
     def _save_adapter(self, model, folder):
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
+        if self.recipe is not None:
+            self.recipe.save(folder)
         save_adapter(model, folder)  # last, because it writes the configuration last: the folder is then complete
 
 

@@ -73,18 +73,21 @@ def loss_and_gradients(model, batch, rng=None, micro_batches=1):
 
 @contextlib.contextmanager
 def _uninterrupted():
-    """Delay Ctrl-C until the block is done, so that it never leaves half an update."""
-    if threading.current_thread() is not threading.main_thread():  # Ctrl-C interrupts only the main thread
+    """Delay Ctrl-C and SIGTERM until the block is done, so that they never leave half an update."""
+    if threading.current_thread() is not threading.main_thread():  # signals interrupt only the main thread
         yield
         return
-    held = []
-    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held, handlers = [], {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda number, _: held.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        signal.raise_signal(signal.SIGINT)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in held[:1]:
+        signal.raise_signal(number)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ def test_what_is_said_and_written(run):
     assert f"added      '{USER}' (257), '{REPLY}' (258); rows of the token table: 257 -> 259\n" in said
     assert "wte          2 rows for added tokens:        32" in said
     assert sorted(path.name for path in (folder / "adapter").iterdir()) == [
-        "adapter_config.json", WEIGHTS_FILE, "tokenizer.json"]
+        "adapter_config.json", WEIGHTS_FILE, "npgpt_data.json", "tokenizer.json"]
     fields = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert fields["trainable_token_indices"] == {"transformer.wte": [257, 258]}
     tensors = safetensors.read(folder / "adapter" / WEIGHTS_FILE)

@@ -44,7 +44,7 @@ MERGE = ["merge.py", "--model", "model", "--adapter", "adapter", "--out", "out"]
     ("data.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', 'data.jsonl:2: no "completion"'),
     ("data.json", b'[{"text": "fine"},\n{"text": 1}]', 'data.json:2: its "text" is a number, expected a string'),
     ("data.csv", b"text,n\nfine,1\nbad\n", "data.csv:3: 1 columns, but the first row names 2"),
-    ("data.tsv", b"text\tn\n", "data.tsv: npgpt cannot read files that end in .tsv; save the table as .csv"),
+    ("data.tsv", b"text\tn\n", "data.tsv holds no text: expected at least one line that is not blank"),
     ("data.parquet", b"text", "data.parquet"),
     ("data.jsonl", b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
      "data.jsonl:1: message 1: part 1 of its \"content\" is of the type 'image'; only text can be learned"),
@@ -197,12 +197,12 @@ def test_a_folder_has_no_revisions(refused):
     ("--init svd", "argument --init: invalid choice: 'svd'"),
     ("--init orthogonal --rank 3", "the rank must be even"),
     ("--init pissa --dora", "--dora does not go together with --init 'pissa'"),
-    ("--rank two", "argument --rank: invalid int value: 'two'"),
+    ("--rank two", "argument --rank: 'two' is not a whole number"),
     ("--rank 1000000000000000", "--rank 1000000000000000: "),
     ("--alpha 0", "--alpha 0.0: it must be a positive number"),
     ("--dropout 1.5", "--dropout 1.5: it must be a probability in [0, 1)"),
     ("--full --dropout 1.5", "--dropout 1.5: it must be a probability in [0, 1)"),
-    ("--lr nan", "--lr nan: it must be a number of at least 0"),
+    ("--lr nan", "argument --lr: 'nan' is not a finite number"),
     ("--lr -1", "--lr -1.0: "),
     ("--weight-decay -1", "--weight-decay -1.0: it must be at least 0"),
     ("--threads 0", "argument --threads: 0: it must be a whole number from 1 to 1,024"),
@@ -229,7 +229,7 @@ def test_options_of_finetune(refused, options, message):
     (["--prompt", "x" * 70, "--max-new-tokens", 1], "a prompt of 70 tokens and 1 new ones make 71"),
     (["--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones make 65"),
     (["--max-new-tokens", -1], "--max-new-tokens -1: "),
-    (["--temperature", "nan"], "--temperature nan: "),
+    (["--temperature", "nan"], "argument --temperature: 'nan' is not a finite number"),
     (["--top-k", -1], "--top-k -1: "),
     (["--top-p", 0], "--top-p 0.0: "),
     (["--seed", -1], "--seed -1: "),
@@ -237,8 +237,10 @@ def test_options_of_finetune(refused, options, message):
     (["--min-p", 2], "--min-p 2.0: it must be above 0 and at most 1"),
     (["--bad-word", ""], "argument --bad-word: it must not be empty"),
     (["--stop", ""], "argument --stop: it must not be empty"),
-    (["--prompt-file", "text.txt"], "--prompt, --prompt-file and --interactive exclude each other"),
+    (["--prompt-file", "text.txt"], "--prompt, --prompt-file, --field, --records and --interactive exclude"),
     (["--prompt", "-"], "the prompt from standard input is empty"),
+    (["--field", "x"], "argument --field: 'x': expected NAME=TEXT, such as"),
+    (["--prompt", "a", "--template", "{x}{y}{z}"], "--prompt gives one text, but the template has 'x', 'y'"),
     (["--max-new-tokens", 100], "shorten the prompt, ask for fewer tokens, or use --context slide"),
     (["--adapter", "adapter", "--adapter", "adapter", "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
     (["--num-samples", 9, "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
@@ -247,6 +249,18 @@ def test_options_of_finetune(refused, options, message):
 ])
 def test_options_of_generate(refused, options, message):
     assert message in refused(*GENERATE, *options)
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--field", "x=1"], "--field: no template for its fields 'x': give --template, or an --adapter beside which"),
+    (["--field", "x=1", "--template", "{y}{z}"], '--field: no "y"; it has "x"'),
+    (["--field", "x=1", "--template", "none"], "template 'none': it has no field"),
+    (["--field", "x= ", "--template", "{x}{y}"], "--field: its prompt is empty"),
+    (["--records", "missing.jsonl"], "cannot read missing.jsonl"),
+    (["--records", "texts.txt", "--template", "{x}{y}{z}"], "texts.txt:1 gives one text, but the template has 'x'"),
+])
+def test_records_to_answer(refused, options, message):
+    assert message in refused("generate.py", "--model", "model", *options)
 
 
 @pytest.mark.parametrize("options, message", [

@@ -81,6 +81,11 @@ def test_help_lists_every_command(npgpt_program):
     assert npgpt_program("--help", way="module")[1].startswith("usage: python -m npgpt COMMAND [FLAG ...]\n")
 
 
+def test_help_of_a_command_in_two_ways(npgpt_program):
+    assert npgpt_program("help") == npgpt_program("--help")
+    assert npgpt_program("help", "merge") == npgpt_program("merge", "--help")
+
+
 def test_help_imports_neither_numpy_nor_a_command(environment):
     code = ("import sys; sys.argv[1:] = ['--help']; from npgpt.commands import console; console.main(); "
             "print(*[name for name in sys.modules if name.startswith(('npgpt', 'numpy', 'argparse'))])")
@@ -107,12 +112,14 @@ def test_the_version(npgpt_program):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["finetunes"], "finetunes is not a command; finetune is the nearest (see npgpt --help)"),
-    (["inspect_text"], "inspect_text is not a command; inspect-text is the nearest (see npgpt --help)"),
-    (["convert-adapter"], "convert-adapter is not a command; convert adapter is the nearest (see npgpt --help)"),
-    (["--frob"], "--frob is not a command; "),
+    (["finetunes"], "finetunes is not a command; did you mean finetune? (see npgpt --help)"),
+    (["inspect_text"], "inspect_text is not a command; did you mean inspect-text? (see npgpt --help)"),
+    (["convert-adapter"], "convert-adapter is not a command; did you mean convert adapter? (see npgpt --help)"),
+    (["--frob"], "--frob is not a command (see npgpt --help)"),
     (["convert"], "npgpt convert needs one more word: npgpt convert adapter or npgpt convert checkpoint"),
-    (["convert", "model.pt"], "npgpt convert needs one more word: "),
+    (["convert", "model.pt"], "convert model.pt is not a command: npgpt convert adapter or npgpt convert checkpoint"),
+    (["xyzzy"], "xyzzy is not a command (see npgpt --help)"),
+    (["inspect", "adapter"], "inspect is not a command; did you mean inspect-adapter? (see npgpt --help)"),
 ])
 def test_what_is_no_command(npgpt_program, words, message):
     status, stdout, stderr = npgpt_program(*words)

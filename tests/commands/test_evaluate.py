@@ -2,12 +2,14 @@
 stopped."""
 
 import json
+import math
 import re
 
 import numpy as np
 import pytest
 
 import npgpt
+from npgpt.commands import evaluate
 from npgpt.data import read_texts
 
 
@@ -49,7 +51,7 @@ def test_the_same_in_words(script, model, adapter, texts):
     base, adapted = (measured(model, each, texts) for each in (None, adapter))
     assert [float(figure) for figure in row] == pytest.approx([base.nll, adapted.nll], abs=6e-5)
     assert adapted.nll < 0.9 * base.nll
-    [difference] = re.findall(r"disjoint: nats per token +([+-]\S+) ± \S+ \[-\S+, -\S+\]  p = \S+\n", stdout)
+    [difference] = re.findall(r"disjoint: nats per token +([+-]\S+) ± \S+ \[-\S+, -\S+\]  p <?= \S+\n", stdout)
     assert float(difference) == pytest.approx(adapted.nll - base.nll, abs=6e-5)
     assert f"{base.tokens} of 260 tokens predicted; windows: 5, of 64 tokens side by side" in stdout
 
@@ -119,7 +121,7 @@ def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
     whole = script(*command)
     answers = (tmp_path / "answers.jsonl").read_bytes()
     lines = answers.splitlines(keepends=True)
-    assert len(lines) == 8 + 1 + 10  # windows of strided, the short last one of disjoint, documents
+    assert len(lines) == 8 + 1 + 10 + 10  # windows of strided, the last of disjoint, documents, completions
     (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
     assert script(*command) == whole
     assert (tmp_path / "answers.jsonl").read_bytes() == answers
@@ -134,9 +136,14 @@ def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
     (["--out", "texts.txt"], "texts.txt:1: this line is not a record of an evaluation"),
     (["--seed", -1], "--seed -1: it must be at least 0"),
     (["--task", "chess"], "invalid choice: 'chess'"),
-    (["--separator", "||"], "--separator is for --task exact-match or meaning-to-text, and has no effect"),
+    (["--task", "lambada", "--separator", "||"], "--separator is for --task perplexity or exact-match or"),
+    (["--wikitext", "--template", "{text}"], "--template has no effect with --wikitext: leave it out"),
+    (["--wikitext", "--protocol", "completion"], "--protocol completion is of what finetune learns"),
+    (["--task", "multiple-choice", "--split", "blank"], "--split has no effect with --task multiple-choice"),
+    (["--val-fraction", 1], "--val-fraction 1.0: it must be at least 0 and less than 1"),
+    (["--val-fraction", 0.5, "--split", "none"], "texts.txt:1 is one text, of which finetune holds out blocks"),
     (["--labels", "yes"], "--labels is for --task classification, and has no effect on perplexity"),
-    (["--template", "{text}"], "--template is for --task classification or exact-match or meaning-to-text, and has no"),
+    (["--task", "lambada", "--template", "{text}"], "--template is for --task classification or perplexity or exact"),
     (["--task", "perplexity", "--stop", "."], "--stop is for --task exact-match or"),
     (["--max-new-tokens", 64], "--max-new-tokens is for --task"),
     (["--task", "exact-match", "--protocol", "document"], "--protocol is for --task perplexity, and has no"),
@@ -150,3 +157,85 @@ def test_an_interrupted_evaluation_goes_on(script, model, texts, tmp_path):
 def test_what_is_refused(refused, model, texts, tmp_path, flags, message):
     (tmp_path / "texts.txt").write_bytes(texts.read_bytes())
     assert message in refused("evaluate.py", "--model", model, "--data", texts, *flags)
+
+
+@pytest.mark.parametrize("found, sign, expected", [
+    ({"value": 5.25, "stderr": 0.5, "low": 4.5, "high": 6.0}, "", "5.2500 ± 0.5000 [4.5000, 6.0000]"),
+    ({"value": -0.5, "stderr": 0.1, "low": -0.7, "high": -0.3, "p": 1 / 1001}, "+",
+     "-0.5000 ± 0.1000 [-0.7000, -0.3000]  p <= 0.001"),
+    ({"value": -0.5, "stderr": 0.1, "low": -0.7, "high": -0.3, "p": 2 / 1001}, "+",
+     "-0.5000 ± 0.1000 [-0.7000, -0.3000]  p = 0.002"),
+    ({"value": 2e12, "stderr": 1e11, "low": 1.8e12, "high": 2.2e12}, "", "2e+12 ± 1e+11 [1.8e+12, 2.2e+12]"),
+    ({"value": 8.8e86, "stderr": None, "low": None, "high": None, "p": None}, "+", "+8.8e+86 (not measurable)"),
+    ({"value": math.inf, "stderr": None, "low": None, "high": None}, "", "inf (not measurable)"),
+    ({"value": 3e90}, "", "3e+90"),
+])
+def test_cells_hold_no_number_that_means_nothing(found, sign, expected):
+    assert evaluate.cell(found, sign, 1000) == expected
+
+
+def test_a_hopeless_score_is_said_to_be_one(script, model, adapter, tmp_path):
+    """The loss of a text without words is spread over one word: e^(loss of all) of it."""
+    texts = ["stitch", "a b c d", "x" * 50, "z" * 60]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = ["evaluate.py", "--model", model, "--adapter", adapter, "--data", "t.jsonl", "--protocol", "document"]
+    stdout = script(*command)
+    assert stdout.count("(not measurable)") >= 2
+    assert "not measurable: the score is not finite" in stdout
+    assert max(map(len, stdout.splitlines())) < 250
+    report = json.loads(script(*command, "--json"), parse_constant=pytest.fail)
+    found = report["results"][1]["measures"]["document: perplexity per word"]
+    assert found["low"] is None and found["difference"]["p"] is None
+    assert None not in report["results"][1]["measures"]["document: nats per token"]["difference"].values()
+
+
+CHAT = [{"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]}
+        for word in ("one", "two", "three", "four", "five", "six", "seven", "eight")]
+KINDS = {
+    "texts.txt": ("a stitch in time\nsaves nine\n\nmany hands\nmake light work\n", []),
+    "blocks.txt": ("a stitch in time saves nine, many hands make light work. " * 5, ["--split", "none"]),
+    "pairs.txt": ("a=>b\n\nc d=>e f\n\ng=>h\n", ["--separator", "=>", "--split", "blank"]),
+    "lines.txt": ("a\tb c\nd\te\n", ["--separator", "\\t", "--max-length", "4"]),
+    "prompts.jsonl": ('{"prompt": "a b", "completion": " c"}\n{"prompt": "d", "completion": "e f"}\n', []),
+    "learned.jsonl": ('{"prompt": "a b", "completion": " c"}\n', ["--train-on-prompt"]),
+    "asked.csv": ("q,a\none,two\nthree,four\n", ["--template", "Q: {q}\\nA: {a}"]),
+    "chat.jsonl": ("\n".join(map(json.dumps, CHAT)), ["--template", "<{role}>{content}\\n"]),
+    "special.txt": ("one<|endoftext|>two\nthree\n", ["--special-tokens"]),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_held_out_loss_of_finetune_can_be_had_again(script, model, tmp_path, name):
+    """For every kind of record, and without naming template, separator, split or length again."""
+    content, flags = KINDS[name]
+    (tmp_path / name).write_text(content)
+    script("finetune.py", "--model", model, "--data", name, "--val-data", name, "--samples", 0, "--max-steps", 3,
+           "--lr", "0.01", "--out", "run", *flags)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    found = json.loads(script("evaluate.py", "--model", model, "--adapter", "run/adapter", "--data", name, "--protocol",
+                              "completion", "--json", "--samples", 20))
+    before, after = (each["measures"]["completion: nats per token"]["value"] for each in found["results"])
+    assert before == pytest.approx(results["before"]["val_loss"], rel=1e-5)
+    assert after == pytest.approx(results["after"]["val_loss"], rel=1e-5)
+    assert found["predicted"]["completion"] == json.loads((tmp_path / "run" / "config.json").read_text())[
+        "data"]["held_out"]["learned"]
+    script("evaluate.py", "--model", model, "--adapter", "run/adapter", "--data", name, "--context", 32)  # by all
+
+
+def test_what_finetune_held_out_can_be_measured_again(script, model, tmp_path):
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, CHAT)))
+    script("finetune.py", "--model", model, "--data", "chat.jsonl", "--val-fraction", 0.4, "--samples", 0,
+           "--max-steps", 1, "--out", "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    found = json.loads(script("evaluate.py", "--model", model, "--adapter", "run/adapter", "--data", "chat.jsonl",
+                              "--val-fraction", 0.4, "--protocol", "completion", "--json", "--samples", 20))
+    assert found["nll"] == pytest.approx(results["after"]["val_loss"], rel=1e-5)
+    assert 0 < found["texts"] < len(CHAT)
+
+
+def test_each_protocol_is_named_beside_the_figures(script, model, texts):
+    stdout = script("evaluate.py", "--model", model, "--data", texts, "--template", "<{text}>", "--samples", 20)
+    assert "template    <[{text}><end of text>]" in stdout
+    for protocol in ("disjoint", "strided", "document", "completion"):
+        assert re.search(rf"^{protocol} +[\d,]+ of [\d,]+ tokens predicted; windows: ", stdout, re.M)
+    assert "what finetune learns, and prints as held out" in stdout

@@ -16,6 +16,7 @@ from npgpt import data
 from npgpt.data import encode_texts, read_texts
 from npgpt.evaluation import evaluate
 from npgpt.files import safetensors
+from npgpt.training.run import Run
 
 FLAGS = ("--model --revision --data --val-data --val-fraction --split --separator --template --train-on-prompt "
          "--special-tokens --out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --add-tokens "
@@ -44,7 +45,7 @@ def finished(tmp_path_factory, run_script, session_folder, model, texts, held_ou
 def test_a_run_writes_what_is_promised_and_nothing_else(finished, contents):
     run, _, _ = finished
     assert [path for path, data in contents(run).items() if data is not None] == [
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+        ".lock", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
         "checkpoints/step-15/adapter/adapter_config.json", "checkpoints/step-15/adapter/adapter_model.safetensors",
         "checkpoints/step-15/config.json", "checkpoints/step-15/state.safetensors",
         "config.json", "metrics.jsonl", "report.html", "results.json"]
@@ -220,7 +221,8 @@ def figures(run):
     return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics(run)]
 
 
-def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, environment, root):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, environment, root, number):
     options = ("--model", model, "--data", texts, "--val-data", held_out, *LONG)
     script("finetune.py", *options, "--out", "whole")
     process = popen([sys.executable, root / "scripts" / "finetune.py", *map(str, options), "--out", "run"], tmp_path,
@@ -228,9 +230,9 @@ def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, e
     written = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (written.exists() and written.read_text().count("\n") >= 10):
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+    assert process.returncode == 128 + number, stderr
     assert "Traceback" not in stderr
     assert "stopping after this step" in stderr
     line = stdout.splitlines()[-1]
@@ -246,6 +248,17 @@ def test_ctrl_c_and_resume(script, tmp_path, model, texts, held_out, contents, e
     for path in resumed.keys() - {"metrics.jsonl", "report.html"}:
         assert resumed[path] == whole[path], path
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
+def test_a_run_that_is_going_is_not_resumed(script, refused, tmp_path, model, texts):
+    options = ("--model", model, "--data", texts, "--max-steps", 2, "--samples", 0)
+    script("finetune.py", *options, "--out", "run")
+    run = Run.open(tmp_path / "run")
+    run.lock()
+    assert refused("finetune.py", "--resume", "run").startswith("error: run is in use: another process writes into it")
+    script("finetune.py", "--resume", "run", "--preview", 1)  # this only reads
+    run = Run.create(tmp_path / "new")
+    assert refused("finetune.py", *options, "--out", "new").startswith("error: new is in use")
 
 
 PRESS = """
@@ -384,13 +397,13 @@ def test_the_batch_that_diverges_is_named(run_script, tmp_path, model, texts):
 FULL = """
 import resource, sys
 from npgpt.commands import cli, finetune, running
-save, calls = running.save_checkpoint, []
+import npgpt.training.fit
+save, calls = npgpt.training.fit.save, []
 def saving(*args):
     calls.append(args)
     if len(calls) == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
     return save(*args)
-import npgpt.training.fit
 npgpt.training.fit.save = saving
 sys.exit(cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
 """

@@ -5,6 +5,8 @@ import json
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from npgpt.adapters.lora_config import LoraConfig
 from npgpt.commands import finetune, flags, settings
@@ -57,7 +59,7 @@ def test_settings_of_the_call_are_in_no_file(tmp_path):
     assert of_the_call == ["max_memory", "out", "config", "resume", "preview", "quiet"]
     for key in of_the_call:
         (tmp_path / "s.toml").write_text(f"{key} = 1")
-        with pytest.raises(FormatError, match=f"{key} is not a setting"):
+        with pytest.raises(FormatError, match=f"{key} belongs to one call"):
             settings.read_settings(tmp_path / "s.toml")
 
 
@@ -157,3 +159,16 @@ def test_what_is_wrong_is_said_in_a_line(capsys, argv, message):
 ])
 def test_messages_name_flags(message, named):
     assert flags.named(message, settings.FLAGS) == named
+
+
+@given(st.text("\\\\nta\n\t"))
+def test_any_text_can_be_typed_in_one_line(text):
+    typed = flags.escaped(text)
+    assert flags.unescaped(typed) == text
+    assert not {"\n", "\t"} & set(typed)
+
+
+@pytest.mark.parametrize("typed, text", [
+    (r"a\nb\tc", "a\nb\tc"), (r"a\\nb", r"a\nb"), (r"\\\\", r"\\\\"), (r"\d\x", r"\d\x"), (None, None), ("", "")])
+def test_escapes(typed, text):
+    assert flags.unescaped(typed) == text

@@ -87,14 +87,20 @@ def test_a_reader_that_leaves_is_no_error(tmp_path, environment, root, model, sa
     assert process.returncode == 141
 
 
-def test_the_prompt_may_come_from_a_file_or_from_standard_input(script, run_script, tmp_path, model):
-    """A file's last line end is not a part of it."""
-    flags = "--model", model, "--seed", 3
-    expected = script("generate.py", *flags, "--prompt", PROMPT)
-    (tmp_path / "prompt.txt").write_text(PROMPT + "\n")
-    assert script("generate.py", *flags, "--prompt-file", tmp_path / "prompt.txt") == expected
-    for more in ((), ("--prompt", "-")):
-        assert run_script(tmp_path, "generate.py", *flags, *more, typed=PROMPT + "\n").stdout == expected
+@pytest.mark.parametrize("prompt, content", [
+    (PROMPT, PROMPT), (PROMPT, f"{PROMPT}\n"), (PROMPT, f"{PROMPT}\r\n"), (f"{PROMPT}\\n", f"{PROMPT}\n\n"),
+    (f"{PROMPT}\\n\\n", f"{PROMPT}\r\n\r\n\r\n"), ("\\ta\\nb", "\ta\rb\n"), ("a\\\\n", "a\\n"),
+])
+def test_the_prompt_may_come_from_a_file_or_from_standard_input(script, run_script, tmp_path, model, prompt, content):
+    """One line end at the end is an editor's, and no part of it."""
+    flags = "--model", model, "--seed", 3, "--max-new-tokens", 5, "--json"
+    expected = script("generate.py", *flags, "--prompt", prompt)
+    assert json.loads(expected)["prompt"] == content.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / "prompt.txt").write_bytes(content.encode(encoding))
+        assert script("generate.py", *flags, "--prompt-file", tmp_path / "prompt.txt") == expected
+    for more in ((), ("--prompt", "-"), ("--prompt-file", "/dev/stdin")):
+        assert run_script(tmp_path, "generate.py", *flags, *more, typed=content).stdout == expected
 
 
 def test_base_and_adapters_one_below_the_other(script, model, adapter, expected):
@@ -139,6 +145,73 @@ def test_it_ends_before_a_stop_string(script, model):
     stop = whole[14:16]
     at = whole.index(stop, len(PROMPT))
     assert script("generate.py", *flags, "--stop", stop) == whole[:at] + "\n"
+
+
+def test_a_new_line_can_be_a_stop(script, model, run_script, tmp_path):
+    flags = "--model", model, "--prompt", PROMPT, "--temperature", 3, "--top-k", 0, "--max-new-tokens", 50, "--json"
+    seed = next(seed for seed in range(50) if "\n" in json.loads(script("generate.py", *flags, "--seed", seed))["text"])
+    whole = json.loads(script("generate.py", *flags, "--seed", seed))["text"]
+    stopped = json.loads(script("generate.py", *flags, "--seed", seed, "--stop", "\\n"))
+    assert (stopped["text"], stopped["ended"]) == (whole.partition("\n")[0], "stop")
+
+
+# Templates
+
+GREEDY = ["--temperature", 0, "--max-new-tokens", 20]
+PAIRS = [{"question": "one", "answer": "a"}, {"question": "two", "answer": "bb"},
+         {"question": "three", "answer": "ccc"}]
+TEMPLATE = "Q: {question}\\nA: {answer}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, run_script, model):
+    """A folder with an adapter that learned PAIRS by its template, by heart."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    result = run_script(folder, "finetune.py", "--model", model, "--data", "pairs.jsonl", "--out", "run", "--lr",
+                        "0.02", "--epochs", "60", "--targets", "all-linear", "--quiet", "--samples", "0", "--template",
+                        TEMPLATE, "--dropout", "0")
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_adapters_own_template(script, model, trained):
+    """What training wrote can be said at use: the prompt is that of training, to the token."""
+    run = "--model", model, "--adapter", trained / "run" / "adapter", *GREEDY
+    for pair in PAIRS:
+        expected = f"Q: {pair['question']}\nA: {pair['answer']}\n"
+        asked = f"question={pair['question']}"
+        assert script("generate.py", *run, "--field", asked) == expected
+        assert script("generate.py", *run, "--prompt", f"Q: {pair['question']}\\nA:") == expected
+        assert script("generate.py", *run, "--template", "Q: {question}\\nA: {x}", "--field", asked) == expected
+        assert script("generate.py", *run, "--template", "Q: {x}\\nA: {y}", "--prompt", pair["question"]) == expected
+
+
+def test_records_in_and_answers_out(script, run_script, model, trained):
+    run = "--model", model, "--adapter", trained / "run" / "adapter", *GREEDY
+    lines = script("generate.py", *run, "--records", trained / "pairs.jsonl").splitlines()
+    for line, pair in zip(lines, PAIRS, strict=True):
+        found = json.loads(line)
+        assert (found["record"], found["text"], found["ended"]) == (pair, f" {pair['answer']}", "eos")
+        assert found["prompt"] == f"Q: {pair['question']}\nA:"
+    piped = run_script(trained, "generate.py", *run, "--records", "/dev/stdin", typed="one\ntwo\nthree\n").stdout
+    for line, plain in zip(piped.splitlines(), lines, strict=True):
+        assert json.loads(line)["record"].keys() == {"text"}
+        assert json.loads(line)["text"] == json.loads(plain)["text"]
+
+
+def test_a_merged_model_keeps_the_template(script, model, trained, tmp_path):
+    adapter = trained / "run" / "adapter"
+    script("merge.py", "--model", model, "--adapter", adapter, "--out", "merged", "--no-certificate")
+    assert script("generate.py", "--model", "merged", *GREEDY, "--field", "question=two") == "Q: two\nA: bb\n"
+
+
+def test_adapters_with_different_templates(script, run_script, model, adapter, trained):
+    both = "--model", model, "--adapter", adapter, "--adapter", trained / "run" / "adapter", *GREEDY
+    result = run_script(trained, "generate.py", *both, "--field", "question=one")
+    assert (result.returncode, result.stderr) == (
+        2, "error: the adapters were trained with different templates: give --template, or one --adapter\n")
+    assert "A: a" in script("generate.py", *both, "--field", "question=one", "--template", TEMPLATE)
 
 
 def test_lines_are_continued(run_script, tmp_path, model, expected):

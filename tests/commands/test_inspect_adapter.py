@@ -92,5 +92,5 @@ def test_wrong_requests(refused, adapter, tmp_path):
 
 def test_a_plot_without_matplotlib(tmp_path, monkeypatch, adapter):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pip install 'npgpt\[plot\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[plot\]'"):
         inspect_adapter.plot(anatomy.dissect(adapter), str(tmp_path / "x.png"), "adapter")

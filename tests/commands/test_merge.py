@@ -10,7 +10,7 @@ import npgpt
 from npgpt.adapters.stack import set_adapter
 
 CERTIFICATE = re.compile(
-    r"certificate, of the folder as it was written, on ([\d,]+) tokens of (\S+)\n"
+    r"certificate, of the folder as it was written, on ([\d,]+) tokens of (\S+) in windows of \d+\n"
     r"  largest \|difference of logits\|  (\S+), of logits up to (\S+)\n"
     r"  KL divergence                   (\S+) nats a token\n"
     r"  perplexity                      (\S+) unmerged, (\S+) merged\n"
@@ -30,7 +30,7 @@ def test_the_merged_model_is_base_and_adapter(script, tmp_path, model, adapter, 
     assert abs(float(unmerged) - float(merged)) < 1e-3
     assert (contents(model), contents(adapter)) == before
     merged = tmp_path / "deep" / "merged"
-    assert contents(merged).keys() == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert contents(merged).keys() == {"config.json", "model.safetensors", "npgpt_data.json", "tokenizer.json"}
 
     ids = np.arange(120).reshape(2, 60) * 7 % 257
     base = npgpt.GPT2.from_pretrained(model).logits(ids)
@@ -71,7 +71,7 @@ def test_several_adapters_in_float16_and_shards(script, tmp_path, model, adapter
                                              "generation_config.json", "tokenizer_config.json"}
     assert (tmp_path / "merged" / "generation_config.json").read_text() == '{"max_length": 7}'
     assert f"merged {other} + {other} into {base}: merged (float16, 0.0 MB in {len(shards)} files)" in stdout
-    assert f"tokens of {texts}\n" in stdout
+    assert f"tokens of {texts} in windows of 256\n" in stdout
     expected = npgpt.GPT2.from_pretrained(base)
     for name in ("one", "two"):
         npgpt.load_adapter(expected, other, name)

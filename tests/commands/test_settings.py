@@ -70,15 +70,15 @@ def test_other_data_under_the_same_settings_are_said(script, run_script, folder)
 
 
 @pytest.mark.parametrize("name, text, message", [
-    ("s.toml", "ranks = 3", "s.toml: ranks is not a setting; rank is the nearest that is one"),
-    ("s.toml", "learning-rate = 0.1", "s.toml: learning-rate is not a setting; "),
-    ("s.json", '{"settings": {"max_step": 3}}', "s.json: max_step is not a setting; max_steps is the nearest"),
-    ("s.toml", 'resume = "run"', "s.toml: resume is not a setting; "),
-    ("s.toml", 'rank = "two"', "s.toml: argument --rank: invalid int value: 'two'"),
-    ("s.toml", "rank = 2.5", "s.toml: argument --rank: invalid int value: '2.5'"),
+    ("s.toml", "ranks = 3", "s.toml: ranks is not a setting; did you mean rank?"),
+    ("s.toml", "learning-rate = 0.1", "s.toml: learning-rate is not a setting"),
+    ("s.json", '{"settings": {"max_step": 3}}', "s.json: max_step is not a setting; did you mean max_steps?"),
+    ("s.toml", 'resume = "run"', "s.toml: resume belongs to one call: give it on the command line"),
+    ("s.toml", 'rank = "two"', "s.toml: argument --rank: 'two' is not a whole number"),
+    ("s.toml", "rank = 2.5", "s.toml: argument --rank: '2.5' is not a whole number"),
     ("s.toml", "rank = true", "s.toml: rank = True: it must be a number or a string"),
     ("s.toml", "full = 1", "s.toml: full = 1: it must be true or false"),
-    ("s.toml", '[lora]\nrank = 1', "s.toml: lora is not a setting; "),
+    ("s.toml", '[lora]\nrank = 1', "s.toml: lora is a section; settings are not in sections"),
     ("s.toml", 'schedule = "slow"', "s.toml: argument --schedule: invalid choice: 'slow'"),
     ("s.toml", "full = true\nlr-ratio = 16\nrank = 4",
      "--rank, --lr-ratio would have no effect with --full: leave one or the other out"),
@@ -130,6 +130,26 @@ def test_a_warmup_longer_than_the_run_is_said(run_script, folder, warmup, warned
     assert result.returncode == 0
     warning = f"warning: --warmup {warmup}: this run has 2 steps, so the learning rate never reaches 0.001\n"
     assert result.stderr == warning * warned
+
+
+@pytest.mark.parametrize("flags, warning", [
+    ("--epochs 2", ""), ("--max-steps 6 --epochs 2", ""),  # three steps are an epoch
+    ("--max-steps 7 --epochs 2", "--max-steps 7: the run ends earlier, after --epochs 2, which are 6 steps"),
+    ("--epochs 3 --patience 1", ""),
+    ("--epochs 2 --patience 1", "--patience 1: this run measures 2 times, so it cannot stop before its end"),
+    ("--epochs 2 --patience 4 --eval-every 1", ""),
+    ("--epochs 2 --patience 5 --eval-every 1", "--patience 5: this run measures 6 times, so it cannot stop before"),
+    ("--max-steps 2 --patience 1", "--patience 1: this run measures 1 time, so"),
+    ("--max-steps 1 --rank 16", ""),
+    ("--max-steps 1 --rank 17", "--rank 17: an update of c_attn has rank 16 at the most, so a larger --rank takes"),
+    ("--max-steps 1 --full", ""),
+])
+def test_settings_that_cannot_take_effect_are_said(run_script, folder, flags, warning):
+    result = run_script(folder, "finetune.py", "--model", "model", "--data", "texts.txt", "--val-data", "texts.txt",
+                        "--samples", 0, "--quiet", *flags.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith(f"warning: {warning}" if warning else "")
+    assert result.stderr.count("\n") == bool(warning)
 
 
 def test_changed_data_and_models_are_refused_on_resume(script, refused, folder):

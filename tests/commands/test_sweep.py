@@ -36,7 +36,7 @@ def test_a_sweep(script, refused, tmp_path, contents, flags):
         lowest.append(min(evaluations.values()))
     assert lowest == sorted(lowest)
     page = (tmp_path / "sweep" / "sweep.html").read_text()
-    assert page.count('class="line ') == 4 * 2
+    assert page.count('class="line ') == 4 * 3  # in a wide and a narrow picture, and in the legend
     assert "rank 3, lr 0.05" in page
 
     before = contents(tmp_path / "sweep")
@@ -63,16 +63,44 @@ def test_sweeps_that_cannot_go_well(run_script, refused, tmp_path, model, texts,
     assert result.returncode == 2
     assert re.search(r"error: target 'nope' matches no module.*\nerror: the run in sweep/targets=nope ended with exit "
                      "status 2", result.stderr)
-    result = run_script(tmp_path, "sweep.py", "--out", "other", "--rank", 2, "--", "--model", model, "--data", texts,
-                        "--quiet", "--samples", 0, "--max-steps", 1)
-    assert "error: a sweep compares held-out losses, and nothing is held out" in result.stderr
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--rank", 2], "error: a sweep compares held-out losses, and nothing is held out: give --val-data or --val-fr"),
+    (["--rank", 4, 0, "--", "--val-fraction", 0.5], "error: --rank 0: it must be"),
+    (["--lr", 0.1, -1, "--", "--val-fraction", 0.5], "error: --lr -1.0: it must be a number of at least 0"),
+    (["--rank", 4, "--", "--val-fraction", 0.5, "--full"], "error: --rank would have no effect with --full: leave"),
+    (["--rank", 4, "--model", "tiny", "--"], "unrecognized arguments: --model: flags of finetune come last, after --"),
+    (["--rank", 4, "--val-fraction=0.5", "--"], "nts: --val-fraction=0.5: flags of finetune come last, after -- (see"),
+    (["--rank", 4, "--frob", "--"], "error: unrecognized arguments: --frob (see"),
+])
+def test_what_cannot_go_well_is_known_before_the_first_run(refused, model, texts, arguments, message):
+    if "--" not in arguments:
+        arguments = [*arguments, "--"]
+    assert message in refused("sweep.py", "--out", "sweep", *arguments, "--model", model, "--data", texts)
+
+
+def test_two_sweeps_in_one_folder(refused, tmp_path, flags):
+    (tmp_path / "sweep").mkdir()
+    args = sweep.parse_arguments(["--out", str(tmp_path / "sweep"), "--rank", "2"])
+    sweep.claim(args)
+    assert "error: sweep is in use: another process writes into it" in refused(
+        "sweep.py", "--out", "sweep", "--rank", 2, "--", *flags)
+
+
+def test_any_file_system_takes_the_names_of_folders():
+    assert sweep.folder_name({"rank": 2, "lr": 1e-05}) == "rank=2,lr=1e-05"
+    assert sweep.folder_name({"targets": "c_attn,mlp.c_fc"}) == "targets=c_attn,mlp.c_fc"
+    names = [sweep.folder_name({"targets": targets}) for targets in (".*c_attn", ".?c_attn", "a/" * 200, "a/" * 201)]
+    assert len(set(names)) == 4
+    assert all(re.fullmatch(r"targets=[\w.-]{1,110}", name) for name in names)
 
 
 def test_plotting_needs_matplotlib_and_says_so(root, environment, tmp_path, model):
     code = ("import sys; sys.modules['matplotlib'] = None; from npgpt.commands import cli, plot; "
             "sys.exit(cli.run(lambda: plot.main(plot.parse_arguments(['run']))))")
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (2, "error: plot needs matplotlib: pip install 'npgpt[plot]'\n")
+    assert (result.returncode, result.stderr) == (2, "error: plot needs matplotlib: pip install '.[plot]'\n")
 
 
 def test_runs_are_named_by_what_differs(tmp_path):
@@ -84,7 +112,7 @@ def test_runs_are_named_by_what_differs(tmp_path):
     assert plot.names(runs[:1]) == ["one"]
 
 
-@pytest.mark.parametrize("flag", ["--lr", "--out", "--resume"])
+@pytest.mark.parametrize("flag", ["--lr", "--out", "--resume", "--preview"])
 def test_a_flag_that_the_sweep_sets_itself_is_refused(refused, flag):
     assert f"error: {flag} after --: " in refused("sweep.py", "--out", "sweep", "--lr", 1e-3, "--", flag, "1")
 

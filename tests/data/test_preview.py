@@ -34,7 +34,7 @@ def test_lines_end_where_those_of_the_text_do_and_at_the_width(tiny):
 
 def test_nothing_is_invisible(tiny):
     lines = shown(tiny, ("a\tb\x1b[31m", False), ("\u2603", True))
-    assert lines == [r"a│\t│b│\x1b│[│3│1│m[\xe2][\x98][\x83][<|endoftext|>]"]
+    assert lines == [r"a│\t│b│\x1b│[│3│1│m[☃][◂][◂][<|endoftext|>]"]
 
 
 def test_colour_is_added_and_nothing_else(tiny):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from npgpt.data import is_text, read_records, read_texts, readers
+from npgpt.data import is_text, read_records, read_texts, readers, text_files
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -45,6 +45,7 @@ def refusal(path, **options):
     ("one\ntwo\n", ["one", "two"]),
     ("one\ntwo", ["one", "two"]),
     ("one\r\ntwo\r\n", ["one", "two"]),
+    ("one\rtwo\r\r three", ["one", "two", " three"]),
     ("\n  \n\tone  \n\n\ntwo\t\n\n", ["\tone", "two"]),
     (b"\xef\xbb\xbfone\n", ["one"]),
     ("na\u00efve \u2603\n", ["na\u00efve \u2603"]),
@@ -77,7 +78,7 @@ def test_json_objects_in_a_text_file_are_warned_of(written, split):
 ])
 @pytest.mark.parametrize("piece", [1, 2, 7, 1 << 20])
 def test_texts_may_stand_between_marks(written, monkeypatch, content, texts, places, piece):
-    monkeypatch.setattr(readers, "PIECE", piece)
+    monkeypatch.setattr(text_files, "PIECE", piece)
     path = written("data.txt", content)
     assert texts_of(path, split="<|endoftext|>") == texts
     assert places_of(path, split="<|endoftext|>") == places
@@ -89,7 +90,7 @@ def test_any_mark_divides_as_in_one_piece(tmp_path_factory, content, mark, size)
     path = tmp_path_factory.getbasetemp() / "marks.txt"
     path.write_text(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "PIECE", size)
+        patch.setattr(text_files, "PIECE", size)
         assert texts_of(path, split=mark) == [text.strip() for text in content.split(mark) if text.strip()]
 
 
@@ -127,13 +128,13 @@ def test_a_stream_comes_in_pieces_that_end_where_a_word_does(tmp_path_factory, p
     path = tmp_path_factory.getbasetemp() / "stream.txt"
     path.write_bytes(content.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "PIECE", size)
+        patch.setattr(text_files, "PIECE", size)
         records = list(read_records(path, split="none"))
         pieces = [list(record.fields["text"]) for record in read_records(path, split="none")]
     assert len(records) == len(pieces) == (1 if content.strip() else 0)
     for record, (first, *others) in zip(records, pieces, strict=True):
         assert record.where.endswith("stream.txt:1")
-        assert "".join([first, *others]) == content.replace("\r\n", "\n").strip()
+        assert "".join([first, *others]) == content.replace("\r\n", "\n").replace("\r", "\n").strip()
         for before, after in itertools.pairwise([first, *others]):
             if after and not after[0].isspace():
                 assert len(before) >= size and not re.search(r"\S\s", before), "one long word"
@@ -147,7 +148,7 @@ def test_tokens_do_not_reach_across_the_pieces_of_a_stream(written, monkeypatch)
     tokenizer = Tokenizer.from_pretrained("tiny")
     words = ["don't", "a", "  two", "3.14", "\n", "\n\n def", "naïve", "?!", "\t", "word's", "\u3000"]
     text = " ".join(random.Random(0).choices(words, k=4000)).strip()
-    monkeypatch.setattr(readers, "PIECE", 50)
+    monkeypatch.setattr(text_files, "PIECE", 50)
     [record] = read_records(written("data.txt", text), split="none")
     pieces = list(record.fields["text"])
     assert len(pieces) > 100
@@ -168,8 +169,9 @@ def test_a_jsonl_file_holds_an_object_a_line(written):
     assert read_texts(path) == ["one\ntwo ", "na\u00efve \U0001f600", "\u2028end"]
 
 
-def test_ndjson_is_jsonl(written):
-    assert fields_of(written("data.ndjson", '{"text": "one"}\n{"text": "two"}\n')) == [{"text": "one"}, {"text": "two"}]
+@pytest.mark.parametrize("name", ["data.ndjson", "data.jsonlines"])
+def test_other_endings_of_jsonl(written, name):
+    assert fields_of(written(name, '{"text": "one"}\n{"text": "two"}\n')) == [{"text": "one"}, {"text": "two"}]
 
 
 @pytest.mark.parametrize("content, places", [
@@ -180,7 +182,7 @@ def test_ndjson_is_jsonl(written):
 ])
 @pytest.mark.parametrize("piece", [1, 2, 7, 1 << 20])
 def test_a_json_file_holds_an_array_or_objects(written, monkeypatch, content, places, piece):
-    monkeypatch.setattr(readers, "PIECE", piece)
+    monkeypatch.setattr(text_files, "PIECE", piece)
     path = written("data.json", content)
     assert fields_of(path) == [{"a": 1}, {"a": [2, "x\n"]}, {}]
     assert places_of(path) == places
@@ -197,7 +199,7 @@ def test_any_json_is_read_as_a_whole_or_in_pieces(tmp_path_factory, records, asc
         dumped = [json.dumps(record, ensure_ascii=ascii_only, indent=array or None) for record in records]
         path.write_text(f"[{','.join(dumped)}]" if array else "\n".join(dumped), encoding="utf-8")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(readers, "PIECE", piece)
+            patch.setattr(text_files, "PIECE", piece)
             assert fields_of(path) == records
 
 
@@ -254,13 +256,22 @@ def test_a_csv_file_names_its_columns(written):
     ("a,,b\n1,2,3\n", "1: expected a first row that gives each column a different name, not a,,b"),
     (",,a\n1,2,3\n", "1: expected a first row that gives each column a different name, not ,,a"),
     (",a,b\n1,2\n", "2: 2 columns, but the first row names 3"),
-    ("text;label\na, b;c\n", "1: one column, 'text;label'; separate columns by commas, not by ';'"),
-    ("text\tlabel\n", "1: one column, 'text\\tlabel'; separate columns by commas, not by '\\t'"),
+    ("text;label\na, b;c\n", "1: one column, 'text;label'; columns are separated by commas in a .csv file, not by ';'"),
+    ("text\tlabel\n", "1: one column, 'text\\tlabel'; columns are separated by commas in a .csv file, not by '\\t': "
+                       "let the file's name end in .tsv"),
     ('a\n1\n"b\n\n', "3: not valid CSV: unexpected end of data"),
     ('a\n"b"c\n', "2: not valid CSV: ',' expected after '\"'"),
 ])
 def test_wrong_csv(written, content, message):
     assert refusal(written("data.csv", content)).startswith(message)
+
+
+def test_tsv_is_csv_with_tabs(written):
+    path = written("data.tsv", '\ttext\tlabel\n0\ta, b\t"c\td"\n')
+    assert fields_of(path) == [{"text": "a, b", "label": "c\td"}]
+    assert refusal(written("data.tsv", "text,label\na,b\n")) == (
+        "1: one column, 'text,label'; columns are separated by tabs in a .tsv file, not by ',': let the file's name "
+        "end in .csv")
 
 
 # Folders
@@ -289,7 +300,9 @@ def test_a_folder_stands_for_the_data_files_in_it(written, tmp_path):
 def test_bytes_that_are_not_utf8_are_named(written, name):
     content = b'\xef\xbb\xbf{"one": 1}\n{"two": 2}\n{"thr\xe9e": 3}\nfour\n'
     assert refusal(written(name, content)).startswith("3: not UTF-8 text: invalid continuation byte")
-    assert refusal(written(name, '{"one": 1}\n'.encode("utf-16"))).startswith("1: not UTF-8 text")
+    assert refusal(written(name, b"\xff" + b'{"one": 1}\n')).startswith("1: not UTF-8 text")
+    assert refusal(written(name, '{"one": 1}\n{"two": 2}\n'.encode("utf-16")[:-1])) == (
+        "2: not UTF-16-LE text: truncated data; save it as UTF-8")
     if name == "data.txt":
         for split in readers.SPLITS:
             assert refusal(written(name, content), split=split).startswith("3: not UTF-8 text")
@@ -302,8 +315,8 @@ def test_a_binary_file_is_named(written, split):
 
 
 def test_records_too_long_to_hold_are_named(written, monkeypatch):
-    monkeypatch.setattr(readers, "LONGEST", 100)
-    monkeypatch.setattr(readers, "PIECE", 30)
+    monkeypatch.setattr(text_files, "LONGEST", 100)
+    monkeypatch.setattr(text_files, "PIECE", 30)
     long = "x" * 101
     assert texts_of(written("data.txt", "one\n" + long[2:] + "\n")) == ["one", long[2:]]
     for name in ("data.txt", "data.jsonl", "data.csv"):
@@ -315,7 +328,7 @@ def test_records_too_long_to_hold_are_named(written, monkeypatch):
     assert texts_of(written("data.txt", "x" * 99 + "==" + "y" * 99), split="==") == ["x" * 99, "y" * 99]
     assert refusal(written("data.txt", "x\n==\n" + long * 2), split="==").startswith("2: a text of more than ")
     assert texts_of(written("data.txt", long), split="none") == [long]
-    assert "2: not valid JSON" in refusal(written("data.json", '[\n{"a": "' + "x" * 200 + '"}]'))
+    assert "2: not valid JSON" in refusal(written("data.json", '[\n{"a": "' + "x" * 400 + '"}]'))
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path):

@@ -1,6 +1,5 @@
 """Which files are read, by which reader, and for which split."""
 
-import os
 import sys
 
 import pytest
@@ -84,13 +83,14 @@ def test_what_is_hidden_in_a_folder_is_not_data(written, tmp_path):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("x.tsv", "npgpt cannot read files that end in .tsv; save the table as .csv"),
+    ("x.tab", "npgpt cannot read files that end in .tab; save the table as .csv"),
     ("x.XLSX", "npgpt cannot read files that end in .xlsx; save the table as .csv"),
-    ("x.jsonl.gz", "npgpt cannot read files that end in .gz; unpack it, and name the file in it"),
+    ("x.jsonl.gz", "npgpt cannot read files that end in .gz; unpack it, and name the file in it, or a pipe such as "
+                   "<(zcat FILE)"),
     ("x.pdf", "npgpt cannot read files that end in .pdf; save the text in it as .txt"),
     ("x.arrow", "npgpt cannot read files that end in .arrow; save it as .parquet"),
-    ("x.dat", "npgpt cannot read files that end in .dat; expected .txt, .jsonl, .ndjson, .json, .csv, .parquet; plain "
-              "text must end in .txt"),
+    ("x.dat", "npgpt cannot read files that end in .dat; expected .txt, .jsonl, .ndjson, .jsonlines, .json, .csv, "
+              ".tsv, .parquet; plain text must end in .txt"),
 ])
 def test_endings_that_nobody_knows_are_refused(written, name, message):
     path = written(name, "a text\n")
@@ -103,13 +103,6 @@ def test_endings_that_nobody_knows_are_refused(written, name, message):
 @pytest.mark.parametrize("name", ["data", "data.txt", "data.TEXT", "data.md", "wiki.test.raw", "wiki.train.tokens"])
 def test_what_is_plain_text(written, name):
     assert texts_of(written(name, "one\ntwo\n")) == ["one", "two"]
-
-
-def test_data_come_from_a_file_and_not_from_a_pipe(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (os.devnull, tmp_path / "pipe"):  # in this order: who reads a pipe waits for ever
-        with pytest.raises(FileError, match=f"{path} is a pipe or a device, but data are read more than once"):
-            Documents(path)
 
 
 def test_parquet_without_pyarrow(written, monkeypatch):

@@ -57,3 +57,24 @@ def test_p_of_a_difference(shift, p):
 def test_a_system_does_not_differ_from_itself():
     scores = bootstrap.sample_scores(mean_score, rows(np.arange(5.0)), samples=10)
     assert bootstrap.difference(2.0, scores, 2.0, scores) == (0, 0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("hopeless", [
+    [5.0] * 49 + [math.nan], [5.0] * 49 + [math.inf], [-math.inf] * 50,
+    np.geomspace(2e3, 3e88, 50), [1.0] * 40 + [1e6] * 10,
+])
+def test_what_is_not_measurable_has_no_interval_and_no_p(hopeless):
+    """With NaN, no difference was as extreme as the measured one, and p was 1 / 51: significant."""
+    hopeless, sound = np.array(hopeless), np.linspace(4, 6, 50)
+    assert bootstrap.interval(hopeless.mean(), hopeless)[1:] == (None, None, None)
+    for pair in ((hopeless, sound), (sound, hopeless)):
+        found = bootstrap.difference(pair[0].mean(), pair[0], pair[1].mean(), pair[1])
+        assert found[1:] == (None, None, None, None)
+
+
+@pytest.mark.parametrize("scores", [[0.0] * 40 + [100.0] * 10, np.geomspace(1e9, 9e11, 50), [-3.0, -5.0, -900.0] * 20])
+def test_what_is_measurable(scores):
+    """Zero correct answers, a large perplexity with a fair interval, and log probabilities."""
+    found = bootstrap.interval(np.mean(scores), np.array(scores))
+    assert None not in found
+    assert found.low <= found.value <= found.high

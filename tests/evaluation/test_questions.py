@@ -70,6 +70,27 @@ def test_a_pair_is_cut_where_the_context_ends(context, continuation, asked, answ
     assert [ids.tolist() for ids in pair] == [asked, answer]
 
 
+@pytest.mark.parametrize("context, continuation, asked, answer", [
+    ("The l", "oss", [325, 304], [1461]),                                 # whole: The| lo|ss
+    ("The learning ra", "te", [325, 613, 1318, 501], [386]),
+    ("l", "oss", [75], [1461]),
+    ("The learning rate is a n", "umber", [325, 613, 1318, 646, 386, 283, 257, 289], "umber"),
+    ("", "<|endoftext|>the", [3071], [1462]), ("", "<|endoftext|>", [3071], [3071]),
+])
+def test_tokens_that_span_context_and_continuation(context, continuation, asked, answer):
+    """The ids are lm-evaluation-harness's. If nothing is left after the cut, the continuation is encoded alone."""
+    tokenizer = npgpt.Tokenizer.from_pretrained("tiny")
+    pair = questions.encode_pair(tokenizer, context, continuation, split_special_tokens=False)
+    answer = tokenizer.encode(answer).tolist() if isinstance(answer, str) else answer
+    assert [ids.tolist() for ids in pair] == [asked, answer]
+
+
+@pytest.mark.parametrize("context", ["", "a"])
+def test_an_empty_continuation_is_refused(context):
+    with pytest.raises(npgpt.NpgptError, match=f"the continuation of '{context}' is empty"):
+        questions.encode_pair(TOKENIZER, context, "")
+
+
 def test_special_tokens_of_a_pair():
     """A special token in the template is that token; the same characters in a text are plain text."""
     context = data.Text.join([data.Text.literal("<a>"), "x<a>"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import npgpt
+from npgpt.data import END, Document, Stream, encode
 from npgpt.evaluation import evaluate, metrics, questions, tasks
 from npgpt.evaluation.records import Records, complete
 from npgpt.runtime.errors import ConfigError
@@ -49,6 +50,9 @@ def measured(task, model):
     return {name: float(score(rows(records).sum(axis=0))) for name, (rows, score) in task.measures.items()}
 
 
+PAIRS = [Document("f:1", [("a stitch", False), (" in time", True), (END, True)], "a"),
+         Document("f:2", [("saves nine: ", False), ("1,000.5 of them", True), (END, True), (" or ", False),
+                          ("so", True), (END, True)], "b")]
 TEXTS = ["a stitch in time", "saves", "nine: 1,000.5 of them are enough"]
 
 
@@ -90,6 +94,34 @@ def test_perplexity_by_every_protocol(model):
         assert found[f"{protocol}: bits per byte"] == pytest.approx(text / 53 / math.log(2), rel=1e-12)
 
 
+def test_completions_have_the_loss_of_training(model):
+    for documents in (PAIRS, [Document("", [(text, True), (END, True)], text) for text in TEXTS]):
+        for longest in (16, 9):
+            encoded, _ = encode(TOKENIZER, documents, longest)
+            expected = evaluate.mean_nll(model, encoded.sequences, encoded.sequences.loss_masks)
+            corpus = tasks.Corpus.of_documents(TOKENIZER, documents, longest)
+            task = tasks.Perplexity(corpus, ("completion",), 16, 8)
+            found = measured(task, model)
+            assert found["completion: nats per token"] == pytest.approx(expected.nll, rel=1e-12)
+            assert found["completion: perplexity per token"] == pytest.approx(expected.ppl, rel=1e-12)
+            assert len(found) == 2
+            assert task.predicted["completion"] == task.tokens["completion"] == encoded.targets == expected.tokens
+
+
+def test_a_corpus_of_documents_is_one_of_their_texts(model):
+    texts = ["".join("\0" if text is END else text for text, _ in document.segments[:-1]) for document in PAIRS]
+    one, other = tasks.Corpus.of_documents(TOKENIZER, [*PAIRS, Document("", [], "")], 16), tasks.Corpus.of_texts(
+        TOKENIZER, texts)
+    np.testing.assert_array_equal(one.stream, other.stream)
+    assert [ids.tolist() for ids in one.documents] == [ids.tolist() for ids in other.documents]
+    assert (one.words, one.bytes) == (other.words, other.bytes - 1)
+    streamed = [Document("", [(Stream(iter([text[:3], text[3:]])), True), (END, True)], "") for text in texts]
+    np.testing.assert_array_equal(tasks.Corpus.of_documents(TOKENIZER, streamed, 16).stream, one.stream)
+    assert len(tasks.Corpus.of_documents(TOKENIZER, PAIRS, 16, limit=1).documents) == 1
+    with pytest.raises(ConfigError, match="nothing to predict: all texts are blank"):
+        tasks.Corpus.of_documents(TOKENIZER, [Document("", [], "")], 16)
+
+
 def test_protocols_share_a_pass(model):
     """If the stride divides the context, strided has all full windows of disjoint."""
     corpus = tasks.Corpus.of_texts(TOKENIZER, TEXTS)
@@ -128,7 +160,7 @@ def test_nothing_to_predict():
 
 
 @pytest.mark.parametrize("task", [
-    tasks.Perplexity(tasks.Corpus.of_texts(TOKENIZER, TEXTS), tasks.Perplexity.PROTOCOLS, 16, 8),
+    tasks.Perplexity(tasks.Corpus.of_documents(TOKENIZER, PAIRS, 16), tasks.Perplexity.PROTOCOLS, 16, 8),
     questions.MultipleChoice(TOKENIZER, [questions.Question(text, [" this", " or", " neither"], 0)
                                          for text in ("in time", "saves", "nine", "1,000", "of them")]),
     questions.Answers(TOKENIZER, [questions.Prompt([text], ["x"]) for text in ("in time", "saves", "nine", "1,000")],

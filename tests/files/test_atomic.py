@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from npgpt.files import atomic
@@ -106,3 +109,35 @@ def test_what_others_left_stays(tmp_path):
 def test_a_folder_that_cannot_be_removed(tmp_path):
     with pytest.raises(FileError, match="cannot remove"):
         atomic.remove_folder(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("name", ["open", "fsync"])
+def test_a_file_system_that_cannot_flush_is_written_all_the_same(tmp_path, monkeypatch, name, number):
+    """CIFS says EINVAL for a folder. Windows does not even open one (EACCES)."""
+    def failing(*_):
+        raise OSError(number, os.strerror(number))
+
+    with atomic.new_folder(tmp_path / "new") as temporary:
+        (temporary / "file.txt").write_text("x")
+        monkeypatch.setattr(os, name, failing)
+    assert (tmp_path / "new" / "file.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_flush_that_finds_no_room_is_an_error(tmp_path, monkeypatch, number):
+    def failing(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with (pytest.raises(FileError, match=f"cannot write .*new: {os.strerror(number)}"),
+          atomic.new_folder(tmp_path / "new") as temporary):
+        (temporary / "file.txt").write_text("x")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_mark_says_how_a_file_is_encoded(tmp_path, encoding):
+    (tmp_path / "file.json").write_text('{"na\u00efve": "\U0001f600"}', encoding=encoding)
+    assert atomic.read_json(tmp_path / "file.json") == {"na\u00efve": "\U0001f600"}
+    assert atomic.read_text(tmp_path / "file.json") == '{"na\u00efve": "\U0001f600"}'

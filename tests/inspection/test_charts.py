@@ -1,5 +1,6 @@
 """Charts: a point stands where the axes say, and ticks are round numbers."""
 
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from npgpt.inspection import charts
 
 
-def svg_of(markup):
-    """Return the picture and its lines; a line is a list of strokes, a stroke a list of points (x, y)."""
-    svg = ET.fromstring(markup).find("svg")
+def svg_of(markup, size="wider"):
+    """Return one of the pictures and its lines; a line is a list of strokes, a stroke a list of points (x, y)."""
+    (svg,) = [svg for svg in ET.fromstring(markup).findall("svg") if svg.get("class") == f"chart {size}"]
     lines = []
     for path in svg.iter("path"):
         ways = [way for way in path.get("d").split("M") if way]
@@ -35,6 +36,7 @@ def value_at(ticks, place, warp=float):
     return a + (b - a) * (place - at_a) / (at_b - at_a)
 
 
+@pytest.mark.parametrize("size", charts.SIZES)
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("xs, ys", [
     ([0, 1, 2, 5], [3.0, 1.5, 1.25, 9.0]),
@@ -43,8 +45,9 @@ def value_at(ticks, place, warp=float):
     ([1, 2, 3], [1e9, 1e9 + 5, 3e9]),
     ([1, 2, 3], [7, 7, 7]),
 ])
-def test_a_point_stands_where_the_axes_say(xs, ys, log):
-    svg, [[way]] = svg_of(charts.line_chart({"name": (xs, ys)}, x="step", y="loss", log=log))
+def test_a_point_stands_where_the_axes_say(xs, ys, log, size):
+    svg, [[way]] = svg_of(charts.line_chart({"name": (xs, ys)}, x="step", y="loss", log=log), size)
+    size = charts.SIZES[size]
     x_ticks, y_ticks = texts_of(svg, "middle"), texts_of(svg, "end")
     warp = math.log10 if log else float
     pixel = abs(value_at(y_ticks, 1, warp) - value_at(y_ticks, 0, warp))
@@ -53,9 +56,9 @@ def test_a_point_stands_where_the_axes_say(xs, ys, log):
         if len(x_ticks) > 1:
             assert value_at(x_ticks, x) == pytest.approx(a, abs=(max(xs) - min(xs)) / 1000)
         assert value_at(y_ticks, y, warp) == pytest.approx(warp(b), abs=0.2 * pixel)
-        assert charts.LEFT <= x <= charts.WIDTH - charts.RIGHT
-        assert charts.TOP <= y <= charts.HEIGHT - charts.BOTTOM
-    assert [text.text for text in svg.iter("text")][:2] == ["step", "loss"]
+        assert size.left <= x <= size.width - size.right
+        assert size.top <= y <= size.height - size.bottom
+    assert [text.text for text in svg.iter("text")][:2] == ["step", "loss (log scale)" if log else "loss"]
     assert [title.text for title in svg.iter("title")] == [
         f"name: {charts.number(b)} at step {charts.number(a)}" for a, b in zip(xs, ys, strict=True)]
 
@@ -78,8 +81,9 @@ def test_a_single_point_has_room():
     svg, [[[(x, y)]]] = svg_of(charts.line_chart({"name": ([3], [0])}))
     assert len(list(svg.iter("circle"))) == 1
     assert len(texts_of(svg, "end")) > 1
-    assert charts.LEFT < x < charts.WIDTH - charts.RIGHT
-    assert charts.TOP < y < charts.HEIGHT - charts.BOTTOM
+    size = charts.SIZES["wider"]
+    assert size.left < x < size.width - size.right
+    assert size.top < y < size.height - size.bottom
 
 
 def test_long_lines_keep_their_extremes_and_gaps():
@@ -87,24 +91,63 @@ def test_long_lines_keep_their_extremes_and_gaps():
     ys[12_345], ys[23_456] = 5, -5
     ys[30_000:31_000] = np.nan
     xs = np.arange(50_000)
-    _, [ways] = svg_of(charts.line_chart({"name": (xs, ys)}))
-    assert len(ways) == 2
-    points = [point for way in ways for point in way]
-    assert len(points) <= charts.MOST_POINTS
-    whole_x, whole_y = charts._thinned(xs, ys)
+    for name, size in charts.SIZES.items():
+        _, [ways] = svg_of(charts.line_chart({"name": (xs, ys)}), name)
+        assert len(ways) == 2
+        assert sum(map(len, ways)) <= size.most_points
+    most = charts.SIZES["wider"].most_points
+    whole_x, whole_y = charts._thinned(xs, ys, most)
     assert np.nanmax(whole_y) == 5
     assert np.nanmin(whole_y) == -5
     assert (np.diff(whole_x) > 0).all()
     assert (whole_y == ys[whole_x])[np.isfinite(whole_y)].all()
-    short = np.arange(charts.MOST_POINTS)
-    assert charts._thinned(short, short) == (short, short)
+    short = np.arange(most)
+    assert charts._thinned(short, short, most) == (short, short)
+
+
+def labels_of(svg):
+    """Return (left, right) of each number along the x axis; a letter of this size is at most 7 pixels wide."""
+    return [(x - 3.5 * len(text), x + 3.5 * len(text)) for text, x in texts_of(svg, "middle")]
+
+
+@pytest.mark.parametrize("xs", [[0, 125], [25, 125], [0, 1_000_000], [0.00012, 0.00014], [0, 123_456_789]])
+@pytest.mark.parametrize("size", charts.SIZES)
+def test_the_numbers_of_an_axis_stand_apart(xs, size):
+    svg, _ = svg_of(charts.line_chart({"a": (xs, [1, 2])}), size)
+    labels = labels_of(svg)
+    assert 2 <= len(labels)
+    assert all(left < next_left for (_, left), (next_left, _) in itertools.pairwise(labels))
+    assert labels[-1][1] <= charts.SIZES[size].width
+
+
+def test_letters_of_a_narrow_chart_are_of_the_size_of_the_page():
+    """At 400 pixels, 364 are left for the chart; its letters of 12 pixels then have 12."""
+    assert charts.SIZES["narrow"].width == pytest.approx(364, abs=10)
+
+
+def rows_of(markup):
+    table = ET.fromstring(markup).find("details").find("div").find("table")
+    return [[cell.text or "" for cell in row] for row in table.iter("tr")]
+
+
+def test_the_numbers_are_in_a_table_that_opens():
+    """The keyboard and a finger reach it, and it needs no script."""
+    series = {"training": (range(1, 201), [2 + 1 / step for step in range(1, 201)]),
+              "held out": ([0, 77, 200], [3, 2.5, 2.25])}
+    head, *rows = rows_of(charts.line_chart(series, x="step", y="loss"))
+    assert head == ["step", "training", "held out"]
+    assert [row for row in rows if row[2]] == [["0", "", "3.00"], ["77", "2.013", "2.50"], ["200", "2.005", "2.25"]]
+    assert len(rows) <= charts.DOTS + 3
+    assert rows[1] == ["1", "3.000", ""]
+    assert rows_of(charts.line_chart({"a": ([1, 2], [1, math.nan])}))[1:] == [["1", "1"], ["2", ""]]
 
 
 def test_lines_and_legend_share_their_looks():
     markup = charts.line_chart({f"line {i}": ([1, 2], [i, i + 1]) for i in range(10)})
-    legend, svg = ET.fromstring(markup)
+    legend, svg, narrow, _ = ET.fromstring(markup)
     looks = [path.get("class") for path in svg.iter("path")]
     assert [path.get("class") for path in legend.iter("path")] == looks
+    assert [path.get("class") for path in narrow.iter("path")] == looks
     assert len(set(looks)) == 10
     assert looks[8] == looks[0] + " dashed"
     assert ["".join(entry.itertext()) for entry in legend] == [f"line {i}" for i in range(10)]

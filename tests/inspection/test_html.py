@@ -92,7 +92,7 @@ def test_table():
     assert cells == [
         [("name", None), ("count", "number"), ("loss", "number")],
         [("a", None), ("294,912", "number"), ("1.235", "number")],
-        [("b", None), ("3", "number"), ("0.5", "number")],
+        [("b", None), ("3", "number"), ("0.500", "number")],
     ]
     assert page.table(["a", "b"], []).count("<tr>") == 1
 
@@ -103,6 +103,50 @@ def test_table():
 ])
 def test_number(value, expected):
     assert page.number(value) == expected
+
+
+@pytest.mark.parametrize("values, expected", [
+    ([5.2, 5.214], ["5.200", "5.214"]), ([1, 2], ["1", "2"]), ([2, 0.5], ["2.0", "0.5"]), ([], []),
+    ([1e-7, 1.5], ["1e-07", "1.5"]), ([math.nan, 1.5], ["nan", "1.5"]), ([1234.56, 0.25], ["1,234.56", "0.25"]),
+    ([0.00012345, 12.5], ["0.0001234", "12.5"]),
+])
+def test_numbers_of_a_column_have_as_many_decimals(values, expected):
+    assert page.numbers(values) == expected
+
+
+def colours(scheme):
+    """Return the colours of a scheme: dict name -> (3,) from 0 to 1."""
+    found = re.findall(r"--(\w+): #(\w+);", scheme)
+    return {name: np.array([int(digits[i:i + 2], 16) / 255 for i in (0, 2, 4)])
+            for name, digits in ((name, "".join(2 * d for d in digits) if len(digits) == 3 else digits)
+                                 for name, digits in found)}
+
+
+def contrast(one, two):
+    """Source: Web Content Accessibility Guidelines 2.2, contrast ratio and relative luminance."""
+    lights = [np.dot([0.2126, 0.7152, 0.0722], np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4))
+              for c in (one, two)]
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_contrast():
+    """It is the value that the guidelines give for black on white and for the grey that just passes."""
+    assert contrast(np.zeros(3), np.ones(3)) == pytest.approx(21)
+    assert contrast(np.full(3, 0x76 / 255), np.ones(3)) == pytest.approx(4.54, abs=0.005)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["light", "dark"])
+def test_text_is_readable(which):
+    """Text has a contrast of at least 4.5 to its background, on the strongest tint too, and lines of at least 3."""
+    found = colours(page.STYLE.split("@media (prefers-color-scheme: dark)")[which].split("}")[0])
+    assert {"page", "text", "soft", "tint", "up", "down", "s0", "s7"} <= found.keys()
+    for name in ("text", "soft"):
+        assert contrast(found[name], found["page"]) >= 4.5
+    strongest = int(re.search(r"--share: (\d+)%", page.tinted("", 1))[1]) / 100
+    for fill in ("tint", "up", "down"):
+        assert contrast(found["text"], strongest * found[fill] + (1 - strongest) * found["page"]) >= 4.5, fill
+    for i in range(page.COLOURS):
+        assert contrast(found[f"s{i}"], found["page"]) >= 3
 
 
 def test_tinted():

@@ -61,8 +61,7 @@ def test_every_tag_is_closed_and_none_is_the_prompts(read_html, tokenizer, model
     assert "b" not in tags
     assert ("What the adapter changed" in page.text) == with_adapter
     assert page.text.count("A <title>") == 2
-    assert "\\u200b" not in page.text  # here each of its bytes is a token
-    for text in ("\\xf0", "⏎", "⇥", "list", "</"):
+    for text in ("😀", "\\u200b", "◂ is a token that belongs to the character before it", "⏎", "⇥", "list", "</"):
         assert text in page.text
     assert not any({"src", "href"} & attributes.keys() for _, attributes in page.tags)
 
@@ -70,6 +69,7 @@ def test_every_tag_is_closed_and_none_is_the_prompts(read_html, tokenizer, model
 def test_losses_and_ranks(tokenizer, model, ids):
     seen = inside.look(model, ids)
     page = inside_page.build("", tokenizer, model, seen)
+    assert "\\xf0" not in section(page, "The text")  # several tokens make one character
     losses, ranks = inside.losses(seen), inside.ranks(seen)
     *tokens, last = rows(section(page, "Token by token"))
     assert [row[0] for row in tokens] == [str(t) for t in range(1, len(ids))]
@@ -77,9 +77,10 @@ def test_losses_and_ranks(tokenizer, model, ids):
     assert [row[3] for row in tokens] == [f"{rank:,}" for rank in ranks]
     assert last[:2] == [str(len(ids)), "(next token)"]
     top, p = inside.likeliest(seen.logits, 5)
-    name = inside_page._names(tokenizer)
-    for row, expected, shares in zip([*tokens, last], top, p, strict=True):
-        chips = [f"{name(i)}{100 * share:.{0 if share > 0.1 else 1}f} %  "
+    names = inside_page._Names(tokenizer, ids)
+    assert [row[1] for row in tokens] == [names.alone(t) for t in range(1, len(ids))]
+    for t, (row, expected, shares) in enumerate(zip([*tokens, last], top, p, strict=True)):
+        chips = [f"{names.after(t, i)}{100 * share:.{0 if share > 0.1 else 1}f} %  "
                  for i, share in zip(expected, shares, strict=True)]
         assert row[4] == "".join(chips)
     assert (f"{len(ids)} tokens; the model predicts all except the first. Mean loss: {losses.mean():.3f} nats per token"
@@ -118,11 +119,11 @@ def test_logit_lens(tokenizer, model, ids):
     seen = inside.look(model, ids)
     table = rows(section(inside_page.build("", tokenizer, model, seen), "Logit lens"))
     assert len(table) == len(ids)
-    name = inside_page._names(tokenizer)
+    names = inside_page._Names(tokenizer, ids)
     for layer, logits in enumerate(inside.logit_lens(model, seen)):
-        for row, top in zip(table, logits.argmax(axis=1), strict=True):
-            assert row[1 + layer] == name(top)
-    assert [row[-1] for row in table] == [name(i) for i in ids[1:]] + [""]
+        for t, (row, top) in enumerate(zip(table, logits.argmax(axis=1), strict=True)):
+            assert row[1 + layer] == names.after(t, top)
+    assert [row[-1] for row in table] == [names.alone(t) for t in range(1, len(ids))] + [""]
 
 
 def test_what_the_adapter_changed(tokenizer, model, adapted_model, ids):
@@ -150,8 +151,9 @@ def test_all_else_is_of_the_adapted_model(tokenizer, adapted_model, model, ids):
     for heading in ("The text", "Length of the hidden states", "Logit lens"):
         assert section(page, heading) == section(alone, heading)
     *_, last = inside.logit_lens(adapted_model, adapted)
-    name = inside_page._names(tokenizer)
-    assert [row[-2] for row in rows(section(page, "Logit lens"))] == [name(i) for i in last.argmax(axis=1)]
+    names = inside_page._Names(tokenizer, ids)
+    assert [row[-2] for row in rows(section(page, "Logit lens"))] == [
+        names.after(t, i) for t, i in enumerate(last.argmax(axis=1))]
 
 
 def test_one_token(read_html, tokenizer, model, adapted_model, ids):
@@ -164,8 +166,33 @@ def test_one_token(read_html, tokenizer, model, adapted_model, ids):
 
 def test_names(tokenizer):
     """An invisible character has a sign. An id without a token shows its number."""
-    name = inside_page._names(tokenizer)
-    assert [name(i) for i in tokenizer.encode(" the\n\t")] == ["·the", "⏎", "⇥"]
-    assert name(tokenizer.encode(" the")[0], space=" ") == " the"
-    assert name(tokenizer.encode("\x07")[0]) == "\\x07"
-    assert name(3072) == "[3072]"
+    names = inside_page._Names(tokenizer, [*tokenizer.encode(" the\n\t\x07"), 3072])
+    assert [names.alone(t) for t in range(5)] == ["·the", "⏎", "⇥", "\\x07", "[3072]"]
+    assert names.running(0) == " the"
+    assert names.after(0, 3072) == "[3072]"
+    assert names.sentence() == ""
+
+
+def test_characters_of_several_tokens(tokenizer):
+    ids = tokenizer.encode("a 你")
+    names = inside_page._Names(tokenizer, ids)
+    assert [names.running(t) for t in range(len(ids))] == ["a", " ", "你", "◂", "◂"]
+    assert [names.alone(t) for t in range(len(ids))] == ["a", "·", "你 (1 of 3)", "你 (2 of 3)", "你 (3 of 3)"]
+    assert [names.after(t, ids[t + 1]) for t in range(4)] == ["·", "\\xe4", "\\xbd", "你"]
+
+
+@pytest.mark.parametrize("heading", ["The text", "What the adapter changed", "Logit lens"])
+def test_numbers_are_reached_without_a_pointer(tokenizer, model, adapted_model, ids, heading):
+    """Each token can have the focus, and the page has a line that then says its numbers."""
+    page = inside_page.build("", tokenizer, adapted_model, inside.look(model, ids), inside.look(adapted_model, ids))
+    reached = re.findall(r"<(button|td)( [^>]*title=[^>]*)>", section(page, heading))
+    assert len(reached) == len(ids) * (CONFIG.n_layer + 1 if heading == "Logit lens" else 1)
+    assert all(tag == "button" or 'tabindex="-1"' in attributes for tag, attributes in reached)
+    assert section(page, heading).count('aria-live="polite"') == 1
+
+
+def test_the_axes_of_attention(tokenizer, model, ids):
+    part = section(inside_page.build("", tokenizer, model, inside.look(model, ids)), "Attention")
+    last = len(ids) - 1
+    assert f"rows: the token that attends, from the top, 0 to {last}" in part
+    assert f"columns: the token it attends to, 0 to {last}" in part

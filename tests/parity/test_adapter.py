@@ -15,6 +15,7 @@ import transformers
 
 import npgpt
 from npgpt.adapters.stack import updates
+from npgpt.data import Recipe
 
 from .reference import assert_all_close, assert_close, npgpt_model, texts, torch_ids, torch_model, with_peft
 
@@ -193,6 +194,7 @@ def test_base_and_adapter_through_files(tmp_path):
     expected = ours.logits(sequences[0])
 
     npgpt.save_adapter(ours, tmp_path / "trained")
+    Recipe("text", "{text}").save(tmp_path / "trained")  # which PEFT does not read
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
     written = json.loads((tmp_path / "trained" / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == str(tmp_path / "base")

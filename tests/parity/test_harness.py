@@ -11,6 +11,8 @@ pytest.importorskip("lm_eval", exc_type=ImportError)
 import lm_eval
 import torch
 import transformers
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -25,7 +27,9 @@ pytestmark = pytest.mark.filterwarnings("default")  # what lm_eval and its many 
 
 TEXT = " ".join(f"The learning rate of step {i} is a number, and so is its loss." for i in range(40))
 PAIRS = [("The learning", " rate"), ("The learning ", "rate is"), ("A", " b"), ("", " rate is a"),
-         (TEXT, " and the end"), ("The learning rate", " is the learning rate")]
+         (TEXT, " and the end"), ("The learning rate", " is the learning rate"), ("The l", "oss"), ("l", "oss"),
+         ("The learning ra", "te"), ("The  ", " "), ("", "<|endoftext|>the"), ("<|endoftext|>", "the")]
+NOTHING_LEFT = ("The learning rate is a n", "umber")  # context and whole have eight tokens each
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,27 @@ def test_loglikelihood(ours, theirs):
     for (a, greedy), (b, same) in zip(ours.loglikelihood(asked), theirs.loglikelihood(asked), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
         assert greedy == same
+
+
+@given(st.text(" aehlmnorst.1\n\u00e9", max_size=12), st.text(" aehlmnorst.1\n\u00e9", max_size=6))
+def test_pairs(ours, theirs, context, continuation):
+    """The ids of every pair are the harness's, if the harness has any."""
+    assume(context.strip() and continuation)
+    asked, answer = (ids.tolist() for ids in questions.encode_pair(ours.tokenizer, context, continuation, False))
+    their_asked, their_answer = theirs._encode_pair(context, continuation)
+    assert asked == their_asked
+    assert answer == their_answer or (not their_answer and answer)
+
+
+def test_a_pair_that_leaves_nothing_after_the_cut(ours, theirs):
+    """There the harness stops. Ours is the probability of the continuation's own tokens."""
+    with pytest.raises(AssertionError):
+        theirs.loglikelihood(requests("loglikelihood", [NOTHING_LEFT]))
+    apart = [theirs.tok_encode(text) for text in NOTHING_LEFT]
+    [(expected, greedy)] = theirs._loglikelihood_tokens([(NOTHING_LEFT, *apart)])
+    [(found, same)] = ours.loglikelihood(requests("loglikelihood", [NOTHING_LEFT]))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert greedy == same
 
 
 def test_loglikelihood_rolling(ours, theirs):

@@ -33,7 +33,9 @@ def test_a_picture_is_drawn(folder, tmp_path, capsys, name, start, base):
     assert capsys.readouterr().out.endswith(f"plot       {tmp_path / name}\n")
     if name.endswith("svg"):
         size = "|sBA| / |W|" if base else "|sBA|"
-        for text in ("size of the updates", "spectra, a line a layer", "attn.c_attn", size):
+        for text in ("size of the updates", "singular values, one line for each layer",
+                     "place of the singular value, the largest first", "singular value of sBA (log scale)",
+                     "attn.c_attn", size):
             assert f"<!-- {text} -->".encode() in content, text
 
 

@@ -97,5 +97,6 @@ def test_the_largest_micro_batch_and_other_ways_to_the_same_steps():
 
 
 def test_the_eye():
-    assert [estimate.spelled(n) for n in (3, 2.5e6, 2.5e8, 3e9)] == ["3 bytes", "2.5 MB", "0.25 GB", "3.00 GB"]
+    assert [estimate.spelled(n) for n in (3, 25_000, 2.5e6, 2.5e8, 3e9)] == [
+        "3 bytes", "25 kB", "2.5 MB", "0.25 GB", "3.00 GB"]
     assert [estimate.duration(n) for n in (3.2, 600, 7200)] == ["4 s", "10 min", "2.0 h"]

@@ -1,5 +1,6 @@
 """The report of a run: its contents, and that it needs no other file."""
 
+import html
 import re
 from typing import NamedTuple
 
@@ -40,7 +41,8 @@ def reported(tmp_path, request):
         run.log(Figures(step, 4 - step / 10), **({} if full or step % 5 else {"val_loss": 5 - step / 10}))
     for moment, loss in (("before", 5.0), ("after", 3.0)):
         run.record(moment, {"val_loss": None if full else loss, "samples": [["Once", f"{moment} {NASTY}"]]})
-    path = write_report(run, model)
+    write_report(run, model)
+    path = run.report
     assert path == run.folder / "report.html"
     return path.read_text(encoding="utf-8"), model, full
 
@@ -66,6 +68,24 @@ def test_the_page_is_one_file(reported):
     page, _, full = reported
     assert "<script" not in page
     assert not re.search(r"(src|href)=|url\(|@import", page)
-    assert page.count('class="chart"') == 3
+    assert page.count('class="chart wider"') == page.count('class="chart narrow"') == 3
     assert NASTY not in page
-    assert page.count('class="line ') == (5 if not full else 4) + (3 if not full else 2)  # lines, and their legend
+    assert page.count('class="line ') == 2 * (5 if not full else 4) + (3 if not full else 2)  # lines, and their legend
+
+
+def test_the_held_out_curve_begins_before_training(reported):
+    page, _, full = reported
+    table = page[page.index("Numbers: nats per token by step"):page.index("<h2>Gradient norm")]
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+    measured = [(row[0], row[3]) for row in rows if len(row) == 4 and row[3]]
+    assert measured == ([] if full else [("0", "5.0"), ("5", "4.5"), ("10", "4.0"), ("15", "3.5"), ("20", "3.0")])
+
+
+def test_samples_and_settings_are_readable(reported):
+    page, _, _ = reported
+    text = re.sub(r"<[^>]*>", "", re.sub(r"<style>.*?</style>", "", page, flags=re.S))
+    assert f"“Once”before: “before {html.escape(NASTY)}”after: “after" in text
+    assert "norm (log scale)" in text
+    names = re.findall(r"<tr><td>(\w+)</td>", page[page.index("<h2>Settings"):page.index("<h2>Data")])
+    assert names == ["model", "rank", "full", "data", "lr"]
+    assert "<tr><td>data</td><td>the texts in the package</td></tr>" in page

@@ -39,7 +39,10 @@ def trained(steps, r=2, full=False):
 def test_a_run_is_made_once(tmp_path):
     run = Run.create(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "metrics.jsonl").read_text() == ""
-    Run.create(tmp_path / "a" / "b")  # allowed, because the folder has no settings yet
+    with pytest.raises(FileError, match=r"b is in use: another process writes into it"):
+        Run.create(tmp_path / "a" / "b")
+    del run
+    run = Run.create(tmp_path / "a" / "b")  # allowed, because the folder has no settings yet
     run.write_config({"epochs": 3})
     assert run.read_config() == {"epochs": 3}
     run.log(Figures(1, 0.5))
@@ -101,14 +104,14 @@ def test_opening_wants_a_run(tmp_path):
     assert Run.open(tmp_path).folder == tmp_path
 
 
-def saved(folder, model, opt, **more):
+def saved(folder, model, opt):
     """Return a run with a checkpoint after step `opt.steps` and a line for every step."""
     run = Run(folder) if (folder / "config.json").exists() else Run.create(folder)
     if not (folder / "config.json").exists():
         run.write_config({"settings": {"lr": 0.1}})
     for step in range(len(run.metrics()) + 1, opt.steps + 1):
         run.log(Figures(step, 0.5))
-    run.save_checkpoint(model, opt, **more)
+    run.save_checkpoint(model, opt)
     return run
 
 
@@ -143,12 +146,22 @@ def test_a_checkpoint_is_all_of_the_optimiser(tmp_path, full):
 def test_old_checkpoints_are_removed(tmp_path):
     model, opt = trained(1)
     for expected in ([1], [1, 2], [1, 2, 3], [1, 3, 4], [1, 4, 5]):
-        run = saved(tmp_path, model, opt, keep=2, spare=(1,))
+        run = saved(tmp_path, model, opt)
+        run.prune(keep=2, spare=(1,))
         assert run.steps() == expected
         npgpt.train_step(model, BATCH, opt)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-1", "step-4", "step-5"]
     run.save_checkpoint(model, opt)
     assert run.steps() == [1, 4, 5, 6]
+
+
+def test_a_checkpoint_that_cannot_be_removed_stays(tmp_path, monkeypatch):
+    for steps in (1, 2):
+        run = saved(tmp_path, *trained(steps))
+    monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EACCES, "not allowed")))
+    with pytest.warns(UserWarning, match=r"cannot remove .*step-1: not allowed; remove it by hand"):
+        run.prune(keep=1)
+    assert run.steps() == [1, 2]
 
 
 def test_going_on_cuts_what_is_behind_the_checkpoint_and_what_a_killed_process_left(tmp_path):
@@ -267,7 +280,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, aft
         for owner, name in ((os, "replace"), (os, "rename"), (os, "fsync"), (builtins, "open"), (Path, "mkdir")):
             patch.setattr(owner, name, failing(getattr(owner, name)))
         with pytest.raises(FileError, match=r"cannot write .*: No space left on device"):
-            run.save_checkpoint(model, opt, keep=1)
+            run.save_checkpoint(model, opt)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     _, fresh = trained(0)
     run.resume(fresh)

@@ -199,16 +199,28 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, stop):
 
 
 class Pressing(dict):
-    """Parameters that receive Ctrl-C in the middle of their update."""
+    """Parameters that receive Ctrl-C, or another signal, in the middle of their update."""
+
+    number = signal.SIGINT
 
     def items(self):
         for i, item in enumerate(super().items()):
             if i == 1:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(self.number)
             yield item
 
 
-def test_ctrl_c_during_an_update_waits_for_its_end():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_during_an_update_wait_for_its_end(monkeypatch, number):
+    monkeypatch.setattr(Pressing, "number", number)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        update_waits()
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is signal.default_int_handler
+
+
+def update_waits():
     config = TrainConfig(epochs=1, threads=1)
     model, opt = start()
     steps = train(model, SEQUENCES, opt, config)
