@@ -8,15 +8,16 @@ is an error. The names differ between files, but the shapes never do:
     "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: `names` removes the names of what is around it
     "h.0.attn.bias", "..masked_bias"       causal masks, stored as buffers: dropped ("attn.c_attn.bias" is a parameter)
     "lm_head.weight"                       the head; if the config ties it, it must repeat "wte.weight"
-    "v_head.summary.weight", ..            other heads, which do not change the language model: TRL's value head, and
-                                           GPT2DoubleHeadsModel's second head: dropped
+    "v_head.summary.weight", "score.weight", ..    other heads, which do not change the language model: TRL's value
+                                           head, GPT2DoubleHeadsModel's second head, and the heads of classifiers:
+                                           left out, and named in a warning, as in transformers
 
-A file that is not a plain language model is refused with the reason: a classifier's head, LoRA that was not merged,
-quantised weights.
+A file that is not a plain language model is refused with the reason: LoRA that was not merged, quantised weights.
 """
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,11 @@ import numpy as np
 from npgpt.files import atomic, hub, safetensors, torchfile
 from npgpt.files.model_config import UNQUANTISED, read_config
 from npgpt.files.names import MASK, parameter_name
-from npgpt.runtime.errors import ConfigError, FileError, FormatError
+from npgpt.runtime.errors import ConfigError, FileError, FormatError, one_line
 
 READERS = {".json": atomic.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
 WHOLE = hub.WEIGHTS[0]
-BESIDE_THE_HEAD = ("v_head.", "multiple_choice_head.")
+BESIDE_THE_HEAD = ("v_head.", "multiple_choice_head.", "score.", "classifier.", "qa_outputs.")
 
 
 def load(model_class, name, revision=None, dtype=np.float32, local_files_only=False):
@@ -96,11 +97,14 @@ def _read_shards(index_path, find, read):
 
 
 def _by_parameter(stored, config, path):
-    """Return the stored tensors under the names of GPT2.parameters(), without the masks and without a tied head."""
-    tensors, keys = {}, {}
+    """Return the stored tensors under the names of GPT2.parameters(), without masks, other heads and a tied head."""
+    tensors, keys, heads = {}, {}, []
     for key, array in stored.items():
         name = parameter_name(key)
-        if MASK.fullmatch(name) or name.startswith(BESIDE_THE_HEAD):
+        if MASK.fullmatch(name):
+            continue
+        if name.startswith(BESIDE_THE_HEAD):
+            heads.append(key)
             continue
         _check_kind(f"{path}: {key!r}", name, array)
         if name == "lm_head.decoder.weight":  # the name in the original DialoGPT files
@@ -108,6 +112,9 @@ def _by_parameter(stored, config, path):
         if name in tensors:
             raise FormatError(f"{path}: {keys[name]!r} and {key!r} both mean {name}; a file must hold one of them")
         tensors[name], keys[name] = array, key
+    if heads:
+        warnings.warn(one_line(f"{path}: left out {_some(heads)}, of a head beside the language model's; the model is "
+                               "read as a language model"), stacklevel=4)
     if config.tie_word_embeddings and "lm_head.weight" in tensors:
         head = tensors.pop("lm_head.weight")
         # A file may store a shared tensor only once, under either name.
@@ -125,9 +132,6 @@ def _check_kind(where, name, array):
         raise FormatError(f"{where} belongs to LoRA that was not merged: make a plain model with PEFT's "
                           "merge_and_unload(), or save the adapter alone with its save_pretrained; "
                           "convert_adapter.py reads loralib's files")
-    if name.startswith(("score.", "classifier.", "qa_outputs.")):
-        raise FormatError(f"{where} is the head of a model that gives labels: its language model's head was not "
-                          "trained; GPT2LMHeadModel's files would be right")
     if not array.size:
         raise FormatError(f"{where} holds no numbers: DeepSpeed's ZeRO-3 saves such a tensor if several processes hold "
                           "its parts; gather them with its zero_to_fp32.py")
