@@ -1,5 +1,6 @@
 """A base model and its tokenizer, as they were when the adapters for it were trained."""
 
+import contextlib
 import os
 import warnings
 
@@ -8,7 +9,10 @@ from npgpt.adapters.peft_config import CONFIG_FILE, read_config
 from npgpt.files import hub
 from npgpt.files.tokenizer import Tokenizer
 from npgpt.gpt2 import GPT2
-from npgpt.runtime.errors import ConfigError, one_line
+from npgpt.runtime.errors import ConfigError, FileError, one_line
+
+# Files beside a tokenizer.json that say which tokens end a text.
+SAY_WHAT_ENDS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def base_name(adapter):
@@ -44,7 +48,8 @@ def base_of(name, revision=None, adapters=(), tokenizer=None):
         if other.to_dict() != tokenizers[0].to_dict():
             raise ConfigError(f"{folders[0]} and {folder} have different tokenizers: use only one of these adapters")
     tokenizer = (Tokenizer.from_pretrained(tokenizer) if tokenizer else
-                 tokenizers[0] if tokenizers else Tokenizer.from_pretrained(name, revision))
+                 _ending_like(name, revision, folders[0], tokenizers[0]) if tokenizers else
+                 Tokenizer.from_pretrained(name, revision))
     model = GPT2.from_pretrained(name, revision)
     for folder in adapters:
         before = model.config.vocab_size
@@ -57,3 +62,12 @@ def base_of(name, revision=None, adapters=(), tokenizer=None):
                                f"rows for {model.config.vocab_size:,}; if texts use the other tokens, save the adapter "
                                "again with its new rows (PEFT's save_embedding_layers)"), stacklevel=2)
     return model, tokenizer
+
+
+def _ending_like(name, revision, folder, tokenizer):
+    """Return the tokenizer of an adapter's folder, with the base's ends of texts unless it has its own."""
+    if any(os.path.isfile(folder / each) for each in SAY_WHAT_ENDS):
+        return tokenizer
+    with contextlib.suppress(FileError):  # the base may have no tokenizer
+        return tokenizer.around(Tokenizer.from_pretrained(name, revision))
+    return tokenizer

@@ -21,13 +21,15 @@ def encode_pair(tokenizer, context, continuation, split_special_tokens=True):
     Raises ConfigError if the continuation is empty.
     Source    lm-evaluation-harness, which ends with an error if there is no token after the cut.
     """
-    both, n = Text.join([context, continuation]), len(context.rstrip())
+    both, n, start = Text.join([context, continuation]), len(context.rstrip()), len(tokenizer.start_ids)
     if not both[n:]:
         raise ConfigError(f"the continuation of {context[-40:]!r} is empty: there is nothing to predict")
     whole = encode_prompt(tokenizer, [both], split_special_tokens)
     if n:
         asked = encode_prompt(tokenizer, [both.between(0, n)], split_special_tokens)
         answer = whole[len(asked):]
-        return asked, answer if len(answer) else encode_prompt(tokenizer, [both.between(n)], split_special_tokens)
+        alone = encode_prompt(tokenizer, [both.between(n)], split_special_tokens)[start:]
+        return asked, answer if len(answer) else alone
+    whole = whole[start:]
     begins = whole[0] == tokenizer.eos_id and len(whole) > 1
     return (whole[:1], whole[1:]) if begins else (np.array([tokenizer.eos_id]), whole)

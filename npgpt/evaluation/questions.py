@@ -183,10 +183,10 @@ def answers(model, tokenizer, prompts, max_new_tokens, stops=(), **sampling):
         raise ConfigError(f"max_new_tokens = {max_new_tokens} leaves no room for a prompt in this model's context of "
                           f"{model.config.n_positions}; ask for fewer tokens")
     prompts = [prompt[-room:] for prompt in prompts]
-    out = generate_batch(model, prompts, max_new_tokens, eos_id=tokenizer.eos_id, stop_strings=list(stops),
+    out = generate_batch(model, prompts, max_new_tokens, eos_id=tokenizer.end_ids, stop_strings=list(stops),
                          tokenizer=tokenizer, **sampling)
     new = [ids[len(prompt):] for ids, prompt in zip(out, prompts, strict=True)]
-    return [before_stop(tokenizer.decode(ids[ids != tokenizer.eos_id]), stops)[0] for ids in new]
+    return [before_stop(tokenizer.decode(ids[~np.isin(ids, tokenizer.end_ids)]), stops)[0] for ids in new]
 
 
 # Files

@@ -63,6 +63,16 @@ def file(name, filename, revision=None, local_files_only=False):
     return next(filter(None, (_download(name, each, commit) for each in unknown)), None)
 
 
+def optional(name, filename, revision=None, cached=False):
+    """Return the path of a file that a model may lack, or None. Arguments and errors are those of `file`.
+
+    cached  look into the folder or the cache only
+    """
+    if folder(name) is not None or not cached:
+        return file(name, filename, revision)
+    return _in_cache(name, filename, revision) or None
+
+
 @contextlib.contextmanager
 def reading(name, filename, revision=None):
     """Add to a FormatError inside this block how to download the file of the model `name` again.
