@@ -11,7 +11,7 @@ import numpy as np
 from npgpt import ops
 from npgpt.language_model import LanguageModel
 from npgpt.nn import Embedding, LayerNorm, Linear, Module
-from npgpt.runtime.checks import Count, CountOrNone, Flag, IdOrNone, Positive, Probability, check, check_fields, one_of
+from npgpt.runtime.checks import Count, CountOrNone, Flag, Id, Ids, Positive, Probability, check, check_fields, one_of
 from npgpt.runtime.errors import ConfigError
 from npgpt.runtime.seeding import generator
 
@@ -41,8 +41,8 @@ class GPT2Config:
     scale_attn_by_inverse_layer_idx: Flag = False   # and by layer + 1
     reorder_and_upcast_attn: Flag = False           # for float16; no effect in float32 and float64
     tie_word_embeddings: Flag = True    # the head is the token table
-    bos_token_id: IdOrNone = 50256
-    eos_token_id: IdOrNone = 50256
+    bos_token_id: Id = 50256
+    eos_token_id: Ids = 50256  # one or several
 
     def __post_init__(self):
         check_fields(self, PLACE)

@@ -26,7 +26,7 @@ from npgpt.adapters.peft_config import CONFIG_FILE, FIELDS, PEFT_DEFAULTS, lora_
 from npgpt.adapters.peft_tables import needs_tables, other_vocabulary, take_tables, with_tables
 from npgpt.adapters.stack import attach, check_new, make_updates, updates
 from npgpt.autograd import Tensor
-from npgpt.files import safetensors
+from npgpt.files import hub, safetensors
 from npgpt.files.atomic import write_json
 from npgpt.files.checkpoint import READERS, cast
 from npgpt.files.names import parameter_name
@@ -105,7 +105,8 @@ def _to_write(made):
 def load_adapter(model, folder, name="default", trainable=True):
     """Load the adapter in `folder` into `model`, as its only active adapter. In place; returns the model.
 
-    folder     the folder of PEFT's two files; with another name than "default", they may be in folder/name
+    folder     the folder of PEFT's two files, or the hub id of an adapter; with another name than "default", the files
+               may be in folder/name
     name       the name of the adapter in the model
     trainable  whether the adapter's parameters are trainable; all others are frozen
 
@@ -117,6 +118,7 @@ def load_adapter(model, folder, name="default", trainable=True):
     if os.path.isfile(folder):
         raise FileError(f"{folder} is a file, but an adapter is a folder with {CONFIG_FILE}; convert a loralib "
                         "checkpoint with convert_adapter.py")
+    folder = hub.adapter_folder(folder)
     place = _place(folder, name)
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)
@@ -145,7 +147,7 @@ def make_room(model, folder):
 
     Raises FileError, FormatError, and what `resize_token_embeddings` raises.
     """
-    place = Path(folder)
+    place = hub.adapter_folder(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `load_adapter` will warn
         values = read_config(place / CONFIG_FILE)

@@ -84,11 +84,11 @@ def parse_arguments(argv):
 
 
 def main(args):
-    name = models.choose_model(args.model, args.revision)
+    name = models.choose_model(args.model, args.revision, args.adapter)
     args.recipe = recipe_of(args, name)
     records, results = Records(args.out), {}
     for adapter in (None, *args.adapter):
-        model, tokenizer = pretrained.base_of(name, args.revision, args.adapter)
+        model, tokenizer = pretrained.base_of(name, args.revision, args.adapter, args.tokenizer)
         if adapter is not None:
             load_adapter(model, adapter, trainable=False)
         else:

@@ -87,13 +87,14 @@ def parse_arguments(argv):
 
 
 def main(args):
-    name = models.choose_model(args.model, args.revision)
-    model, tokenizer = pretrained.base_of(name, args.revision, args.adapter)
+    name = models.choose_model(args.model, args.revision, args.adapter)
+    model, tokenizer = pretrained.base_of(name, args.revision, args.adapter, args.tokenizer)
     voices = [("base", [])] if len(args.adapter) != 1 else []
     for i, folder in enumerate(args.adapter):
         npgpt.load_adapter(model, folder, f"adapter {i}", trainable=False)
         voices.append((folder, [f"adapter {i}"]))
-    words = [tokenizer.encode(text).tolist() for word in args.bad_word for text in (word, f" {word}")]
+    texts = [text for word in args.bad_word for text in (word, f" {word}")]
+    words = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
     rules = {flag.key: getattr(args, flag.key) for flag in RULES if getattr(args, flag.key) is not None}
     sampling = Sampling(args.temperature, args.top_k or None, args.top_p, bad_words_ids=words, **rules)
     say = functools.partial(answers, args, model, tokenizer, voices, sampling)
@@ -147,7 +148,7 @@ def start_tokens(args, model, tokenizer, prompt, sampling, samples):
     """Yield (i, token, logits) for each token of these samples, which are made together."""
     seed = None if args.seed is None else args.seed + samples.start
     return tokens(model, [prompt.ids] * len(samples), args.max_new_tokens, sampling, seed,
-                  tokenizer.end_id, args.stop, tokenizer, args.context)
+                  tokenizer.end_ids, args.stop, tokenizer, args.context)
 
 
 def show(prompt, made, tokenizer, stop):
@@ -182,10 +183,10 @@ def likeliest(logits, token):
 def print_sample(args, tokenizer, label, prompt, i, new):
     """Print one finished sample: its text, its tokens with their probabilities, or all as JSON."""
     ids = [token for token, _ in new]
-    text, stopped = before_stop(tokenizer.decode([token for token in ids if token != tokenizer.end_id]), args.stop)
+    text, stopped = before_stop(tokenizer.decode([token for token in ids if token not in tokenizer.end_ids]), args.stop)
 
     if args.json:
-        ended = "stop" if stopped else "eos" if ids[-1:] == [tokenizer.end_id] else "length"
+        ended = "stop" if stopped else "eos" if ids and ids[-1] in tokenizer.end_ids else "length"
         probs = {}
         if args.show_probs:
             probs["probs"] = [[(tokenizer.decode([token]), p) for token, p in choices] for _, choices in new]

@@ -5,12 +5,13 @@ import shlex
 from pathlib import Path
 
 from npgpt.adapters.stack import updates
-from npgpt.adapters.tables import TrainedRows
+from npgpt.adapters.tables import OnTable, TrainedRows
 from npgpt.commands import dataset, start
 from npgpt.commands.flags import escaped, unescaped
 from npgpt.commands.settings import PROMPTS, TINY_REASON
 from npgpt.data import located
 from npgpt.evaluation.evaluate import Perplexity
+from npgpt.lora import LowRank
 from npgpt.runtime.errors import printable
 from npgpt.runtime.figures import figure
 from npgpt.training import estimate
@@ -91,10 +92,14 @@ def summary(e, length):
     return line
 
 
-def adapter(config, trained, added):
-    """config: LoraConfig, None if all weights train; trained: the model; added: ids of added tokens."""
+def adapter(config, trained, added, begun=None):
+    """config: LoraConfig, None if all weights train; trained: the model; added: ids of added tokens; begun: folder of
+    the adapter that is trained further, if it is not new."""
+    if begun is not None:
+        yield f"adapter    {begun} is trained further"
     if config is not None:
-        yield (f"LoRA       rank {config.r}, alpha {config.lora_alpha:g}, scale {config.scale:g}, "
+        patterns = " (some modules have others)" if config.rank_pattern or config.alpha_pattern else ""
+        yield (f"LoRA       rank {config.r}, alpha {config.lora_alpha:g}, scale {config.scale:g}{patterns}, "
                f"dropout {config.lora_dropout:g}")
         kinds = {}
         for name, update in updates(trained).items():
@@ -102,14 +107,20 @@ def adapter(config, trained, added):
                 kinds.setdefault(re.sub(r"^h\.\d+\.", "", name), []).append(update)
         for kind, each in kinds.items():
             size = sum(tensor.data.size for update in each for tensor in update.parameters().values())
-            if isinstance(each[0], TrainedRows):
-                yield f"           {kind:12} {count(len(added), 'row')} for added tokens: {size:>9,}"
-            else:
-                n_in, n_out = each[0].lora_A.shape[1], each[0].lora_B.shape[0]
-                yield f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(each)} layers: {size:>9,}"
+            yield f"           {kind:12} {extent(each, added)}: {size:>9,}"
     total = sum(tensor.data.size for tensor in trained.parameters().values())
     size = sum(tensor.data.size for tensor in trained.trainable_parameters().values())
     yield f"           {size:,} of {total:,} parameters train ({100 * size / total:.2f} %)"
+
+
+def extent(alike, added):
+    """Return what updates of one kind change, as text. added: ids of added tokens."""
+    update = alike[0].inner if isinstance(alike[0], OnTable) else alike[0]
+    if isinstance(update, TrainedRows):
+        return count(len(update.indices), "row") + (" for added tokens" if added else " of the table")
+    if isinstance(update, LowRank):
+        return f"{update.lora_A.shape[1]:>5} -> {update.lora_B.shape[0]:<5} in {len(alike)} layers"
+    return f"{'whole':14} in {len(alike)} layers"
 
 
 def fitted(takes, texts, config, checkpointing):
@@ -122,18 +133,21 @@ def resumed(run, done, total):
     yield f"resumed    {run.folder} after step {done} of {total}"
 
 
-def training(order, config, total, weight_decay):
+def training(order, config, total, settings):
     tokens = config.batch_tokens and config.batch_tokens * config.accumulate
     size = f"about {tokens} tokens" if tokens else count(config.batch_size * config.accumulate, "text")
     epochs = total / order.steps_per_epoch
+    spared = ", biases and norms without" if settings["full"] and not settings["decay_all"] else ""
     yield (f"training   {count(total, 'step')} of {size}, {epochs:.3g} epoch{'' if epochs == 1 else 's'}; AdamW, "
-           f"learning rate {config.lr:g} ({config.schedule}), weight decay {weight_decay:g}")
+           f"learning rate {config.lr:g} ({config.schedule}), weight decay {settings['weight_decay']:g}{spared}")
 
 
 def cost(memory, tokens, seconds):
     """memory: estimate.Memory, with a micro-batch of so many tokens; seconds: of the whole run."""
-    yield (f"estimate   {estimate.spelled(memory.total)} of memory at the most, {estimate.spelled(memory.saved)} of it "
-           f"saved for the backward pass of {tokens:,} tokens; about {estimate.duration(seconds)} in all")
+    unknown = "" if memory.process else " beside what the process holds, which this system does not tell"
+    yield (f"estimate   {estimate.spelled(memory.total)} of memory at the most{unknown}, "
+           f"{estimate.spelled(memory.saved)} of it saved for the backward pass of {tokens:,} tokens; about "
+           f"{estimate.duration(seconds)} in all")
 
 
 def stopped(run, done, total, place):

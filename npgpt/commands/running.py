@@ -93,9 +93,10 @@ def samples(job, bar):
         for i, (prompt, ids) in enumerate(job.prompts):
             room = min(SAMPLE_TOKENS, model.config.n_positions - len(ids))
             out = npgpt.generate(model, ids, room, temperature=SAMPLE_TEMPERATURE, seed=job.settings["seed"] + i,
-                                 eos_id=tokenizer.eos_id)
+                                 eos_id=tokenizer.end_ids)
             new = out[len(ids):]
-            texts.append((prompt, " ".join(tokenizer.decode(new[new != tokenizer.eos_id]).split())))
+            new = [i for i in new.tolist() if i not in tokenizer.end_ids]
+            texts.append((prompt, " ".join(tokenizer.decode(new).split())))
     return texts
 
 

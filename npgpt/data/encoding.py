@@ -15,6 +15,7 @@ from npgpt.data.sequences import Encoded, Sequences
 from npgpt.data.templates import END, Document
 from npgpt.runtime.errors import ConfigError, FileError
 
+START = object()  # stands for the ids that begin every text, in a list of segments
 AT_ONCE = 1 << 18  # characters that the tokenizer gets together, so that it can use all cores
 
 
@@ -42,7 +43,7 @@ def encode(tokenizer, documents, max_length, val_fraction=0.0, split_special_tok
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}, expected at least 0 and less than 1")
     reader = _Reader(tokenizer, split_special_tokens)
-    with _Writer(reader, tokenizer.eos_id, max_length, val_fraction) as writer:
+    with _Writer(reader, tokenizer, max_length, val_fraction) as writer:
         for group in _groups(documents):
             ids_of_texts = reader.ids([text for document in group for text, _ in document.segments
                                        if isinstance(text, str)])
@@ -60,7 +61,8 @@ def encode_texts(tokenizer, texts, max_length):
 def encode_prompt(tokenizer, texts, split_special_tokens=True):
     """Return the ids of `texts` (str, Text or END) end to end, the same as from `encode`: int64 (T,)."""
     ids = _Reader(tokenizer, split_special_tokens).ids([text for text in texts if text is not END])
-    return np.concatenate([[tokenizer.eos_id] if text is END else next(ids)[0] for text in texts]).astype(np.int64)
+    found = [[tokenizer.eos_id] if text is END else next(ids)[0] for text in texts]
+    return np.concatenate([tokenizer.start_ids, *found]).astype(np.int64)
 
 
 def is_held_out(key, val_fraction):
@@ -111,9 +113,10 @@ def _groups(documents):
 class _Writer:
     """Writes ids and masks into two files, and notes the sequences of both sides, to train on and held out."""
 
-    def __init__(self, reader, eos_id, max_length, val_fraction):
+    def __init__(self, reader, tokenizer, max_length, val_fraction):
         self._reader, self._max_length, self._val_fraction = reader, max_length, val_fraction
-        self._eos_id, self._end = eos_id, (np.array([eos_id]), 0)
+        self._eos_id, self._end = tokenizer.eos_id, (np.array([tokenizer.eos_id]), 0)
+        self._start = [(START, False)] * (len(tokenizer.start_ids) > 0), (tokenizer.start_ids, 0)
         self._size = self._highest = 0
         self._hashes = hashlib.sha256(), hashlib.sha256()
         self._sides = _Side(), _Side()
@@ -131,11 +134,13 @@ class _Writer:
         """Write one document. ids_of_texts: iterator of what `_Reader.ids` yields for its texts."""
         start, held, prompt, spelled, last = self._size, [], None, 0, None
         streamed = any(isinstance(text, Stream) for text, _ in document.segments)
-        for text, learned in document.segments:
+        for text, learned in [*self._start[0], *document.segments]:
             if learned and prompt is None:
                 prompt = self._size - start
             if isinstance(text, Stream):
                 parts = (part for piece in text for part in self._reader.ids([piece]))
+            elif text is START:
+                parts = [self._start[1]]
             elif text is END:
                 parts = [self._end] if last != self._eos_id else []
             else:

@@ -13,7 +13,8 @@ from lm_eval.api.registry import register_model
 from npgpt.adapters.peft import load_adapter
 from npgpt.adapters.pretrained import base_of
 from npgpt.evaluation import evaluate
-from npgpt.evaluation.questions import answers, encode_pair
+from npgpt.evaluation.pairs import encode_pair
+from npgpt.evaluation.questions import answers
 
 
 @register_model("npgpt")
@@ -55,7 +56,7 @@ class NpgptLM(LM):
         """(text,) -> [log p of the text after an end of text, ...], by the protocol `document` of `evaluate`."""
         windows, spans, owners = [], [], []
         for i, request in enumerate(requests):
-            ids = np.append(self.tokenizer.eos_id, self.tokenizer.encode(request.args[0]))
+            ids = np.append(self.tokenizer.eos_id, *self.tokenizer.encode_batch([request.args[0]]))
             for span in evaluate.document_spans(len(ids), self.model.config.n_positions):
                 windows.append(evaluate.window(ids, *span[:2]))
                 spans.append(span)
@@ -78,7 +79,7 @@ class NpgptLM(LM):
             until = options.get("until") or []
             sampling = {name: options[name] for name in ("top_k", "top_p") if name in options}
             temperature = options.get("temperature", 1.0) if options.get("do_sample", False) else 0
-            texts += answers(self.model, self.tokenizer, [self.tokenizer.encode(request.args[0])],
+            texts += answers(self.model, self.tokenizer, self.tokenizer.encode_batch([request.args[0]]),
                              min(options.get("max_gen_toks", 256), context - 1),
                              [until] if isinstance(until, str) else until, temperature=temperature, seed=0, **sampling)
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])

@@ -97,7 +97,8 @@ class Corpus(NamedTuple):
 
         split_special_tokens  see `Tokenizer.encode`
         """
-        documents = [np.append(tokenizer.eos_id, tokenizer.encode(text, split_special_tokens)) for text in texts]
+        documents = [np.append(tokenizer.eos_id, *tokenizer.encode_batch([text], split_special_tokens))
+                     for text in texts]
         return cls(np.append(np.concatenate(documents)[1:], tokenizer.eos_id), documents,
                    sum(map(wikitext.words, texts)), sum(len(text.encode()) for text in texts))
 
@@ -111,7 +112,9 @@ class Corpus(NamedTuple):
         held = list(itertools.islice(filter(None, map(_in_memory, documents)), limit))
         texts = [[text for text, _ in document.segments[:-1]] for document in held]  # the last is the end of text
         spelled = ["".join("" if text is END else text for text in parts) for parts in texts]
-        ids = [np.append(tokenizer.eos_id, encode_prompt(tokenizer, parts, split_special_tokens)) for parts in texts]
+        start = len(tokenizer.start_ids)
+        ids = [np.append(tokenizer.eos_id, encode_prompt(tokenizer, parts, split_special_tokens)[start:])
+               for parts in texts]
         if not ids:
             raise ConfigError("nothing to predict: all texts are blank")
         learned, _ = encode(tokenizer, held, max_length, 0.0, split_special_tokens)
@@ -127,8 +130,8 @@ class Corpus(NamedTuple):
         """
         pages = wikitext.pages(text)[:limit]
         stream = wikitext.joined(text if limit is None else "\n".join(pages))
-        documents = [np.append(tokenizer.eos_id, tokenizer.encode(wikitext.detokenise(page), split_special_tokens))
-                     for page in pages]
+        documents = [np.append(tokenizer.eos_id, *tokenizer.encode_batch([text], split_special_tokens))
+                     for text in map(wikitext.detokenise, pages)]
         return cls(tokenizer.encode(stream, split_special_tokens), documents, sum(map(wikitext.words, pages)),
                    sum(len(page.encode()) for page in pages))
 

@@ -33,7 +33,7 @@ def export(model, tokenizer, path, dtype="float16"):
         raise ConfigError(f"dtype = {dtype!r}: a GGUF file is written in {' or '.join(DTYPES)}")
     config, tensors = merged_tensors(model, "float32")
     _check(config)
-    pairs = _sizes(config) | _vocabulary(tokenizer.to_dict(), config)
+    pairs = _sizes(config) | _vocabulary(tokenizer.to_dict(), tokenizer.end_id, config)
     try:
         import gguf
     except ImportError as error:
@@ -91,10 +91,13 @@ def _sizes(config):
     }
 
 
-def _vocabulary(tokenizer, config):
+def _vocabulary(tokenizer, end, config):
     """Return the file's pairs for the tokenizer: dict of the writer's methods and their arguments.
 
-    tokenizer  the content of tokenizer.json. Raises ConfigError unless it is byte-level BPE as in GPT-2.
+    tokenizer  the content of tokenizer.json
+    end        the id that ends a text
+
+    Raises ConfigError unless it is byte-level BPE as in GPT-2.
     """
     bpe, before = tokenizer["model"], tokenizer["pre_tokenizer"] or {}
     if (bpe.get("type") != "BPE" or before.get("type") != "ByteLevel" or before.get("add_prefix_space")
@@ -119,7 +122,7 @@ def _vocabulary(tokenizer, config):
         "add_token_merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]],
         "add_add_bos_token": False,
     }
-    for add, i in (("add_bos_token_id", config.bos_token_id), ("add_eos_token_id", config.eos_token_id)):
+    for add, i in (("add_bos_token_id", config.bos_token_id), ("add_eos_token_id", end)):
         if i is not None and 0 <= i < config.vocab_size:
             pairs[add] = i
     return pairs

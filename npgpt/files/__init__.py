@@ -9,7 +9,8 @@ Read the files in this order. A file imports only from files above it:
     safetensors.py  the safetensors format
     pickles.py      reading pickles without running them
     torchfile.py    reading PyTorch's own format without torch
-    tokenizer_files.py  a tokenizer's files, and the errors of the library `tokenizers`
+    model_config.py  config.json, and which keys of the configurations are used
+    tokenizer_files.py  all files of a tokenizer, and the errors of the library `tokenizers`
     tokenizer.py    text to ids and back
     characters.py   tokens as text, if several tokens make one character
     checkpoint.py   Hugging Face's files <-> a model

@@ -8,30 +8,28 @@ is an error. The names differ between files, but the shapes never do:
     "transformer.h.0.attn.c_attn.weight"   saved from GPT2LMHeadModel: `names` removes the names of what is around it
     "h.0.attn.bias", "..masked_bias"       causal masks, stored as buffers: dropped ("attn.c_attn.bias" is a parameter)
     "lm_head.weight"                       the head; if the config ties it, it must repeat "wte.weight"
-    "v_head.summary.weight", ..            other heads, which do not change the language model: TRL's value head, and
-                                           GPT2DoubleHeadsModel's second head: dropped
+    "v_head.summary.weight", "score.weight", ..    other heads, which do not change the language model: TRL's value
+                                           head, GPT2DoubleHeadsModel's second head, and the heads of classifiers:
+                                           left out, and named in a warning, as in transformers
 
-A file that is not a plain language model is refused with the reason: a classifier's head, LoRA that was not merged,
-quantised weights.
+A file that is not a plain language model is refused with the reason: LoRA that was not merged, quantised weights.
 """
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from npgpt.files import atomic, hub, safetensors, torchfile
+from npgpt.files.model_config import UNQUANTISED, read_config
 from npgpt.files.names import MASK, parameter_name
-from npgpt.runtime.errors import ConfigError, FileError, FormatError
+from npgpt.runtime.errors import ConfigError, FileError, FormatError, one_line
 
 READERS = {".json": atomic.read_json, ".safetensors": safetensors.read, ".bin": torchfile.read}
 WHOLE = hub.WEIGHTS[0]
-BESIDE_THE_HEAD = ("v_head.", "multiple_choice_head.")
-# Other names for fields of GPT-2's files; transformers' GPT2Config accepts them too.
-ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
-           "num_hidden_layers": "n_layer"}
-UNQUANTISED = "load it with the library that quantised it, and save it dequantised (transformers: model.dequantize())"
+BESIDE_THE_HEAD = ("v_head.", "multiple_choice_head.", "score.", "classifier.", "qa_outputs.")
 
 
 def load(model_class, name, revision=None, dtype=np.float32, local_files_only=False):
@@ -74,30 +72,6 @@ def load(model_class, name, revision=None, dtype=np.float32, local_files_only=Fa
     return model
 
 
-def read_config(config_class, name, revision=None, local_files_only=False):
-    """Return the configuration of a model without loading its weights. Arguments and errors are those of `load`.
-
-    config_class  GPT2Config
-    """
-    path = hub.file(name, "config.json", revision=revision, local_files_only=local_files_only)
-    if path is None:
-        raise FileError(f"{name} has no config.json; a GPT-2 folder has config.json and {WHOLE}")
-    with hub.reading(name, path.name, revision):
-        values = atomic.read_json(path)
-    if quantisation := values.get("quantization_config"):
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        raise ConfigError(f"{path}: quantization_config: the weights are quantised ({method}), and npgpt reads floats; "
-                          f"{UNQUANTISED}")
-    for alias, field in ALIASES.items():
-        if alias in values and values.setdefault(field, values[alias]) != values[alias]:
-            raise ConfigError(f"{path}: {field} = {values[field]!r} and {alias} = {values[alias]!r} are two names of "
-                              "one field; they must be equal")
-    try:
-        return config_class.from_dict(values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
 def _read_shards(index_path, find, read):
     """Return the tensors of all shards that the index lists. Raises FormatError unless index and shards agree."""
     suffix = Path(index_path.name.removesuffix(".index.json")).suffix
@@ -123,11 +97,14 @@ def _read_shards(index_path, find, read):
 
 
 def _by_parameter(stored, config, path):
-    """Return the stored tensors under the names of GPT2.parameters(), without the masks and without a tied head."""
-    tensors, keys = {}, {}
+    """Return the stored tensors under the names of GPT2.parameters(), without masks, other heads and a tied head."""
+    tensors, keys, heads = {}, {}, []
     for key, array in stored.items():
         name = parameter_name(key)
-        if MASK.fullmatch(name) or name.startswith(BESIDE_THE_HEAD):
+        if MASK.fullmatch(name):
+            continue
+        if name.startswith(BESIDE_THE_HEAD):
+            heads.append(key)
             continue
         _check_kind(f"{path}: {key!r}", name, array)
         if name == "lm_head.decoder.weight":  # the name in the original DialoGPT files
@@ -135,6 +112,9 @@ def _by_parameter(stored, config, path):
         if name in tensors:
             raise FormatError(f"{path}: {keys[name]!r} and {key!r} both mean {name}; a file must hold one of them")
         tensors[name], keys[name] = array, key
+    if heads:
+        warnings.warn(one_line(f"{path}: left out {_some(heads)}, of a head beside the language model's; the model is "
+                               "read as a language model"), stacklevel=4)
     if config.tie_word_embeddings and "lm_head.weight" in tensors:
         head = tensors.pop("lm_head.weight")
         # A file may store a shared tensor only once, under either name.
@@ -152,9 +132,6 @@ def _check_kind(where, name, array):
         raise FormatError(f"{where} belongs to LoRA that was not merged: make a plain model with PEFT's "
                           "merge_and_unload(), or save the adapter alone with its save_pretrained; "
                           "convert_adapter.py reads loralib's files")
-    if name.startswith(("score.", "classifier.", "qa_outputs.")):
-        raise FormatError(f"{where} is the head of a model that gives labels: its language model's head was not "
-                          "trained; GPT2LMHeadModel's files would be right")
     if not array.size:
         raise FormatError(f"{where} holds no numbers: DeepSpeed's ZeRO-3 saves such a tensor if several processes hold "
                           "its parts; gather them with its zero_to_fp32.py")

@@ -6,31 +6,36 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt.files import hub
-from npgpt.files.atomic import read_json, replacing
-from npgpt.files.tokenizer_files import END_OF_TEXT, from_json, from_vocab, library, load
-from npgpt.runtime.errors import ConfigError, FileError
+from npgpt.files import tokenizer_files
+from npgpt.files.atomic import replacing, write_json
+from npgpt.files.tokenizer_files import END_OF_TEXT, library
+from npgpt.runtime.errors import ConfigError
 
 
 class Tokenizer:
     """Turns text into ids and ids into text. `from_pretrained` makes one from files."""
 
-    def __init__(self, tokenizer, eos_id=None, place="the tokenizer"):
+    def __init__(self, tokenizer, eos_id=None, end_ids=(), start_ids=(), place="the tokenizer"):
         """Wrap a `tokenizers.Tokenizer`.
 
-        eos_id  the id that ends a text; None: the id of <|endoftext|>, if there is one
-        place   where it comes from, for messages
+        eos_id     the id that ends a text; None: the id of <|endoftext|>, if there is one
+        end_ids    more ids that end generation
+        start_ids  ids that `encode` puts before every text
+        place      where the tokenizer comes from, for messages
         """
         # A file may switch these on for another program's batches. Here nothing is padded, and no text is cut silently.
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer, self._place = tokenizer, place
+        self._start = np.array(start_ids, np.int64)
         self._eos_id = tokenizer.token_to_id(END_OF_TEXT) if eos_id is None else eos_id
+        self._ends = list(end_ids)
         self._plain = None  # `_reading` makes it when it is needed
 
     @classmethod
     def from_pretrained(cls, name, revision=None, local_files_only=False):
-        """Load a tokenizer: the `tokenizer.json` of `name`, else its `vocab.json` and `merges.txt`.
+        """Load a tokenizer: the `tokenizer.json` of `name`, else its `vocab.json` and `merges.txt`; see
+        `npgpt.files.tokenizer_files` for the files beside them.
 
         name               "tiny" (the embedded model), a folder, or a hub id such as "gpt2"
         revision           branch, tag or commit on the hub
@@ -38,27 +43,13 @@ class Tokenizer:
 
         Raises FileError (no such files), FormatError (corrupt), HubError (unknown id, no network).
         """
-        def find(filename):
-            return hub.file(name, filename, revision=revision, local_files_only=local_files_only)
-
-        place = path = find(("tokenizer.json", "vocab.json"))  # both at once: a cache with one of them is enough
-        merges = find("merges.txt") if path and path.name == "vocab.json" else None
-        if not path or (path.name == "vocab.json" and not merges):
-            raise FileError(f"no tokenizer in {name}: expected tokenizer.json, or vocab.json and merges.txt")
-        with hub.reading(name, "vocab.json merges.txt" if merges else "tokenizer.json", revision):
-            if merges:
-                tokenizer = load(from_vocab, path, merges)
-            else:
-                tokenizer = load(from_json, path)
-        eos_id = None
-        if tokenizer.token_to_id(END_OF_TEXT) is None and (path := find("config.json")):
-            eos_id = read_json(path).get("eos_token_id")
-            if type(eos_id) is not int or eos_id not in range(tokenizer.get_vocab_size()):
-                eos_id = None
-        return cls(tokenizer, eos_id, place)
+        return cls(*tokenizer_files.find(name, revision, local_files_only))
 
     def encode(self, text, split_special_tokens=False):
-        """Return the ids of `text`, int64 (T,), with nothing added before or after.
+        """Return the ids of `text`, int64 (T,).
+
+        Nothing is added before or after. Only if the model has vocab.json and merges.txt, and its tokenizer_config.json
+        says add_bos_token, a text begins with the bos_token, as in transformers.
 
         split_special_tokens  transformers' name. False: the thirteen characters <|endoftext|> become the one
                               end-of-text id, as in the official GPT-2 tokenizer, and any other special token becomes
@@ -69,10 +60,13 @@ class Tokenizer:
         """
         with library(self._place, f"cannot encode {ascii(text)[:60]}"):
             encoding = self._reading(split_special_tokens).encode(text, add_special_tokens=False)
-            return np.array(encoding.ids, dtype=np.int64)
+            return np.concatenate([self._start, np.array(encoding.ids, dtype=np.int64)])
 
     def encode_batch(self, texts, split_special_tokens=False):
-        """Return the ids of each of `texts`, as `encode` does, on all cores (on one with TOKENIZERS_PARALLELISM=0)."""
+        """Return the ids of each of `texts`, which may be parts of a text: no bos_token is put before them.
+
+        It works on all cores (on one with TOKENIZERS_PARALLELISM=0).
+        """
         with library(self._place, f"cannot encode {ascii(texts[:3])[:60]}"):
             encodings = self._reading(split_special_tokens).encode_batch_fast(texts, add_special_tokens=False)
             return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
@@ -146,18 +140,28 @@ class Tokenizer:
                               f"{len(known) - 1}, so a new token got the id of another token")
         return ids
 
+    def around(self, other):
+        """Return this tokenizer with the tokens of `other` around a text: `eos_id`, `end_ids` and `start_ids`."""
+        return Tokenizer(self._tokenizer, other.end_id, other.end_ids, other.start_ids, self._place)
+
     def to_dict(self):
         """Return the content of `tokenizer.json` as `tokenizers` writes it: vocabulary, merges, added tokens, .."""
         return json.loads(self._tokenizer.to_str())
 
     def save(self, folder):
-        """Write `tokenizer.json` into `folder`. Raises FileError if this fails."""
+        """Write `tokenizer.json` into `folder`. Raises FileError if this fails.
+
+        If another token than <|endoftext|> ends a text, tokenizer_config.json says so, unless it is there already.
+        """
+        path = Path(folder) / "tokenizer_config.json"
+        if self._eos_id != self._tokenizer.token_to_id(END_OF_TEXT) and not path.exists():
+            write_json(path, {"eos_token": self._tokenizer.id_to_token(self._eos_id)})
         with replacing(Path(folder) / "tokenizer.json") as temporary:
             temporary.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
 
     @property
     def eos_id(self):
-        """The end-of-text id: the id of <|endoftext|>, or else `eos_token_id` in the config.json beside it."""
+        """The end-of-text id: the tokenizer's eos_token, else <|endoftext|> or the model's eos_token_id."""
         if self._eos_id is None:
             raise ConfigError(
                 f"the tokenizer has no end-of-text token: expected {END_OF_TEXT} in its vocabulary, "
@@ -171,10 +175,20 @@ class Tokenizer:
         return self._eos_id
 
     @property
+    def end_ids(self):
+        """The ids that end generation: `eos_id`, and the eos_token_id of the model's files, which may be several."""
+        return list(dict.fromkeys([*([] if self._eos_id is None else [self._eos_id]), *self._ends]))
+
+    @property
+    def start_ids(self):
+        """The ids that `encode` puts before every text."""
+        return self._start
+
+    @property
     def special_tokens(self):
         """The special tokens and the end-of-text token: dict text -> id."""
         added = self._tokenizer.get_added_tokens_decoder()
-        return {token.content: i for i, token in added.items() if token.special or i == self._eos_id}
+        return {token.content: i for i, token in added.items() if token.special or i in self.end_ids}
 
     @property
     def vocab_size(self):

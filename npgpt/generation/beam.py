@@ -5,7 +5,7 @@ import numpy as np
 from npgpt.generation import warpers
 from npgpt.generation.decoding import Decoder
 from npgpt.generation.generate import check_prompts
-from npgpt.generation.sampling import Sampling
+from npgpt.generation.sampling import Sampling, several
 from npgpt.runtime.errors import ConfigError
 
 
@@ -36,7 +36,7 @@ def beam_search(model, ids, num_beams=5, max_new_tokens=50, length_penalty=1.0, 
     sampling = Sampling(temperature=0, **rules)
     (prompt,) = check_prompts(model, [ids], max_new_tokens, sampling)
     decoder = Decoder(model, num_beams, len(prompt) + max_new_tokens)
-    beams, finished = [(0.0, prompt)], []
+    beams, finished, ends = [(0.0, prompt)], [], several(eos_id)
     for n in range(1, max_new_tokens + 1):
         logits = decoder.step([text[-1] for _, text in beams]) if n > 1 else decoder.read([prompt])
         scores = np.stack([
@@ -45,7 +45,7 @@ def beam_search(model, ids, num_beams=5, max_new_tokens=50, length_penalty=1.0, 
         going = []
         for rank, (score, row, token) in enumerate(_candidates(scores, 2 * num_beams)):
             text = [*beams[row][1], token]
-            if token != eos_id and n < max_new_tokens:
+            if token not in ends and n < max_new_tokens:
                 going.append((score, text, row))
             elif rank < num_beams:
                 finished.append((score / n ** length_penalty, text))

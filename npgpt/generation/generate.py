@@ -3,7 +3,7 @@
 import numpy as np
 
 from npgpt.generation.decoding import Decoder
-from npgpt.generation.sampling import Sampling
+from npgpt.generation.sampling import Sampling, several
 from npgpt.runtime.errors import ConfigError
 from npgpt.runtime.seeding import generator
 
@@ -18,7 +18,7 @@ def generate(model, ids, max_new_tokens=50, temperature=1.0, top_k=None, top_p=N
     top_k            keep only the k likeliest tokens
     top_p            keep only the likeliest tokens whose probabilities sum to p; applied after top_k
     seed             int: the same seed gives the same text; None: another text each time
-    eos_id           stop after this token; None: no early stop
+    eos_id           stop after this token, or after one of several; None: no early stop
     stop_strings     stop after the token that completes one of these strings in the new text; needs `tokenizer`
     context          "whole": prompt and new tokens must fit into n = n_positions. "slide": any number of tokens. When
                      the context is full, its older half is dropped, and the rest is read again from position 0. So of
@@ -62,7 +62,7 @@ def stream(model, tokenizer, prompt, max_new_tokens=50, temperature=1.0, top_k=N
     is held back until the next tokens decide whether the string is complete.
     """
     made = tokens(model, [tokenizer.encode(prompt)], max_new_tokens, Sampling(temperature, top_k, top_p, **rules), seed,
-                  tokenizer.end_id, stop_strings, tokenizer, context)
+                  tokenizer.end_ids, stop_strings, tokenizer, context)
     yield from pieces((token for _, token, _ in made), tokenizer, stop_strings)
 
 
@@ -70,7 +70,7 @@ def pieces(made, tokenizer, stop_strings=()):
     """Turn an iterable of new tokens into pieces of text, which `stream` yields."""
     new, shown = [], 0
     for token in made:
-        if token != tokenizer.end_id:
+        if token not in tokenizer.end_ids:
             new.append(token)
         text, stopped = before_stop(tokenizer.decode(new), stop_strings)
         end = len(text) if stopped else final_length(text, stop_strings)
@@ -122,6 +122,7 @@ def _draw_tokens(model, texts, max_new_tokens, sampling, seed, eos_id, stop_stri
         return
     rngs = [np.random.default_rng() if seed is None else generator(seed + i, "sample") for i in range(len(texts))]
     lengths = [len(text) for text in texts]
+    ends = several(eos_id)
     going = sorted(range(len(texts)), key=lambda i: lengths[i])  # puts equal lengths side by side: see Decoder
     limit = model.config.n_positions
     decoder = Decoder(model, len(texts), min(limit, max(lengths) + max_new_tokens))
@@ -129,11 +130,11 @@ def _draw_tokens(model, texts, max_new_tokens, sampling, seed, eos_id, stop_stri
     for left in range(max_new_tokens - 1, -1, -1):
         stay = []
         for row, i in enumerate(going):
-            token = sampling.draw(logits[row], rngs[i], texts[i], lengths[i], eos_id)
+            token = sampling.draw(logits[row], rngs[i], texts[i], lengths[i], ends)
             texts[i].append(token)
             yield i, token, logits[row]
-            if token != eos_id and not (stop_strings and before_stop(tokenizer.decode(texts[i][lengths[i]:]),
-                                                                     stop_strings)[1]):
+            if token not in ends and not (stop_strings and before_stop(tokenizer.decode(texts[i][lengths[i]:]),
+                                                                       stop_strings)[1]):
                 stay.append(row)
         if not stay or left == 0:
             return

@@ -59,7 +59,7 @@ class Sampling:
 
         ids            the tokens so far, with the prompt
         prompt_length  how many of them belong to the prompt
-        eos_id         the end of text, which min_new_tokens delays
+        eos_id         the end of text, or several, which min_new_tokens delays
 
         Raises NpgptError if the logits hold NaN or if the rules leave no token.
         """
@@ -77,8 +77,8 @@ class Sampling:
             z = warpers.no_repeat_ngram(z, ids, self.no_repeat_ngram_size)
         if self.bad_words_ids:
             z = warpers.bad_words(z, ids, self.bad_words_ids)
-        if eos_id is not None and len(new) < self.min_new_tokens:
-            z = warpers.forbid(z, [eos_id])
+        if len(new) < self.min_new_tokens and (ends := several(eos_id)):
+            z = warpers.forbid(z, ends)
         if z.max() == -np.inf:
             raise NpgptError("no token can come next: no_repeat_ngram_size, bad_words_ids, logit_bias and "
                              "min_new_tokens forbid them all; relax one of these")
@@ -101,3 +101,8 @@ class Sampling:
         possible = np.flatnonzero(z > -np.inf)
         sums = np.cumsum(warpers.softmax(z[possible]))
         return int(possible[np.searchsorted(sums, rng.random() * sums[-1], side="right")])
+
+
+def several(eos_id):
+    """Return the list of ids that end a text. `eos_id` is None, an id or several."""
+    return [] if eos_id is None else np.atleast_1d(eos_id).tolist()

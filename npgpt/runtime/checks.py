@@ -34,7 +34,10 @@ def is_number(value):
 
 Count = Annotated[int, Rule("a whole number of at least 1", is_count)]
 CountOrNone = Annotated[int | None, Rule("a whole number of at least 1", lambda v: v is None or is_count(v))]
-IdOrNone = Annotated[int | None, Rule("a whole number or null", lambda v: type(v) in (int, type(None)))]
+Id = Annotated[int | None, Rule("a whole number or null", lambda v: type(v) in (int, type(None)))]
+Ids = Annotated[int | list[int] | tuple[int, ...] | None, Rule(
+    "a whole number, a list of them or null",
+    lambda v: v is None or all(type(i) is int for i in (v if isinstance(v, list | tuple) else [v])))]
 Positive = Annotated[float, Rule("a positive number", lambda v: is_number(v) and v > 0)]
 Probability = Annotated[float, Rule("a probability in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)]
 Flag = Annotated[bool, Rule("true or false", lambda v: isinstance(v, bool))]

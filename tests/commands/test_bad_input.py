@@ -171,7 +171,8 @@ def test_every_command_says_what_is_wrong_with_a_model(refused, folder, command)
 
 @pytest.mark.parametrize("name, message", [
     ("./none", "there is no folder ./none"), ("no/such/model", "there is no folder no/such/model"),
-    ("none", "'none' is not in the cache"), ("a b", "is neither a folder nor a hub id"),
+    ("none", "there is no folder none here, and tokenizer.json or vocab.json of 'none' is not in the cache"),
+    ("a b", "is neither a folder nor a hub id"),
     ("texts.txt", "texts.txt is a file"),
 ])
 def test_unknown_models(refused, name, message):
@@ -193,7 +194,8 @@ def test_a_folder_has_no_revisions(refused):
     ("--targets h.[", "is not a regular expression"),
     ("--rank 0", "--rank 0: it must be a whole number from 1 to 65,536"),
     ("--rank -4", "--rank -4: "),
-    ("--lr-ratio 0", "the learning rate of B is to be 0 times that of A: the ratio must be positive"),
+    ("--lr-ratio 0", "argument --lr-ratio: it must be a positive number"),
+    ("--lr-ratio inf", "argument --lr-ratio: it must be a positive number"),
     ("--init svd", "argument --init: invalid choice: 'svd'"),
     ("--init orthogonal --rank 3", "the rank must be even"),
     ("--init pissa --dora", "--dora does not go together with --init 'pissa'"),
@@ -246,7 +248,8 @@ def test_options_of_finetune(refused, options, message):
     (["--adapter", "adapter", "--adapter", "adapter", "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
     (["--num-samples", 9, "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
     (["--adapter", "none"], "cannot read none/adapter_config.json"),
-    (["--adapter", "run"], "cannot read run/adapter_config.json"),
+    (["--adapter", "run"], "run is the folder of a run; its adapter is run/adapter"),
+    (["--adapter", "model"], "model is the folder of a model, not of an adapter"),
 ])
 def test_options_of_generate(refused, options, message):
     assert message in refused(*GENERATE, *options)

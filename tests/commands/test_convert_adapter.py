@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from npgpt.files import safetensors
 from tests.files.test_torchfile import saved
 from tests.goldens import golden
 
@@ -66,3 +67,15 @@ def test_what_cannot_be_converted(refused, tmp_path, model, adapter):
     assert "are 2 updates of rank 2, but enable_lora names 3" in refused(*arguments, "new", "--enable", "q,k,v")
     assert "arguments are required: --alpha" in refused("convert_adapter.py", "gpt2.pt", "--out", "new")
     assert "cannot read nowhere.pt" in refused("convert_adapter.py", "nowhere.pt", "--alpha", 8, "--out", "new")
+
+
+def test_to_mlx_and_back(script, refused, tmp_path, adapter, model):
+    out = script("convert_adapter.py", adapter, "--to", "mlx", "--out", "mlx")
+    assert out.startswith(f"converted {adapter} to MLX's format: rank 8, scale 2, modules ")
+    script("convert_adapter.py", "mlx", "--out", "again")
+    one, two = (safetensors.read(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "again"))
+    assert one.keys() == two.keys() and all(np.array_equal(one[key], two[key]) for key in one)
+    script("convert_adapter.py", adapter, "--to", "mlx", "--model", model, "--out", "named")
+    write(tmp_path / "gpt2.pt")
+    assert "--to mlx needs the folder of an adapter" in refused(
+        "convert_adapter.py", "gpt2.pt", "--to", "mlx", "--out", "x")

@@ -7,7 +7,7 @@ import pytest
 class Characters:
     """A tokenizer whose ids are code points. The end of text is 0, a space has no id, and <a> and <b> are special."""
 
-    eos_id = 0
+    eos_id, end_ids, start_ids = 0, [0], ()
     special_tokens = {"<a>": 1, "<b>": 2, "<end>": 0}  # noqa: RUF012
 
     def encode(self, text, split_special_tokens=False):

@@ -152,7 +152,7 @@ def test_a_prompt_has_the_ids_it_is_learned_with(characters):
 
 def test_the_longest_special_token_is_found():
     class Tokens:
-        eos_id = 0
+        eos_id, end_ids, start_ids = 0, [0], ()
         special_tokens = {"<a": 1, "<a>": 2}  # noqa: RUF012
 
         def encode_batch(self, texts, split_special_tokens):

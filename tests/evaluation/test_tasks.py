@@ -17,7 +17,7 @@ CONFIG = npgpt.GPT2Config(vocab_size=128, n_positions=16, n_embd=16, n_layer=2, 
 class Letters:
     """A tokenizer whose tokens are ASCII characters."""
 
-    eos_id = 0
+    eos_id, end_ids, start_ids = 0, [0], ()
     special_tokens = {}  # noqa: RUF012
 
     def encode(self, text, split_special_tokens=False):

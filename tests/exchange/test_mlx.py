@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from npgpt import GPT2, load_adapter
+from npgpt import GPT2, LoraConfig, add_lora, load_adapter
 from npgpt.exchange import mlx, nanogpt
 from npgpt.files import safetensors
-from npgpt.runtime.errors import FileError, FormatError
+from npgpt.runtime.errors import ConfigError, FileError, FormatError
 from tests.goldens import golden
 from tests.goldens.test_adapter_goldens import base
 
@@ -108,3 +108,43 @@ def test_a_configuration_of_something_else(tmp_path, folder, fields):
     with pytest.raises(FileError, match="cannot read"):
         mlx.convert(tmp_path / "nowhere", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_what_mlx_wrote_is_written_again(tmp_path, kind):
+    mlx.convert(FOLDER / kind, tmp_path / "peft")
+    fields = mlx.export(load_adapter(base(), tmp_path / "peft"), tmp_path / "mlx")
+    theirs = safetensors.read(FOLDER / kind / "adapters.safetensors")
+    ours = safetensors.read(tmp_path / "mlx" / "adapters.safetensors")
+    assert ours.keys() == theirs.keys()
+    for key, array in theirs.items():
+        np.testing.assert_array_equal(ours[key], array)
+    written = json.loads((FOLDER / kind / "adapter_config.json").read_text())
+    assert fields["fine_tune_type"] == written["fine_tune_type"]
+    assert fields["lora_parameters"]["scale"] == written["lora_parameters"]["scale"]
+    assert json.loads((tmp_path / "mlx" / "adapter_config.json").read_text()) == fields
+
+
+@pytest.mark.parametrize("fields", [
+    {"rank_pattern": {"c_attn": 1, "h.1.mlp.c_proj": 5}, "alpha_pattern": {"c_attn": 3}}, {"use_rslora": True},
+    {"use_dora": True, "rank_pattern": {"c_attn": 1}}, {"init_lora_weights": "olora"},
+])
+def test_an_adapter_of_any_ranks_and_scales_computes_the_same_after_mlx(tmp_path, assert_close, fields):
+    config = LoraConfig(**{"r": 2, "lora_alpha": 6, "target_modules": ["c_attn", "c_proj"], "init_lora_weights": False,
+                           **fields})
+    model = add_lora(base(), config, seed=3)
+    written = mlx.export(model, tmp_path / "mlx")
+    assert written["num_layers"] == model.config.n_layer
+    assert written["lora_parameters"]["keys"] == ["attn.c_attn", "attn.c_proj", "mlp.c_proj"]
+    mlx.convert(tmp_path / "mlx", tmp_path / "peft")
+    if fields.get("init_lora_weights") != "olora":
+        assert np.abs(model.logits(ANSWERS["ids"]) - ANSWERS["model"]).max() > 1e-3
+    assert_close(load_adapter(base(), tmp_path / "peft").logits(ANSWERS["ids"]), model.logits(ANSWERS["ids"]), 1e-5, "")
+
+
+@pytest.mark.parametrize("fields", [{"bias": "lora_only"}, {"target_modules": ["c_attn", "wte"]}, {"lora_bias": True},
+                                    {"modules_to_save": ["ln_f"]}])
+def test_what_mlx_has_no_place_for(tmp_path, fields):
+    with pytest.raises(ConfigError, match="MLX has no place for "):
+        mlx.export(add_lora(base(), LoraConfig(r=2, **fields)), tmp_path / "mlx")
+    assert not (tmp_path / "mlx").exists()

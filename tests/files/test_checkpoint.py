@@ -179,18 +179,28 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path, tied):
 @pytest.mark.parametrize("names", [
     ["v_head.summary.weight", "v_head.summary.bias"],  # TRL's value head
     ["multiple_choice_head.summary.weight", "multiple_choice_head.summary.bias"],  # GPT2DoubleHeadsModel
+    ["score.weight"],  # GPT2ForSequenceClassification
+    ["classifier.bias", "classifier.weight"],  # GPT2ForTokenClassification
+    ["qa_outputs.bias", "qa_outputs.weight"],  # GPT2ForQuestionAnswering
 ])
 @pytest.mark.parametrize("prefix", ["", "pretrained_model."])
-def test_heads_beside_the_language_model_s_are_dropped(tmp_path, tied, names, prefix):
+def test_heads_beside_the_language_model_s_are_left_out_by_name(tmp_path, tied, names, prefix):
     body = {f"{prefix}transformer.{name}": array for name, array in weights(tied).items()}
     put(tmp_path, body | {name: np.ones(3, np.float32) for name in names})
-    assert_same(GPT2.from_pretrained(tmp_path), tied)
+    with pytest.warns(UserWarning) as found:
+        assert_same(GPT2.from_pretrained(tmp_path), tied)
+    (warning,) = found
+    assert str(warning.message) == (f"{tmp_path}/model.safetensors: left out {', '.join(map(repr, sorted(names)))}, of "
+                                    "a head beside the language model's; the model is read as a language model")
+
+
+def test_a_classifier_without_the_head_that_its_configuration_asks_for(tmp_path, tied):
+    put(tmp_path, weights(tied) | {"score.weight": np.ones((2, 8), np.float32)}, tie_word_embeddings=False)
+    with pytest.warns(UserWarning, match=r"left out 'score\.weight'"):
+        assert "1 missing: 'lm_head.weight'" in refused(tmp_path)
 
 
 UNFIT = {
-    "a classifier": ("score.weight", np.ones((2, 8), "f4"), "is the head of a model that gives labels: its"),
-    "labels of tokens": ("classifier.bias", np.ones(2, "f4"), "is the head of a model that gives labels"),
-    "answers": ("qa_outputs.weight", np.ones((2, 8), "f4"), "is the head of a model that gives labels"),
     "under LoRA": ("base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight", np.ones((2, 8), "f4"),
                    "belongs to LoRA that was not merged: make a plain model with PEFT's merge_and_unload()"),
     "ZeRO-3": ("transformer.wpe.weight", np.ones(0, "f4"), "holds no numbers: DeepSpeed's ZeRO-3 saves such a tensor"),
@@ -371,3 +381,15 @@ def test_numbers_whose_sum_overflows_are_read(tmp_path, tied):
     tensors = weights(tied) | {"ln_f.bias": np.full(8, 3e38, np.float32)}
     put(tmp_path, tensors)
     assert GPT2.from_pretrained(tmp_path).ln_f.bias.data[0] == np.float32(3e38)
+
+
+def test_keys_of_the_configuration_that_are_not_used_are_named_in_one_warning(tmp_path, tied):
+    put(tmp_path, weights(tied), rotary_pct=0.25, zzz="\x1b[2J", pruned_heads={}, is_decoder=False, n_ctx=16,
+        torch_dtype="float32", task_specific_params={"text-generation": {"do_sample": True}}, top_k=5, num_beams=1)
+    with pytest.warns(UserWarning) as found:
+        GPT2.from_pretrained(tmp_path)
+    (warning,) = found
+    assert str(warning.message) == (f"{tmp_path}/config.json: npgpt does not use rotary_pct = 0.25, top_k = 5, zzz = "
+                                    r"'\x1b[2J'; with transformers the result may be another one")
+    with pytest.warns(UserWarning, match="rotary_pct"):
+        GPT2.from_pretrained(put(tmp_path, weights(tied), rotary_pct=0.25))

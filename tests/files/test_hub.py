@@ -175,3 +175,12 @@ def test_reachable(monkeypatch, answer, expected):
     assert hub.reachable() is False
     assert len(asked) == 1
     done.set()
+
+
+def test_how_long_to_wait_for_the_hub(monkeypatch):
+    """HF_HUB_ETAG_TIMEOUT lengthens the wait, for the default model too."""
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    assert hub.patience() == 2
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "7")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 7)  # it reads the variable at its import
+    assert hub.patience() == 7

@@ -206,7 +206,7 @@ def test_a_caller_with_a_tokenizer_in_hand_may_say_what_ends_a_text(bpe):
 
 
 @pytest.mark.parametrize(
-    "config", [None, {}, *({"eos_token_id": value} for value in (None, 3, -1, "0", True, [0], 0.0))]
+    "config", [None, {}, *({"eos_token_id": value} for value in (None, 3, -1, "0", True, [3], [], 0.0))]
 )
 def test_without_any_end_of_text_only_asking_for_it_fails(tmp_path, config):
     tokenizer = Tokenizer.from_pretrained(words(tmp_path, ["stop", "go", "?"], config))

@@ -202,7 +202,7 @@ class Bytes:
     """A tokenizer of bytes: id 60 ends the text, id i is the byte TABLE[i]."""
 
     TABLE = "aé€😀b".encode() + bytes([255, 32])
-    end_id = 60
+    end_ids = (60,)
 
     def encode(self, text):
         return np.array([self.TABLE.index(byte) for byte in text.encode()])

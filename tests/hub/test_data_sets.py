@@ -63,7 +63,8 @@ def test_finetune_trains_and_measures_on_its_splits(hub, tmp_path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith(f"files      {URL}: data/train-00000-of-00001.jsonl trained on; data/validation-")
+    trained = f"files      {URL}: data/train-00000-of-00001.jsonl trained on; "
+    assert lines[0].startswith(f"{trained}data/validation-00000-of")
     assert [line.partition(": ")[2][:6] for line in lines if line[:8] in ("data    ", "held out")] == ["1 text"] * 2
 
 

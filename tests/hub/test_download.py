@@ -392,3 +392,28 @@ def test_offline_is_noticed_at_once(tmp_path):
             process.load("gpt2")
         assert not process("npgpt.files.hub.reachable()")
         assert time.perf_counter() - start < 2
+
+
+# Adapters
+
+
+def test_an_adapter_from_the_hub_with_the_base_that_it_names(tmp_path, files):
+    model = npgpt.GPT2(CONFIG, seed=1)
+    model.name_or_path = "o/base"
+    npgpt.add_lora(model, npgpt.LoraConfig(r=2, init_lora_weights=False))
+    npgpt.save_adapter(model, tmp_path / "adapter")
+    with Hub() as hub:
+        hub.add("o/base", files)
+        hub.add("o/adapter", {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()})
+        hub.add("o/empty", {"config.json": b"{}"})
+        with Process(tmp_path / "home", hub.url) as process:
+            base = process("npgpt.adapters.pretrained.base_name('o/adapter')")
+            assert base == "o/base"
+            loaded = "npgpt.load_adapter(npgpt.GPT2.from_pretrained('o/base'), 'o/adapter').logits([1, 2, 3]).tolist()"
+            assert process(loaded) == model.logits([1, 2, 3]).tolist()
+            hub.close()
+            assert process(loaded) == model.logits([1, 2, 3]).tolist()  # from the cache
+    with Hub() as hub:
+        hub.add("o/empty", {"config.json": b"{}"})
+        with Process(tmp_path / "home", hub.url) as process, pytest.raises(FileError, match="it is not an adapter"):
+            process("npgpt.files.hub.adapter_folder('o/empty')")

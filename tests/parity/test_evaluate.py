@@ -98,8 +98,8 @@ if MOLECULES.is_dir():
         class Smiles:
             eos_id = eos
 
-            def encode(self, line, split_special_tokens=False):
-                return np.array([vocabulary[token] for token in SMILES_TOKEN.findall(line)])
+            def encode_batch(self, lines, split_special_tokens=False):
+                return [np.array([vocabulary[token] for token in SMILES_TOKEN.findall(line)]) for line in lines]
 
         lines = (SHARED / "data" / "zinc-smiles-test.txt").read_text().split()[:60]
         corpus = tasks.Corpus.of_texts(Smiles(), lines)

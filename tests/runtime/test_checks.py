@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from npgpt.runtime.checks import Count, CountOrNone, Flag, IdOrNone, Positive, Probability, check_fields, one_of
+from npgpt.runtime.checks import Count, CountOrNone, Flag, Id, Positive, Probability, check_fields, one_of
 from npgpt.runtime.errors import ConfigError
 
-TYPES = {"count": Count, "count or none": CountOrNone, "id or none": IdOrNone, "positive": Positive,
+TYPES = {"count": Count, "count or none": CountOrNone, "id or none": Id, "positive": Positive,
          "probability": Probability, "flag": Flag, "one of": one_of(("a", "b"))}
 
 
