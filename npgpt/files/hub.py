@@ -119,7 +119,7 @@ def adapter_folder(name):
     if config is None:
         raise FileError(f"{name!r} on the hub has no adapter_config.json: it is not an adapter of PEFT")
     commit = config.parent.name
-    for names in (("adapter_model.safetensors", "adapter_model.bin"), "tokenizer.json"):
+    for names in (("adapter_model.safetensors", "adapter_model.bin"), "tokenizer.json", "npgpt_data.json"):
         file(str(name), names, commit)  # all into one folder of the cache
     return config.parent
 
