@@ -13,6 +13,7 @@ import pytest
 
 import npgpt
 from npgpt import data
+from npgpt.commands import watch
 from npgpt.data import encode_texts, read_texts
 from npgpt.evaluation import evaluate
 from npgpt.files import safetensors
@@ -265,12 +266,12 @@ PRESS = """
 import signal, sys
 from npgpt.commands import cli, finetune, running
 measure, calls = running.evaluate.mean_nll, []
-def pressing(*args):
+def pressing(*args, **more):
     calls.append(args)
     if len(calls) == {n}:
         for _ in range({times}):
             signal.raise_signal(signal.SIGINT)
-    return measure(*args)
+    return measure(*args, **more)
 running.evaluate.mean_nll = pressing
 save = finetune.Run.save_checkpoint
 def saving(*args, **kwargs):
@@ -305,7 +306,7 @@ COUNT = """
 import sys
 from npgpt.commands import cli, finetune, running
 measure, calls = running.evaluate.mean_nll, []
-running.evaluate.mean_nll = lambda *args: calls.append(args) or measure(*args)
+running.evaluate.mean_nll = lambda *args, **more: calls.append(args) or measure(*args, **more)
 status = cli.run(lambda: finetune.main(finetune.parse_arguments(None)))
 print("measured", len(calls), "times")
 sys.exit(status)
@@ -328,6 +329,18 @@ def test_nothing_is_measured_twice(tmp_path, model, texts, held_out, environment
     assert stderr.count("0/5 [00:00<?, ?step/s, measuring the held-out loss]") == 1
     assert stderr.count("measuring the held-out loss]") == 4
     assert re.search(r"5/5 [^\r]*step/s, loss [^\r]*\n$", stderr)  # the bar as it is left
+
+
+def test_a_long_measurement_shows_how_much_is_done(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    with watch.Bar(0, 5, False) as bar, bar.busy("measuring the held-out loss") as progress:
+        progress(0.1)  # at once: not shown
+        now[0] += 1.5
+        progress(0.254)
+        progress(0.3)
+    shown = re.findall("measuring the held-out loss(, [^]]*)?]", capsys.readouterr().err)
+    assert [words for words in shown if words] == [", 25%"]
 
 
 @pytest.mark.parametrize("flags, said", [
