@@ -5,11 +5,10 @@ import warnings
 
 from npgpt.adapters.lora_config import INITIALISATIONS, LoraConfig
 from npgpt.adapters.matching import match_targets, matches, short_name, whole_names
+from npgpt.adapters.place import CONFIG_FILE  # noqa: F401  for readers of the configuration
 from npgpt.files.atomic import read_json
 from npgpt.files.names import unwrapped
 from npgpt.runtime.errors import ConfigError, FormatError, one_line
-
-CONFIG_FILE = "adapter_config.json"
 
 # Every field of PEFT's file, with the value that PEFT assumes if the field is absent.
 PEFT_DEFAULTS = {

@@ -6,6 +6,9 @@ import warnings
 from pathlib import Path
 
 from npgpt.adapters.peft import make_room
+from npgpt.adapters.peft_config import read_config
+from npgpt.adapters.place import CONFIG_FILE, folder_of
+from npgpt.files import hub
 from npgpt.files.tokenizer import Tokenizer
 from npgpt.gpt2 import GPT2
 from npgpt.runtime.errors import ConfigError, FileError, one_line
@@ -14,8 +17,35 @@ from npgpt.runtime.errors import ConfigError, FileError, one_line
 SAY_WHAT_ENDS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
+def base_name(adapters):
+    """Return the name of the base that the configurations of `adapters`, folders or hub ids, name.
+
+    None if no adapter names one. Raises ConfigError if two adapters name different bases, or if the base is a
+    folder that is not here, and what reading the configurations raises.
+    """
+    found = {}
+    for adapter in adapters:
+        path = folder_of(adapter) / CONFIG_FILE
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # loading the adapter warns of the same
+            fields = read_config(path)
+        if fields["base_model_name_or_path"]:
+            found.setdefault(fields["base_model_name_or_path"], path)
+    if len(found) > 1:
+        one, two, *_ = found
+        raise ConfigError(f"the adapters were made for {one!r} and for {two!r}: say with --model which base to use")
+    for name, path in found.items():
+        try:
+            hub.folder(name)
+        except FileError as error:
+            raise ConfigError(f"{path} names the base {name!r}, which is not here: say with --model where the base "
+                              "is") from error
+        return name
+    return None
+
+
 def base_of(name, revision=None, adapters=()):
-    """Return (model, tokenizer) for the adapters in the folders `adapters`. It does not load the adapters.
+    """Return (model, tokenizer) for `adapters`, folders or hub ids. It does not load the adapters.
 
     name, revision  of the base, as for `GPT2.from_pretrained`
 
@@ -23,6 +53,7 @@ def base_of(name, revision=None, adapters=()):
     they have a tokenizer.json, else from the base. Raises ConfigError if two adapters have different tokenizers, and
     what loading raises.
     """
+    adapters = [folder_of(adapter) for adapter in adapters]
     folders = [folder for folder in adapters if os.path.isfile(Path(folder) / "tokenizer.json")]
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
     for folder, tokenizer in zip(folders, tokenizers, strict=True):

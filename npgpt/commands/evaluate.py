@@ -84,7 +84,7 @@ def parse_arguments(argv):
 
 
 def main(args):
-    name = models.choose_model(args.model, args.revision)
+    name = models.choose_model(args.model, args.revision, args.adapter)
     args.recipe = recipe_of(args, name)
     records, results = Records(args.out), {}
     for adapter in (None, *args.adapter):

@@ -21,7 +21,7 @@ def parse_arguments(argv):
 def main(args):
     if args.out.exists():
         raise FileError(f"{args.out} is there already: name another file with --out")
-    name = models.choose_model(args.model, args.revision)
+    name = models.choose_model(args.model, args.revision, args.adapter)
     model, tokenizer = models.load(name, args.revision, args.adapter)
     gguf.export(model, tokenizer, args.out, args.dtype)
     print(f"wrote {' + '.join([name, *args.adapter])}: {args.out} ({args.dtype}, "

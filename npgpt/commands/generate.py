@@ -87,7 +87,7 @@ def parse_arguments(argv):
 
 
 def main(args):
-    name = models.choose_model(args.model, args.revision)
+    name = models.choose_model(args.model, args.revision, args.adapter)
     model, tokenizer = pretrained.base_of(name, args.revision, args.adapter)
     voices = [("base", [])] if len(args.adapter) != 1 else []
     for i, folder in enumerate(args.adapter):

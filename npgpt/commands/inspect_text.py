@@ -31,7 +31,7 @@ def parse_arguments(argv):
 
 
 def main(args):
-    name = models.choose_model(args.model, args.revision)
+    name = models.choose_model(args.model, args.revision, [args.adapter] if args.adapter else ())
     model, tokenizer = pretrained.base_of(name, args.revision, [args.adapter] if args.adapter else [])
     ids = tokenizer.encode(args.prompt)
     shown = ids[:min(args.max_tokens, model.config.n_positions)]

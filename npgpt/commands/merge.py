@@ -48,7 +48,7 @@ def parse_arguments(argv):
 def main(args):
     place = args.text or TEXT
     text = None if args.no_certificate else "\n".join(data.read_texts(place))
-    name = models.choose_model(args.model, args.revision)
+    name = models.choose_model(args.model, args.revision, args.adapter)
     with atomic.new_folder(args.out) as folder:
         model, tokenizer = models.load(name, args.revision, args.adapter)
         merge.save_merged(model, folder, args.dtype, args.max_shard_size)

@@ -28,10 +28,13 @@ def check_revision(parser, args):
         parser.error("--revision needs --model, the model on the hub that it is a revision of")
 
 
-def choose_model(name, revision=None):
-    """Return `name`; if it is None, the default model, or the embedded one if the default cannot be had."""
+def choose_model(name, revision=None, adapters=()):
+    """Return `name`; if it is None, the base that the adapters name, else the default model, or the embedded one."""
     if name is not None:
         return name
+    base = pretrained.base_name(adapters)
+    if base is not None:
+        return base
     if hub.cached(DEFAULT, revision):
         return DEFAULT
     reason = "the hub cannot be reached"

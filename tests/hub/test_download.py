@@ -392,3 +392,17 @@ def test_offline_is_noticed_at_once(tmp_path):
             process.load("gpt2")
         assert not process("npgpt.files.hub.reachable()")
         assert time.perf_counter() - start < 2
+
+
+def test_an_adapter_is_downloaded_once_and_names_its_base(hub, tmp_path, process, model):
+    npgpt.save_adapter(npgpt.add_lora(npgpt.GPT2(model.config, seed=1), npgpt.LoraConfig(r=1)), tmp_path / "adapter")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    fields = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": "tiny"}
+    hub.add("o/an-adapter", files | {"adapter_config.json": json.dumps(fields).encode(), "README.md": b"not needed"})
+    base = "__import__('npgpt.adapters.pretrained').adapters.pretrained.base_name(['o/an-adapter'])"
+    assert process(base) == "tiny"
+    got = {line.rpartition("/")[2] for line in hub.take("an-adapter") if line.startswith("GET")}
+    assert got == {"adapter_config.json", "adapter_model.safetensors"}
+    assert process(base) == "tiny" and hub.take() == []
+    with pytest.raises(HubError, match=r"answered 401 for adapter_config.json of 'o/none'"):
+        process(base.replace("an-adapter", "none"))
