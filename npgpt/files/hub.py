@@ -38,7 +38,12 @@ def file(name, filename, revision=None, local_files_only=False):
     if place is not None:
         if revision is not None:
             raise ConfigError(f"revision {revision!r} is for a model on the hub, but {name} is a folder; leave it out")
-        return next((place / each for each in filenames if os.path.isfile(place / each)), None)  # False for odd names
+        for path in (place / each for each in filenames):
+            if os.path.isfile(path):  # False for odd names
+                return path
+            if os.path.islink(path):
+                raise FileError(f"{path} is a link to {os.readlink(path)}, where no file is: fetch the file again")
+        return None
 
     from huggingface_hub import constants
 
@@ -53,8 +58,9 @@ def file(name, filename, revision=None, local_files_only=False):
         reason = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
         raise HubError(f"{missing} and {reason} forbids the download; {INSTEAD}")
     seconds = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else 2.0
-    if not reachable(seconds):
-        reason = f"no answer in {seconds:g} s, or a server error"
+    errors = []
+    if not reachable(seconds, errors):
+        reason = _network(errors[0]) if errors else f"no answer in {seconds:g} s, or a server error"
         raise HubError(f"{missing} and {constants.ENDPOINT} cannot be reached ({reason}); {INSTEAD}")
     # Every model has a config.json. All files come from the commit of this one, even if the branch has moved on.
     config = _in_cache(name, "config.json", revision)
@@ -111,8 +117,10 @@ def cached(name, revision=None):
     return all(any(_in_cache(name, each, revision) for each in alternatives) for alternatives in parts)
 
 
-def reachable(timeout=2.0):
+def reachable(timeout=2.0, errors=None):
     """Tell within `timeout` seconds whether the hub answers; False at once if HF_HUB_OFFLINE is set.
+
+    errors  a list: if the request fails, its exception is appended
 
     A thread asks, and is left behind after `timeout` seconds: no timeout of a request covers the look-up of the host's
     name, which can take much longer. A server error (usually a proxy's) counts as no answer.
@@ -123,8 +131,11 @@ def reachable(timeout=2.0):
     answers = []
 
     def ask():
-        with contextlib.suppress(Exception):  # whatever failed, there was no answer
+        try:
             answers.append(get_session().head(constants.ENDPOINT, timeout=timeout))
+        except Exception as error:  # whatever failed, there was no answer
+            if errors is not None:
+                errors.append(error)
 
     if not constants.HF_HUB_OFFLINE:
         thread = threading.Thread(target=ask, daemon=True)
@@ -177,9 +188,26 @@ def _explain(error, name, filename, revision):
         return HubError(f"{hub} does not answer like a Hugging Face hub; check HF_ENDPOINT and the proxy settings")
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
+        if status == 407:
+            return HubError(f"cannot download {filename} of {name!r}: {_network(error)}")
         token = "; check the name and the token, or log in with `hf auth login`" if status in (401, 403) else ""
         return HubError(f"{hub} answered {status} for {filename} of {name!r}{token}")
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
         return FileError(f"cannot store {filename} of {name!r} in the cache: {error}")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return HubError(f"cannot download {filename} of {name!r} from {hub}: {reason}; try again, or {INSTEAD}")
+    return HubError(f"cannot download {filename} of {name!r} from {hub}: {_network(error)}; try again, or {INSTEAD}")
+
+
+def _network(error):
+    """Return one line that says why a request failed, and what to do about it if that is known."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return (f"its certificate cannot be verified ({said}); if your network puts its own certificate between, name "
+                "the certificate's file in SSL_CERT_FILE")
+    if "407" in said:
+        return (f"the proxy asks for a name and a password ({said}); write them into HTTPS_PROXY: "
+                "http://NAME:PASSWORD@HOST:PORT")
+    if isinstance(error, FileNotFoundError):
+        return f"SSL_CERT_FILE or SSL_CERT_DIR names a file that is not there ({said})"
+    if isinstance(error, ValueError) or type(error).__name__ in ("InvalidURL", "UnsupportedProtocol"):
+        return f"the address of the hub or of the proxy is wrong ({said}); see HF_ENDPOINT, HTTPS_PROXY and ALL_PROXY"
+    return said

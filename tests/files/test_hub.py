@@ -12,6 +12,7 @@ import npgpt
 from npgpt.files import hub
 from npgpt.runtime.errors import ConfigError, FileError, HubError
 
+REACHABLE = hub.reachable  # the fixture `cache` replaces it
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -175,3 +176,21 @@ def test_reachable(monkeypatch, answer, expected):
     assert hub.reachable() is False
     assert len(asked) == 1
     done.set()
+
+
+@pytest.mark.parametrize("error, message", [
+    (TransportError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), r"its certificate .* in SSL_CERT_FILE"),
+    (TransportError("407 Proxy Authentication Required"), r"the proxy asks for a name .*407 .*HTTPS_PROXY"),
+    (ValueError("Unknown scheme for proxy URL URL('foo')"), r"the hub or of the proxy is wrong \(Unknown"),
+    (FileNotFoundError(2, "No such file or directory"), "SSL_CERT_FILE or SSL_CERT_DIR names a file that is not there"),
+    (TransportError("[Errno 111] Connection refused"), r"cannot be reached \(\[Errno 111\] Connection refused\);"),
+])
+def test_why_the_network_failed(cache, monkeypatch, error, message):
+    def head(url, timeout):
+        raise error
+
+    monkeypatch.setattr(hub, "reachable", REACHABLE)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=head))
+    with pytest.raises(HubError, match=message) as caught:
+        hub.file("o/m", "config.json")
+    assert "\n" not in str(caught.value)
