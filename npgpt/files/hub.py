@@ -8,7 +8,9 @@ huggingface_hub does the work. It has its own environment variables (HF_HOME, HF
 
 import contextlib
 import os
+import re
 import threading
+import urllib.request
 from pathlib import Path
 
 from npgpt.runtime.errors import ConfigError, FileError, FormatError, HubError
@@ -210,4 +212,5 @@ def _network(error):
         return f"SSL_CERT_FILE or SSL_CERT_DIR names a file that is not there ({said})"
     if isinstance(error, ValueError) or type(error).__name__ in ("InvalidURL", "UnsupportedProtocol"):
         return f"the address of the hub or of the proxy is wrong ({said}); see HF_ENDPOINT, HTTPS_PROXY and ALL_PROXY"
-    return said
+    proxy = re.sub("//[^/]*@", "//", urllib.request.getproxies().get("https", ""))  # without a password
+    return f"{said}, through the proxy {proxy}" if proxy else said

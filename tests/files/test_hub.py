@@ -1,6 +1,7 @@
 """Where a model is looked for. tests/hub has the tests of downloads."""
 
 import threading
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,6 +187,7 @@ def test_reachable(monkeypatch, answer, expected):
     (TransportError("[Errno 111] Connection refused"), r"cannot be reached \(\[Errno 111\] Connection refused\);"),
 ])
 def test_why_the_network_failed(cache, monkeypatch, error, message):
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
     def head(url, timeout):
         raise error
 
@@ -194,3 +196,8 @@ def test_why_the_network_failed(cache, monkeypatch, error, message):
     with pytest.raises(HubError, match=message) as caught:
         hub.file("o/m", "config.json")
     assert "\n" not in str(caught.value)
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://me:secret@proxy:3128"})
+    with pytest.raises(HubError) as through:
+        hub.file("o/m", "config.json")
+    assert ("refused, through the proxy http://proxy:3128" in str(through.value)) == ("refused" in str(error))
+    assert "secret" not in str(through.value)
