@@ -20,13 +20,15 @@ class AdamW:
         p <- p - lr weight_decay p - lr mhat / (sqrt(vhat) + eps)
     The decay acts on p directly, not through g, so it is not divided by sqrt(vhat).
 
-    params  dict name -> Tensor; read-only data (mapped weights) is copied once, so that it can be updated
-    lr      schedules assign a new one between steps
-    ratios  dict name -> factor of lr for this parameter, if it is not 1; the decay has the factor too (see `loraplus`)
+    params     dict name -> Tensor; read-only data (mapped weights) is copied once, so that it can be updated
+    lr         schedules assign a new one between steps
+    ratios     dict name -> factor of lr for this parameter, if it is not 1; the decay has the factor too (`loraplus`)
+    undecayed  names of parameters without weight decay
     Source  Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2. Defaults and arithmetic as in PyTorch.
     """
 
-    def __init__(self, params, lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, ratios=None):
+    def __init__(self, params, lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, ratios=None,
+                 undecayed=()):
         beta1, beta2 = betas
         if not params:
             raise ConfigError("AdamW got no parameter: nothing is trainable; call add_lora or unfreeze first")
@@ -34,7 +36,9 @@ class AdamW:
             raise ConfigError(f"AdamW(lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}): lr and "
                               "weight_decay must be at least 0, betas in [0, 1), eps positive")
         self.params, self.lr, self.betas, self.eps, self.weight_decay = params, lr, betas, eps, weight_decay
-        self.ratios = ratios or {}
+        self.ratios, self.undecayed = ratios or {}, frozenset(undecayed)
+        if not self.undecayed <= params.keys():
+            raise ConfigError(f"undecayed names {', '.join(sorted(self.undecayed - params.keys()))}, not in params")
         if not (self.ratios.keys() <= params.keys() and all(ratio > 0 for ratio in self.ratios.values())):
             raise ConfigError(f"ratios = {self.ratios}: each must be positive, and for a name in params")
         self.steps = 0
@@ -51,9 +55,10 @@ class AdamW:
             if tensor in grads:
                 arrays = grads[tensor], tensor.data, self.m[name], self.v[name]
                 blocks = row_blocks(tensor.data) if tensor.data.ndim == 2 else [...]
-                spread(functools.partial(self._update, arrays, self.lr * self.ratios.get(name, 1)), blocks)
+                lr, decay = self.lr * self.ratios.get(name, 1), 0.0 if name in self.undecayed else self.weight_decay
+                spread(functools.partial(self._update, arrays, lr, decay), blocks)
 
-    def _update(self, arrays, lr, rows):
+    def _update(self, arrays, lr, decay, rows):
         """Update some rows of one parameter: few enough to stay in the cache from the first pass to the last."""
         g, p, m, v = (array[rows] for array in arrays)
         beta1, beta2 = self.betas
@@ -71,7 +76,7 @@ class AdamW:
         work += self.eps
         np.divide(m, work, out=work)
         work *= lr / debiased
-        p *= 1 - lr * self.weight_decay
+        p *= 1 - lr * decay
         p -= work
 
 

@@ -52,6 +52,18 @@ def test_decay_acts_on_the_weight_and_not_through_the_gradient():
     assert not opt.m["p0"].any()
 
 
+def test_decay_leaves_out_what_is_named():
+    params = tensors([2.0, -3.0], [1.0], [5.0])
+    opt = AdamW(params, lr=0.1, weight_decay=0.5, ratios={"p2": 2.0}, undecayed=["p1"])
+    for _ in range(3):
+        opt.step({tensor: np.zeros(tensor.shape) for tensor in params.values()})
+    assert np.allclose(params["p0"].data, np.array([2, -3]) * (1 - 0.1 * 0.5) ** 3, rtol=1e-15)
+    assert params["p1"].data == 1
+    assert np.allclose(params["p2"].data, 5 * (1 - 0.2 * 0.5) ** 3, rtol=1e-15)
+    with pytest.raises(ConfigError, match="undecayed names p3, p4, not in params"):
+        AdamW(params, undecayed=["p4", "p0", "p3"])
+
+
 def test_the_learning_rate_may_be_set_between_steps():
     params = tensors([1.0])
     opt = AdamW(params, lr=0.1)

@@ -22,7 +22,6 @@ Several adapters:
 
 Files:
 
-    place.py        where an adapter's files are: in a folder, or on the hub
     peft_config.py  PEFT's adapter_config.json: which fields are used, ignored, refused
     peft_tables.py  the token table and the head in an adapter's file
     peft.py         PEFT's adapter files <-> an adapter

@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from npgpt.adapters.matching import short_name, whole_name, whole_names
-from npgpt.adapters.peft_config import FIELDS, PEFT_DEFAULTS, lora_config, read_config
+from npgpt.adapters.peft_config import CONFIG_FILE, FIELDS, PEFT_DEFAULTS, lora_config, read_config
 from npgpt.adapters.peft_tables import needs_tables, other_vocabulary, take_tables, with_tables
-from npgpt.adapters.place import CONFIG_FILE, folder_of
 from npgpt.adapters.stack import attach, check_new, make_updates, updates
 from npgpt.autograd import Tensor
-from npgpt.files import safetensors
+from npgpt.files import hub, safetensors
 from npgpt.files.atomic import write_json
 from npgpt.files.checkpoint import READERS, cast
 from npgpt.files.names import parameter_name
@@ -106,20 +105,20 @@ def _to_write(made):
 def load_adapter(model, folder, name="default", trainable=True):
     """Load the adapter in `folder` into `model`, as its only active adapter. In place; returns the model.
 
-    folder     the folder of PEFT's two files, or a hub id "owner/name"; with another name than "default", the files
+    folder     the folder of PEFT's two files, or the hub id of an adapter; with another name than "default", the files
                may be in folder/name
     name       the name of the adapter in the model
     trainable  whether the adapter's parameters are trainable; all others are frozen
 
     Tensors of any float dtype are converted to the model's. The model changes only after all checks have passed.
     Raises FileError if a file cannot be read, FormatError if the adapter cannot be used or does not fit the model,
-    ConfigError if the model has an adapter of this name already, HubError if the hub does not give the files.
+    ConfigError if the model has an adapter of this name already.
     """
     check_new(model, name)
-    folder = folder_of(folder)
     if os.path.isfile(folder):
         raise FileError(f"{folder} is a file, but an adapter is a folder with {CONFIG_FILE}; convert a loralib "
                         "checkpoint with convert_adapter.py")
+    folder = hub.adapter_folder(folder)
     place = _place(folder, name)
     if name != "default" and not os.path.exists(place / CONFIG_FILE):
         place = Path(folder)
@@ -148,7 +147,7 @@ def make_room(model, folder):
 
     Raises FileError, FormatError, and what `resize_token_embeddings` raises.
     """
-    place = folder_of(folder)
+    place = hub.adapter_folder(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `load_adapter` will warn
         values = read_config(place / CONFIG_FILE)

@@ -5,10 +5,11 @@ import warnings
 
 from npgpt.adapters.lora_config import INITIALISATIONS, LoraConfig
 from npgpt.adapters.matching import match_targets, matches, short_name, whole_names
-from npgpt.adapters.place import CONFIG_FILE  # noqa: F401  for readers of the configuration
 from npgpt.files.atomic import read_json
 from npgpt.files.names import unwrapped
-from npgpt.runtime.errors import ConfigError, FormatError, one_line
+from npgpt.runtime.errors import ConfigError, FileError, FormatError, one_line
+
+CONFIG_FILE = "adapter_config.json"
 
 # Every field of PEFT's file, with the value that PEFT assumes if the field is absent.
 PEFT_DEFAULTS = {
@@ -42,9 +43,23 @@ NAMES = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern",
 PLAIN_INITIALISATIONS = (None, "eva", "mica")
 
 
+def read_fields(path):
+    """Return what the adapter_config.json at `path` holds. Raises FileError, which says what the folder is if it is
+    another one: that of a run, or that of a model."""
+    folder = path.parent
+    if folder.is_dir() and not path.exists():
+        if (folder / "adapter" / CONFIG_FILE).exists():
+            raise FileError(f"{folder} is the folder of a run; its adapter is {folder / 'adapter'}")
+        if (folder / "checkpoints").is_dir():
+            raise FileError(f"{folder} is the folder of a run that has no adapter")
+        if (folder / "config.json").exists():
+            raise FileError(f"{folder} is the folder of a model, not of an adapter: there is no {CONFIG_FILE}")
+    return read_json(path)
+
+
 def read_config(path):
     """Return the fields of the adapter_config.json at `path`. Raises FormatError if npgpt does not support them."""
-    values = read_json(path)
+    values = read_fields(path)
     if "peft_type" not in values and "lora_parameters" in values:
         raise FormatError(f"{path} is MLX's, not PEFT's; convert its folder with convert_adapter.py")
     if values.get("peft_type") != "LORA":

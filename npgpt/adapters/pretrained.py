@@ -3,11 +3,9 @@
 import contextlib
 import os
 import warnings
-from pathlib import Path
 
 from npgpt.adapters.peft import make_room
-from npgpt.adapters.peft_config import read_config
-from npgpt.adapters.place import CONFIG_FILE, folder_of
+from npgpt.adapters.peft_config import CONFIG_FILE, read_config
 from npgpt.files import hub
 from npgpt.files.tokenizer import Tokenizer
 from npgpt.gpt2 import GPT2
@@ -17,50 +15,41 @@ from npgpt.runtime.errors import ConfigError, FileError, one_line
 SAY_WHAT_ENDS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def base_name(adapters):
-    """Return the name of the base that the configurations of `adapters`, folders or hub ids, name.
+def base_name(adapter):
+    """Return the name of the model that an adapter was trained on, as its files say it; None if they do not.
 
-    None if no adapter names one. Raises ConfigError if two adapters name different bases, or if the base is a
-    folder that is not here, and what reading the configurations raises.
+    adapter  a folder or a hub id. Raises FileError, FormatError and HubError.
     """
-    found = {}
-    for adapter in adapters:
-        path = folder_of(adapter) / CONFIG_FILE
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # loading the adapter warns of the same
-            fields = read_config(path)
-        if fields["base_model_name_or_path"]:
-            found.setdefault(fields["base_model_name_or_path"], path)
-    if len(found) > 1:
-        one, two, *_ = found
-        raise ConfigError(f"the adapters were made for {one!r} and for {two!r}: say with --model which base to use")
-    for name, path in found.items():
-        try:
-            hub.folder(name)
-        except FileError as error:
-            raise ConfigError(f"{path} names the base {name!r}, which is not here: say with --model where the base "
-                              "is") from error
-        return name
-    return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `load_adapter` will warn
+        return read_config(hub.adapter_folder(adapter) / CONFIG_FILE)["base_model_name_or_path"] or None
 
 
-def base_of(name, revision=None, adapters=()):
-    """Return (model, tokenizer) for `adapters`, folders or hub ids. It does not load the adapters.
+def has_tokenizer(adapter):
+    """Return whether an adapter, a folder or a hub id, was saved with a tokenizer of its own. None: no adapter."""
+    return adapter is not None and os.path.isfile(hub.adapter_folder(adapter) / "tokenizer.json")
+
+
+def base_of(name, revision=None, adapters=(), tokenizer=None):
+    """Return (model, tokenizer) for the adapters in the folders `adapters`. It does not load the adapters.
 
     name, revision  of the base, as for `GPT2.from_pretrained`
+    adapters        folders, or hub ids
+    tokenizer       hub id or folder of the tokenizer, if it is not beside the weights
 
-    If tokens were added for an adapter, the model has rows for them. The tokenizer comes from the adapters' folders if
-    they have a tokenizer.json, else from the base. Raises ConfigError if two adapters have different tokenizers, and
-    what loading raises.
+    If tokens were added for an adapter, the model has rows for them. Without `tokenizer`, the tokenizer comes from the
+    adapters' folders if they have a tokenizer.json, else from the base. Raises ConfigError if two adapters have
+    different tokenizers, and what loading raises.
     """
-    adapters = [folder_of(adapter) for adapter in adapters]
-    folders = [folder for folder in adapters if os.path.isfile(Path(folder) / "tokenizer.json")]
+    adapters = [hub.adapter_folder(adapter) for adapter in adapters]
+    folders = [] if tokenizer else [folder for folder in adapters if has_tokenizer(folder)]
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
-    for folder, tokenizer in zip(folders, tokenizers, strict=True):
-        if tokenizer.to_dict() != tokenizers[0].to_dict():
+    for folder, other in zip(folders, tokenizers, strict=True):
+        if other.to_dict() != tokenizers[0].to_dict():
             raise ConfigError(f"{folders[0]} and {folder} have different tokenizers: use only one of these adapters")
-    tokenizer = _ending_like(name, revision, folders[0], tokenizers[0]) if tokenizers else (
-        Tokenizer.from_pretrained(name, revision))
+    tokenizer = (Tokenizer.from_pretrained(tokenizer) if tokenizer else
+                 _ending_like(name, revision, folders[0], tokenizers[0]) if tokenizers else
+                 Tokenizer.from_pretrained(name, revision))
     model = GPT2.from_pretrained(name, revision)
     for folder in adapters:
         before = model.config.vocab_size
@@ -77,7 +66,7 @@ def base_of(name, revision=None, adapters=()):
 
 def _ending_like(name, revision, folder, tokenizer):
     """Return the tokenizer of an adapter's folder, with the base's ends of texts unless it has its own."""
-    if any(os.path.isfile(Path(folder) / each) for each in SAY_WHAT_ENDS):
+    if any(os.path.isfile(folder / each) for each in SAY_WHAT_ENDS):
         return tokenizer
     with contextlib.suppress(FileError):  # the base may have no tokenizer
         return tokenizer.around(Tokenizer.from_pretrained(name, revision))

@@ -12,6 +12,8 @@ Read the files in this order. A file imports only from files above it:
     dataset.py             finetune's data
     adapting.py            what finetune trains: added tokens, adapter, optimizer
     identity.py            what config.json says about a run, and what must be the same if it goes on
+    prompts.py             what generate continues: texts, and records in a template
+    samples.py             what finetune's samples begin with
     lines.py               every line that finetune prints
     preview.py             finetune --preview
     watch.py               progress bar, and Ctrl-C that waits for the end of a step
@@ -19,7 +21,6 @@ Read the files in this order. A file imports only from files above it:
     effects.py             settings that cannot take effect in a run
     estimates.py           memory and time of a run, before it starts
     finetune.py            npgpt finetune
-    prompts.py             what generate continues: texts, and records in a template
     generate.py            npgpt generate
     evaluate_tasks.py      the tasks that evaluate measures
     evaluate.py            npgpt evaluate

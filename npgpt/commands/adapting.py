@@ -6,6 +6,7 @@ import warnings
 import npgpt
 from npgpt.adapters import matching
 from npgpt.adapters.loraplus import loraplus
+from npgpt.adapters.stack import updates
 from npgpt.runtime.errors import ConfigError, NpgptError
 
 
@@ -31,26 +32,42 @@ def check_added_occur(added, sequences, tokenizer):
 
 
 def prepare(model, config, added, settings):
-    """Make trainable what the run trains.
+    """Make trainable what the run trains. Returns the LoraConfig of the adapter; None if all weights train.
 
-    config  LoraConfig; None: all weights train
+    config  LoraConfig of a new adapter; None: all weights train, or the adapter that --adapter names
     added   ids of tokens that were added; their rows train, unless the adapter updates the whole table anyway
     """
-    if config is None:
+    if settings["full"]:
         try:
             model.set_dropout(settings["dropout"])
         except ConfigError as error:
             raise NpgptError(f"--dropout {settings['dropout']}: it must be a probability in [0, 1)") from error
-        return
+        return None
     model.set_dropout(0.0)  # the only dropout is before the LoRA update
+    if settings["adapter"] is not None:
+        npgpt.load_adapter(model, settings["adapter"])
+        return next(iter(updates(model).values())).config
     tables = [name for name in matching.tables(model) if name not in matching.match_targets(model, config)]
     if added and tables:
         config = dataclasses.replace(config, trainable_token_indices=dict.fromkeys(tables, added))
     npgpt.add_lora(model, config, seed=settings["seed"])
+    return config
 
 
 def optimizer(model, settings):
     """Return the AdamW over what trains."""
     params = model.trainable_parameters()
-    ratios = None if settings["full"] else loraplus(params, settings["lr_ratio"])
-    return npgpt.AdamW(params, settings["lr"], weight_decay=settings["weight_decay"], ratios=ratios)
+    if settings["full"]:
+        of_its_kind = {"undecayed": () if settings["decay_all"] else vectors(params)}
+    else:
+        of_its_kind = {"ratios": loraplus(params, settings["lr_ratio"])}
+    return npgpt.AdamW(params, settings["lr"], weight_decay=settings["weight_decay"], **of_its_kind)
+
+
+def vectors(params):
+    """Return the names of the biases and of the weights of norms: all parameters that are no matrix.
+
+    Weight decay keeps matrices from growing; biases and norms need to reach what the data ask for.
+    Source    transformers' Trainer leaves out the same (get_decay_parameter_names).
+    """
+    return [name for name, tensor in params.items() if len(tensor.shape) < 2]

@@ -17,7 +17,7 @@ def cost(job, held):
     held_out = job.held_out and job.held_out.sequences
     with blas_threads(job.threads):
         batch = estimate.largest_micro_batch(job.training.sequences, job.config)
-        memory = estimate.memory(job.model, batch, job.config.threads, held, job.config.accumulate)
+        memory = estimate.memory(job.model, batch, job.config.threads, held, job.config.accumulate, held_out)
         amounts, typical = forecast.left(
             job.training.sequences, job.config, job.keeping, job.opt.steps,
             measured=int(held_out.lengths.sum()) if held_out else 0, sampled=job.settings["samples"] * SAMPLE_TOKENS,
@@ -26,11 +26,12 @@ def cost(job, held):
     return memory, len(batch.ids), forecast.seconds(amounts, prices)
 
 
-def fit_into(most, held, model, sequences, config, checkpoint):
+def fit_into(most, held, model, sequences, config, checkpoint, held_out=None):
     """Choose micro-batches and checkpointing with which training takes at most `most` bytes; the process holds `held`
     of them already. Sets the model's checkpointing. Returns (TrainConfig, bytes, texts in a micro-batch).
 
     checkpoint  whether blocks are computed again anyway, as --checkpoint asks for
+    held_out    the sequences that are measured, data.Sequences; None: there are none
     Raises NpgptError if nothing fits.
     """
     least = None
@@ -40,7 +41,7 @@ def fit_into(most, held, model, sequences, config, checkpoint):
         set_gradient_checkpointing(model, checkpointing)
         tried = dataclasses.replace(config, batch_size=batch_size, batch_tokens=batch_tokens, accumulate=accumulate)
         batch = estimate.largest_micro_batch(sequences, tried)
-        takes = estimate.memory(model, batch, config.threads, held, accumulate).total
+        takes = estimate.memory(model, batch, config.threads, held, accumulate, held_out).total
         if takes <= most:
             return tried, takes, len(batch.lengths)
         least = min(takes, least or takes)

@@ -88,7 +88,7 @@ def main(args):
     args.recipe = recipe_of(args, name)
     records, results = Records(args.out), {}
     for adapter in (None, *args.adapter):
-        model, tokenizer = pretrained.base_of(name, args.revision, args.adapter)
+        model, tokenizer = pretrained.base_of(name, args.revision, args.adapter, args.tokenizer)
         if adapter is not None:
             load_adapter(model, adapter, trainable=False)
         else:

@@ -22,7 +22,7 @@ def main(args):
     if args.out.exists():
         raise FileError(f"{args.out} is there already: name another file with --out")
     name = models.choose_model(args.model, args.revision, args.adapter)
-    model, tokenizer = models.load(name, args.revision, args.adapter)
+    model, tokenizer = models.load(name, args.revision, args.adapter, args.tokenizer)
     gguf.export(model, tokenizer, args.out, args.dtype)
     print(f"wrote {' + '.join([name, *args.adapter])}: {args.out} ({args.dtype}, "
           f"{args.out.stat().st_size / 1e6:,.1f} MB)")

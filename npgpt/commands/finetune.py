@@ -7,9 +7,12 @@ the package, show loss, perplexity and sample texts before and after, and save t
 import dataclasses
 import time
 import warnings
+from pathlib import Path
 
 import npgpt
+from npgpt.adapters import pretrained
 from npgpt.adapters.lora_config import LoraConfig
+from npgpt.adapters.peft_config import CONFIG_FILE, read_config
 from npgpt.commands import (
     adapting,
     dataset,
@@ -17,14 +20,15 @@ from npgpt.commands import (
     estimates,
     identity,
     lines,
-    models,
     preview,
     running,
+    samples,
     settings,
     start,
 )
 from npgpt.commands.flags import Parser
 from npgpt.commands.settings import FLAGS
+from npgpt.runtime.errors import NpgptError
 from npgpt.runtime.memory import keep_freed_memory, resident
 from npgpt.training.fit import FitConfig, best_step
 from npgpt.training.recompute import has_gradient_checkpointing, set_gradient_checkpointing
@@ -50,8 +54,9 @@ def main(given):
     training, held_out = load_data(plan, documents, base)
     opt = add_adapter(plan, base)
     held = resident()
-    fit_into_memory(plan, base, training, held)
-    job = open_run(plan, base, training, held_out, opt)
+    fit_into_memory(plan, base, training, held_out, held)
+    found = samples.prompts_of(plan.settings, documents, training, held_out, base.model, base.tokenizer)
+    job = open_run(plan, base, training, held_out, opt, found)
     job.run.recipe = dataset.recipe(documents, plan.settings, base.model.config)
     announce(plan, job, held, started)
     place, stopped = running.train(job, plan.printer.quiet)
@@ -64,7 +69,7 @@ def main(given):
 
 @dataclasses.dataclass
 class Plan:
-    """What this run does. adapter: None if all weights train; run: the run to resume, None for a new one."""
+    """What this run does. adapter: of a new adapter, else None; run: the run to resume, None for a new one."""
 
     given: dict
     settings: dict
@@ -82,6 +87,8 @@ def make_plan(given):
     if run and "preview" not in given:
         run.lock()
     chosen = settings.resumed_settings(run, given) if run else settings.new_settings(given)
+    if chosen["adapter"] is not None:
+        read_config(Path(chosen["adapter"]) / CONFIG_FILE)  # now, before data and model are read
     config, keeping = (settings.configuration(of_class, chosen) for of_class in (TrainConfig, FitConfig))
     printer = lines.Printer(given.get("quiet", False))
     return Plan(given, chosen, settings.adapter_configuration(chosen), config, keeping, run, printer)
@@ -99,8 +106,9 @@ class Base:
 
 def load_base(plan):
     """Load model and tokenizer, and add the tokens of --add-tokens to them. Returns the Base."""
-    name, tokens = plan.settings["model"], plan.settings["add_tokens"]
-    model, tokenizer = models.load(name, plan.settings["revision"])
+    name, tokens, adapter = (plan.settings[key] for key in ("model", "add_tokens", "adapter"))
+    model, tokenizer = pretrained.base_of(name, plan.settings["revision"], [adapter] if adapter else [],
+                                          plan.settings["tokenizer"])
     set_gradient_checkpointing(model, plan.settings["checkpoint"])
     tiny = {} if plan.run else settings.tiny_defaults(plan.settings, plan.given)
     plan.printer.detail(*lines.model(name, model.config, tiny))
@@ -122,27 +130,32 @@ def load_data(plan, documents, base):
 
 def add_adapter(plan, base):
     """Make trainable what the run trains. Returns the AdamW over it."""
-    adapting.prepare(base.model, plan.adapter, base.added, plan.settings)
-    plan.printer.detail(*lines.adapter(plan.adapter, base.model, base.added))
+    config = adapting.prepare(base.model, plan.adapter, base.added, plan.settings)
+    plan.printer.detail(*lines.adapter(config, base.model, base.added, plan.settings["adapter"]))
     return adapting.optimizer(base.model, plan.settings)
 
 
-def fit_into_memory(plan, base, training, held):
+def fit_into_memory(plan, base, training, held_out, held):
     """Choose micro-batches for --max-memory, and put them into the plan. held: bytes that the process holds already."""
     if "max_memory" not in plan.given or plan.run:
         return
     most, checkpoint = plan.given["max_memory"], plan.settings["checkpoint"]
-    plan.config, takes, texts = estimates.fit_into(most, held, base.model, training.sequences, plan.config, checkpoint)
+    if not held:
+        raise NpgptError("--max-memory: this system does not tell how much memory the process holds; install psutil, "
+                         "or leave the flag out and choose a smaller --batch-size")
+    plan.config, takes, texts = estimates.fit_into(most, held, base.model, training.sequences, plan.config, checkpoint,
+                                                   held_out and held_out.sequences)
     for name in ("batch_size", "batch_tokens", "accumulate"):
         plan.settings[name] = getattr(plan.config, name)
     checkpointing = plan.settings["checkpoint"] = has_gradient_checkpointing(base.model)
     plan.printer.detail(*lines.fitted(takes, texts, plan.config, checkpointing))
 
 
-def open_run(plan, base, training, held_out, opt):
+def open_run(plan, base, training, held_out, opt, prompts):
     """Open the run to resume, and set `opt` to its last checkpoint, or make a new run. Returns the Job to do in it."""
     total = plan.config.total_steps(plan.config.order(training.sequences.lengths))
-    about = identity.description(plan.settings, base.weights, training, held_out)
+    begun = fingerprint(tensor.data for tensor in opt.params.values()) if plan.settings["adapter"] else None
+    about = identity.description(plan.settings, base.weights, begun, training, held_out)
     if "config" in plan.given:
         identity.repeat(plan.given["config"], about)
     run = plan.run
@@ -153,10 +166,10 @@ def open_run(plan, base, training, held_out, opt):
         now = time.strftime("%Y-%m-%d_%H-%M-%S")
         run = Run.create(plan.given["out"]) if "out" in plan.given else Run.create_anew("runs", now)
         run.write_config(about)
-    run.tokenizer = base.tokenizer if base.added else None
+    run.tokenizer = base.tokenizer if base.added or pretrained.has_tokenizer(plan.settings["adapter"]) else None
     threads = identity.threads_of(run.read_config(), run.folder)
     return running.Job(plan.settings, plan.config, total, plan.keeping, base.model, base.tokenizer, training, held_out,
-                       opt, run, threads)
+                       opt, run, threads, prompts)
 
 
 def announce(plan, job, held, started):
@@ -167,7 +180,7 @@ def announce(plan, job, held, started):
     if plan.run:
         printer.detail(*lines.resumed(job.run, job.opt.steps, job.total))
     order = config.order(job.training.sequences.lengths)
-    printer.detail(*lines.training(order, config, job.total, job.settings["weight_decay"]))
+    printer.detail(*lines.training(order, config, job.total, job.settings))
     if not printer.quiet:
         memory, tokens, seconds = estimates.cost(job, held)
         printer.detail(*lines.cost(memory, tokens, time.perf_counter() - started + seconds))
@@ -180,4 +193,4 @@ def report(plan, job, place, started):
         plan.printer.result(*lines.losses(job.run, best))
         plan.printer.detail(*lines.samples(job.run), *lines.page(job.run))
     plan.printer.result(*lines.saved(place, time.perf_counter() - started))
-    plan.printer.detail(*lines.use(job.settings, place))
+    plan.printer.detail(*lines.use(job.settings, place, job.prompts))

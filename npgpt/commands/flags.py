@@ -37,7 +37,8 @@ class Flag:
     sets         the class and the field of the configuration that the flag sets
     made         makes the field's value from the flag's value; None: they are the same
     tiny         the default for the embedded model; None: the same as for others
-    idle_with    key of a flag; if that is given, this one has no effect
+    idle_with    keys of flags; if one of them is given, this flag has no effect
+    needs        key of a flag; without that, this one has no effect
     place        the value is a file or folder, so that two spellings of one path are the same value
     of_the_call  belongs to this call only, and is no setting of the run
     """
@@ -56,7 +57,8 @@ class Flag:
     sets: tuple = (None, "")
     made: Callable | None = None
     tiny: object = None
-    idle_with: str = ""
+    idle_with: tuple = ()
+    needs: str = ""
     place: bool = False
     of_the_call: bool = False
 
@@ -211,6 +213,14 @@ def meant(text):
 def path(text):
     """Return a Path. An empty text would be the working directory, which nobody means by it."""
     return Path(filled(text))
+
+
+def positive(text):
+    """Return a number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError("it must be a positive number")
+    return value
 
 
 def threads(text):

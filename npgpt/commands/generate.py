@@ -88,7 +88,7 @@ def parse_arguments(argv):
 
 def main(args):
     name = models.choose_model(args.model, args.revision, args.adapter)
-    model, tokenizer = pretrained.base_of(name, args.revision, args.adapter)
+    model, tokenizer = pretrained.base_of(name, args.revision, args.adapter, args.tokenizer)
     voices = [("base", [])] if len(args.adapter) != 1 else []
     for i, folder in enumerate(args.adapter):
         npgpt.load_adapter(model, folder, f"adapter {i}", trainable=False)

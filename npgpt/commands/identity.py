@@ -9,13 +9,18 @@ from npgpt.runtime.threads import checked
 from npgpt.training.run import difference
 
 
-def description(settings, weights, training, held_out):
-    """Return what config.json holds. weights: fingerprint of the base model; training, held_out: data.Encoded, None."""
+def description(settings, weights, adapter, training, held_out):
+    """Return what config.json holds.
+
+    weights            fingerprint of the base model
+    adapter            fingerprint of the adapter that --adapter names; None: the adapter is new, or there is none
+    training, held_out data.Encoded, or None
+    """
     return {
         "settings": settings,
         "data": {name: e and {"texts": e.texts, "tokens": e.tokens, "learned": e.targets, "fingerprint": e.fingerprint}
                  for name, e in (("training", training), ("held_out", held_out))},
-        "model": {"fingerprint": weights},
+        "model": {"fingerprint": weights} | ({"adapter": adapter} if adapter else {}),
         "versions": machine.versions(),
         "machine": machine.machine(),
     }

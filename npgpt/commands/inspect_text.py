@@ -31,8 +31,9 @@ def parse_arguments(argv):
 
 
 def main(args):
-    name = models.choose_model(args.model, args.revision, [args.adapter] if args.adapter else ())
-    model, tokenizer = pretrained.base_of(name, args.revision, [args.adapter] if args.adapter else [])
+    adapters = [args.adapter] if args.adapter else []
+    name = models.choose_model(args.model, args.revision, adapters)
+    model, tokenizer = pretrained.base_of(name, args.revision, adapters, args.tokenizer)
     ids = tokenizer.encode(args.prompt)
     shown = ids[:min(args.max_tokens, model.config.n_positions)]
     base, adapted = inside.look(model, shown), None

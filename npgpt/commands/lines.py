@@ -5,12 +5,18 @@ import shlex
 from pathlib import Path
 
 from npgpt.adapters.stack import updates
-from npgpt.adapters.tables import TrainedRows
+from npgpt.adapters.tables import OnTable, TrainedRows
 from npgpt.commands import dataset, start
+from npgpt.commands.flags import escaped, unescaped
 from npgpt.commands.settings import PROMPTS, TINY_REASON
+from npgpt.data import located
 from npgpt.evaluation.evaluate import Perplexity
+from npgpt.lora import LowRank
+from npgpt.runtime.errors import printable
 from npgpt.runtime.figures import figure
 from npgpt.training import estimate
+
+LONGEST_PROMPT = 100  # characters of a sample's prompt that are shown, its last ones
 
 
 class Printer:
@@ -53,7 +59,7 @@ def added_tokens(tokens, ids, tokenizer, before, after):
 def data(settings, documents, encoded, length, tokenizer):
     """documents, encoded: what `dataset.read` and `dataset.encode` return; length: most tokens of a sequence."""
     if uses := dataset.uses(settings):
-        below = f"{Path(settings['data']).as_posix()}/"
+        below = f"{Path(located(settings['data'])).as_posix()}/"
         yield f"files      {settings['data']}: {'; '.join(f'{name.removeprefix(below)} {use}' for name, use in uses)}"
     template = None
     for i, (place, e) in enumerate(encoded):
@@ -86,10 +92,14 @@ def summary(e, length):
     return line
 
 
-def adapter(config, trained, added):
-    """config: LoraConfig, None if all weights train; trained: the model; added: ids of added tokens."""
+def adapter(config, trained, added, begun=None):
+    """config: LoraConfig, None if all weights train; trained: the model; added: ids of added tokens; begun: folder of
+    the adapter that is trained further, if it is not new."""
+    if begun is not None:
+        yield f"adapter    {begun} is trained further"
     if config is not None:
-        yield (f"LoRA       rank {config.r}, alpha {config.lora_alpha:g}, scale {config.scale:g}, "
+        patterns = " (some modules have others)" if config.rank_pattern or config.alpha_pattern else ""
+        yield (f"LoRA       rank {config.r}, alpha {config.lora_alpha:g}, scale {config.scale:g}{patterns}, "
                f"dropout {config.lora_dropout:g}")
         kinds = {}
         for name, update in updates(trained).items():
@@ -97,14 +107,20 @@ def adapter(config, trained, added):
                 kinds.setdefault(re.sub(r"^h\.\d+\.", "", name), []).append(update)
         for kind, each in kinds.items():
             size = sum(tensor.data.size for update in each for tensor in update.parameters().values())
-            if isinstance(each[0], TrainedRows):
-                yield f"           {kind:12} {count(len(added), 'row')} for added tokens: {size:>9,}"
-            else:
-                n_in, n_out = each[0].lora_A.shape[1], each[0].lora_B.shape[0]
-                yield f"           {kind:12} {n_in:>5} -> {n_out:<5} in {len(each)} layers: {size:>9,}"
+            yield f"           {kind:12} {extent(each, added)}: {size:>9,}"
     total = sum(tensor.data.size for tensor in trained.parameters().values())
     size = sum(tensor.data.size for tensor in trained.trainable_parameters().values())
     yield f"           {size:,} of {total:,} parameters train ({100 * size / total:.2f} %)"
+
+
+def extent(alike, added):
+    """Return what updates of one kind change, as text. added: ids of added tokens."""
+    update = alike[0].inner if isinstance(alike[0], OnTable) else alike[0]
+    if isinstance(update, TrainedRows):
+        return count(len(update.indices), "row") + (" for added tokens" if added else " of the table")
+    if isinstance(update, LowRank):
+        return f"{update.lora_A.shape[1]:>5} -> {update.lora_B.shape[0]:<5} in {len(alike)} layers"
+    return f"{'whole':14} in {len(alike)} layers"
 
 
 def fitted(takes, texts, config, checkpointing):
@@ -117,18 +133,21 @@ def resumed(run, done, total):
     yield f"resumed    {run.folder} after step {done} of {total}"
 
 
-def training(order, config, total, weight_decay):
+def training(order, config, total, settings):
     tokens = config.batch_tokens and config.batch_tokens * config.accumulate
     size = f"about {tokens} tokens" if tokens else count(config.batch_size * config.accumulate, "text")
     epochs = total / order.steps_per_epoch
+    spared = ", biases and norms without" if settings["full"] and not settings["decay_all"] else ""
     yield (f"training   {count(total, 'step')} of {size}, {epochs:.3g} epoch{'' if epochs == 1 else 's'}; AdamW, "
-           f"learning rate {config.lr:g} ({config.schedule}), weight decay {weight_decay:g}")
+           f"learning rate {config.lr:g} ({config.schedule}), weight decay {settings['weight_decay']:g}{spared}")
 
 
 def cost(memory, tokens, seconds):
     """memory: estimate.Memory, with a micro-batch of so many tokens; seconds: of the whole run."""
-    yield (f"estimate   {estimate.spelled(memory.total)} of memory at the most, {estimate.spelled(memory.saved)} of it "
-           f"saved for the backward pass of {tokens:,} tokens; about {estimate.duration(seconds)} in all")
+    unknown = "" if memory.process else " beside what the process holds, which this system does not tell"
+    yield (f"estimate   {estimate.spelled(memory.total)} of memory at the most{unknown}, "
+           f"{estimate.spelled(memory.saved)} of it saved for the backward pass of {tokens:,} tokens; about "
+           f"{estimate.duration(seconds)} in all")
 
 
 def stopped(run, done, total, place):
@@ -164,7 +183,9 @@ def losses(run, best):
 def samples(run):
     results = run.results()
     for (prompt, old), (_, new) in zip(results["before"]["samples"], results["after"]["samples"], strict=True):
-        yield f"\n{prompt}\n  before   {old}\n  after    {new}"
+        shown = printable(escaped(prompt))
+        shown = shown if len(shown) <= LONGEST_PROMPT else f"..{shown[2 - LONGEST_PROMPT:]}"
+        yield f"\n{shown}\n  before   {old}\n  after    {new}"
     yield ""
 
 
@@ -178,6 +199,14 @@ def saved(place, seconds):
     yield f"saved      {place} ({size}) after {seconds:.1f} s"
 
 
-def use(settings, place):
+def use(settings, place, prompts):
+    """prompts: (text, ids) of the samples; the first that can be typed is in the line."""
     model = ["--model", place] if settings["full"] else ["--model", settings["model"], "--adapter", place]
-    yield f"use it     {start.typed('generate')} {shlex.join(map(str, model))} --prompt \"{PROMPTS[0]}\""
+    texts = (text for text, _ in prompts if escaped(text).isprintable() and unescaped(escaped(text)) == text)
+    yield (f"use it     {start.typed('generate')} {shlex.join(map(str, model))} --prompt "
+           f"{in_quotes(escaped(next(texts, PROMPTS[0])))}")
+
+
+def in_quotes(text):
+    """Return text as a shell reads it as one word: in the double quotes that every system has, if that is enough."""
+    return shlex.quote(text) if re.search(r'["$`!%]|\\(?![nt])', text) else f'"{text}"'

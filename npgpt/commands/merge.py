@@ -50,14 +50,14 @@ def main(args):
     text = None if args.no_certificate else "\n".join(data.read_texts(place))
     name = models.choose_model(args.model, args.revision, args.adapter)
     with atomic.new_folder(args.out) as folder:
-        model, tokenizer = models.load(name, args.revision, args.adapter)
+        model, tokenizer = models.load(name, args.revision, args.adapter, args.tokenizer)
         merge.save_merged(model, folder, args.dtype, args.max_shard_size)
         left_out = carry_over(name, args.revision, folder)
-        recipe = data.Recipe.load(args.adapter[0]) if len(args.adapter) == 1 else None
+        recipe = models.recipes(args.adapter, name)[0] if len(args.adapter) == 1 else None
         if recipe is not None:
             recipe.save(folder)
-        if tokenizer.to_dict() != npgpt.Tokenizer.from_pretrained(name, args.revision).to_dict():
-            tokenizer.save(folder)  # an adapter's, with tokens that were added
+        if args.tokenizer or tokenizer.to_dict() != models.load_tokenizer(name, args.revision).to_dict():
+            tokenizer.save(folder)  # not the base's own: named, or an adapter's with tokens that were added
     written = [path.stat().st_size for path in args.out.glob("model*.safetensors")]
     print(f"merged {' + '.join(args.adapter)} into {name}: {args.out} ({args.dtype}, {sum(written) / 1e6:,.1f} MB"
           f"{f' in {len(written)} files' if len(written) > 1 else ''})")

@@ -7,7 +7,8 @@ import sys
 
 import npgpt
 from npgpt import data
-from npgpt.commands import dataset, lines
+from npgpt.adapters import pretrained
+from npgpt.commands import dataset, lines, models
 from npgpt.files import checkpoint
 from npgpt.runtime.errors import NpgptError
 
@@ -17,7 +18,8 @@ def show(settings, n):
     if n < 0:
         raise NpgptError(f"--preview {n}: it must be at least 0")
     documents = dataset.read(settings)
-    tokenizer = npgpt.Tokenizer.from_pretrained(settings["model"], settings["revision"])
+    adapter = settings["adapter"] if pretrained.has_tokenizer(settings["adapter"]) else None
+    tokenizer = models.load_tokenizer(settings["model"], settings["revision"], settings["tokenizer"] or adapter)
     config = checkpoint.read_config(npgpt.GPT2Config, settings["model"], settings["revision"])
     tokenizer.add_tokens(settings["add_tokens"] or [])
     config = dataclasses.replace(config, vocab_size=max(config.vocab_size, tokenizer.vocab_size))

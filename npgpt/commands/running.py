@@ -8,10 +8,9 @@ import warnings
 
 import npgpt
 from npgpt.commands import lines, watch
-from npgpt.commands.settings import PROMPTS
 from npgpt.data import Encoded
 from npgpt.evaluation import evaluate
-from npgpt.runtime.errors import ConfigError, DivergedError, FileError, NpgptError
+from npgpt.runtime.errors import DivergedError, FileError, NpgptError
 from npgpt.runtime.threads import blas_threads
 from npgpt.training.fit import FitConfig, best_step, fit, prune
 from npgpt.training.report import write_report
@@ -24,7 +23,8 @@ SAMPLE_TEMPERATURE = 0.3
 
 @dataclasses.dataclass
 class Job:
-    """Everything that a run works with. total: its steps; threads: those it began with, which decide the last bits."""
+    """Everything that a run works with. total: its steps; threads: those it began with, which decide the last bits;
+    prompts: (text, ids) of each sample."""
 
     settings: dict
     config: TrainConfig
@@ -37,6 +37,7 @@ class Job:
     opt: npgpt.AdamW
     run: Run
     threads: int
+    prompts: list
 
 
 def train(job, quiet):
@@ -86,15 +87,10 @@ def measure(job, bar):
 
 
 def samples(job, bar):
-    """Return (prompt, continuation) for each of the first prompts that the vocabulary can spell; a vocabulary of
-    characters may not spell them all. The draws are the same each time."""
+    """Return (prompt, continuation) for each of the run's prompts. The draws are the same each time."""
     texts, model, tokenizer = [], job.model, job.tokenizer
     with bar.busy("writing samples"):
-        for i, prompt in enumerate(PROMPTS[:job.settings["samples"]]):
-            try:
-                ids = tokenizer.encode(prompt)[:model.config.n_positions // 2]
-            except ConfigError:
-                continue
+        for i, (prompt, ids) in enumerate(job.prompts):
             room = min(SAMPLE_TOKENS, model.config.n_positions - len(ids))
             out = npgpt.generate(model, ids, room, temperature=SAMPLE_TEMPERATURE, seed=job.settings["seed"] + i,
                                  eos_id=tokenizer.end_ids)

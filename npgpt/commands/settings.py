@@ -11,7 +11,7 @@ import sys
 
 from npgpt.adapters.lora_config import LoraConfig
 from npgpt.commands import models
-from npgpt.commands.flags import Flag, Parser, filled, path, size, threads
+from npgpt.commands.flags import Flag, Parser, filled, path, positive, size, threads
 from npgpt.files.atomic import read_json, read_text
 from npgpt.runtime.errors import ConfigError, FormatError, NpgptError
 from npgpt.training.fit import FitConfig
@@ -24,6 +24,7 @@ else:
 
 PROMPTS = ["Overfitting is", "A good model", "The learning rate is", "Gradient descent is", "Attention lets a model",
            "A neural network is"]
+NO_NEW = "full", "adapter"  # with one of these flags there is no new adapter
 TINY_REASON = "a model of 2.4 M parameters needs larger steps, and more of them, than gpt2"
 
 
@@ -40,10 +41,10 @@ def section(group, *flags):
 FLAGS = [
     *section(
         "model and data", *models.MODEL,
-        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv, .tsv or .parquet, a pipe, or "
-             "a folder of such files, of which those named train are used; a record has one of these sets of fields: "
-             "text; prompt and completion; instruction, input and output; messages; conversations (default: the texts "
-             "in the package)",
+        Flag("--data", "what to train on: a file that ends in .txt, .jsonl, .json, .csv, .tsv or .parquet, a pipe, a "
+             "folder of such files, of which those named train are used, or a data set on the hub, "
+             "hf://datasets/OWNER/NAME; a record has one of these sets of fields: text; prompt and completion; "
+             "instruction, input and output; messages; conversations (default: the texts in the package)",
              filled, place=True, metavar="PATH"),
         Flag("--val-data", "what to measure the held-out loss on: before training, after each epoch and at the end "
              "(default: in a folder, the files named validation, valid, val or dev; without --data, the held-out texts "
@@ -65,25 +66,28 @@ FLAGS = [
     ),
     *section(
         "adapter",
-        Flag("--rank", "rank of the LoRA update", int, 8, sets=(LoraConfig, "r"), idle_with="full"),
+        Flag("--rank", "rank of the LoRA update", int, 8, sets=(LoraConfig, "r"), idle_with=NO_NEW),
         Flag("--alpha", "LoRA alpha: the update is multiplied by alpha / rank", float, 16.0,
-             sets=(LoraConfig, "lora_alpha"), idle_with="full"),
+             sets=(LoraConfig, "lora_alpha"), idle_with=NO_NEW),
         Flag("--dropout", "dropout before the LoRA update; with --full, the model's own dropout", float, 0.1,
-             sets=(LoraConfig, "lora_dropout")),
+             sets=(LoraConfig, "lora_dropout"), idle_with=("adapter",)),
         Flag("--targets", "modules to adapt: names separated by commas, a regular expression, or all-linear", str,
              "c_attn", metavar="NAMES", tiny="all-linear", sets=(LoraConfig, "target_modules"), made=targets,
-             idle_with="full"),
+             idle_with=NO_NEW),
         Flag("--rslora", "multiply the update by alpha / sqrt(rank) instead", bool, False,
-             sets=(LoraConfig, "use_rslora"), idle_with="full"),
+             sets=(LoraConfig, "use_rslora"), idle_with=NO_NEW),
         Flag("--dora", "train the length and the direction of the weights separately (DoRA)", bool, False,
-             sets=(LoraConfig, "use_dora"), idle_with="full"),
+             sets=(LoraConfig, "use_dora"), idle_with=NO_NEW),
         Flag("--init", "how A and B start", str, "kaiming", ("kaiming", "gaussian", "orthogonal", "pissa", "olora"),
-             sets=(LoraConfig, "init_lora_weights"), made=lambda name: name == "kaiming" or name, idle_with="full"),
-        Flag("--lr-ratio", "learning rate of B as a multiple of --lr; 16 is usual for LoRA+", float, 1.0,
-             idle_with="full"),
+             sets=(LoraConfig, "init_lora_weights"), made=lambda name: name == "kaiming" or name,
+             idle_with=NO_NEW),
+        Flag("--lr-ratio", "learning rate of B as a multiple of --lr; 16 is usual for LoRA+", positive, 1.0,
+             idle_with=("full",)),
         Flag("--add-tokens", "new tokens for the vocabulary, such as '<|user|>'; their rows of the token table are "
              "trained and saved with the adapter, and the tokenizer is saved too", many="+", again=True,
-             metavar="TOKEN"),
+             metavar="TOKEN", idle_with=("adapter",)),
+        Flag("--adapter", "train this adapter further, a folder with PEFT's two files, instead of a new one; it keeps "
+             "its rank, its targets and its other settings", filled, place=True, metavar="DIR", idle_with=("full",)),
         Flag("--full", "train all weights instead of an adapter", bool, False),
     ),
     *section(
@@ -91,12 +95,13 @@ FLAGS = [
         Flag("--epochs", "passes over the texts", int, 3, tiny=5, sets=(TrainConfig, "epochs")),
         Flag("--max-steps", "stop after this many steps", int, sets=(TrainConfig, "max_steps")),
         Flag("--batch-size", "texts in a micro-batch", int, 4, sets=(TrainConfig, "batch_size"),
-             idle_with="batch_tokens"),
+             idle_with=("batch_tokens",)),
         Flag("--batch-tokens", "about this many tokens in a micro-batch, instead of --batch-size", int,
              sets=(TrainConfig, "batch_tokens")),
         Flag("--accumulate", "micro-batches in a step", int, 1, sets=(TrainConfig, "accumulate")),
         Flag("--lr", "highest learning rate", float, 3e-4, tiny=2e-3, sets=(TrainConfig, "lr")),
-        Flag("--weight-decay", "weight decay of AdamW", float, 0.01, least=0),
+        Flag("--weight-decay", "weight decay of AdamW; with --full, biases and norms have none", float, 0.01, least=0),
+        Flag("--decay-all", "with --full, let biases and norms decay too", bool, False, needs="full"),
         Flag("--warmup", "number of steps in which the learning rate rises", int, 0, sets=(TrainConfig, "warmup")),
         Flag("--schedule", "how the learning rate changes after the warm-up", str, "linear",
              ("constant", "linear", "cosine"),
@@ -129,8 +134,10 @@ FLAGS = [
              bool, False, sets=(FitConfig, "keep_best")),
         Flag("--patience", "stop after this many measurements without a new lowest loss", int,
              sets=(FitConfig, "patience")),
-        Flag("--samples", "how many sample texts to show before and after training", int, 3,
-             tuple(range(len(PROMPTS) + 1))),
+        Flag("--samples", "how many sample texts to show before and after training; they begin like the first texts "
+             "that are held out, or else that are learned", int, 3, least=0),
+        Flag("--sample-prompts", "what the samples begin with instead: a text file with a prompt in each line (\\n for "
+             "a new line), or records, which the template makes prompts of", filled, place=True, metavar="FILE"),
         Flag("--preview", "show the first N sequences token by token, with what is learned in brackets, and stop", int,
              of_the_call=True, metavar="N"),
         Flag("--quiet", "print only the result", bool, False, of_the_call=True),
@@ -154,11 +161,14 @@ def given_in_all(given):
     from_file, of_run = read_settings(given["config"]) if "config" in given else ({}, False)
     everything = from_file | given
     chosen = given if of_run else everything
-    for name in dict.fromkeys(flag.idle_with for flag in FLAGS if flag.idle_with):
-        idle = [flag.name for flag in FLAGS if flag.idle_with == name and flag.key in chosen]
-        if name in everything and idle:
+    for name in dict.fromkeys(name for flag in FLAGS for name in flag.idle_with if name in everything):
+        idle = [flag.name for flag in FLAGS if name in flag.idle_with and flag.key in chosen]
+        if idle:
             raise NpgptError(f"{', '.join(idle)} would have no effect with {all_settings()[name].name}: leave one or "
                              "the other out")
+    for flag in FLAGS:
+        if flag.needs and flag.key in chosen and flag.needs not in everything:
+            raise NpgptError(f"{flag.name} has no effect without {all_settings()[flag.needs].name}: leave it out")
     return everything
 
 
@@ -166,8 +176,11 @@ def read_settings(file):
     """Return the settings in a TOML file or in the config.json of a run, and whether it is a run's: dict, bool.
 
     Names are the names of flags, with "-" or "_". Raises FileError if the file cannot be read, and FormatError for a
-    name that is no setting, with the nearest that is one, and for a wrong value.
+    name that is no setting, with the nearest that is one, for a wrong value, and for YAML.
     """
+    if file.suffix.lower() in (".yaml", ".yml"):
+        raise FormatError(f"{file}: settings are read from a TOML file or from the config.json of a run, not from "
+                          "YAML; write them into a .toml file, one a line: rank = 8")
     values = read_toml(file) if file.suffix.lower() == ".toml" else read_json(file)
     of_run = file.suffix.lower() != ".toml" and isinstance(values.get("settings"), dict)
     known, argv = all_settings(), []
@@ -231,15 +244,22 @@ def read_toml(file):
 def new_settings(given):
     """Return the settings of a new run: what was given, else the defaults, which depend on the model."""
     settings = {key: given.get(key, flag.default) for key, flag in all_settings().items()}
-    settings["model"] = models.choose_model(settings["model"], settings["revision"])
-    return settings | tiny_defaults(settings, given)
+    adapters = [settings["adapter"]] if settings["adapter"] else []
+    settings["model"] = models.choose_model(settings["model"], settings["revision"], adapters)
+    return settings | tiny_defaults(settings, given) | dict.fromkeys(kept_by_adapter(settings))
+
+
+def kept_by_adapter(settings):
+    """Return the keys of the settings that --adapter decides, if it is given."""
+    return [flag.key for flag in FLAGS if "adapter" in flag.idle_with] if settings["adapter"] is not None else []
 
 
 def tiny_defaults(settings, given):
     """Return the settings that have another default for the embedded model, if that is what is trained: dict."""
     if settings["model"] != models.FALLBACK:
         return {}
-    return {key: flag.tiny for key, flag in all_settings().items() if flag.tiny is not None and key not in given}
+    decided = {*given, *kept_by_adapter(settings)}
+    return {key: flag.tiny for key, flag in all_settings().items() if flag.tiny is not None and key not in decided}
 
 
 def resumed_settings(run, given):
@@ -273,5 +293,5 @@ def configuration(of_class, settings):
 
 
 def adapter_configuration(settings):
-    """Return the LoraConfig, or None if all weights are trained. Raises ConfigError."""
-    return None if settings["full"] else configuration(LoraConfig, settings)
+    """Return the LoraConfig of a new adapter, or None if there is none to make. Raises ConfigError."""
+    return None if settings["full"] or settings["adapter"] is not None else configuration(LoraConfig, settings)

@@ -27,10 +27,10 @@ from npgpt.data.preview import preview
 from npgpt.data.readers import SPLITS, Record, Stream
 from npgpt.data.recipe import Recipe, documents_like
 from npgpt.data.sequences import Encoded, Sequences
-from npgpt.data.sources import is_text, read_records, splits
+from npgpt.data.sources import is_text, located, read_records, splits
 from npgpt.data.templates import END, TEMPLATES, Document, Template, Text
 from npgpt.data.text_files import Copied, readable_again
 
 __all__ = ["END", "SPLITS", "TEMPLATES", "Copied", "Document", "Documents", "Encoded", "Order", "Recipe", "Record",
            "Sequences", "Stream", "Template", "Text", "documents_like", "encode", "encode_prompt", "encode_texts",
-           "is_held_out", "is_text", "preview", "read_records", "read_texts", "readable_again", "splits"]
+           "is_held_out", "is_text", "located", "preview", "read_records", "read_texts", "readable_again", "splits"]

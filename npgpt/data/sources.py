@@ -1,11 +1,13 @@
 """Which files a path means, which reader reads each, and which files of a folder are for training."""
 
+import functools
 import re
 from pathlib import Path
 
 from npgpt.data.parquet import read_parquet
 from npgpt.data.readers import SPLITS, read_csv, read_json, read_jsonl, read_text, read_tsv
 from npgpt.data.text_files import Copied, open_file, readable_again
+from npgpt.files import hub
 from npgpt.runtime.encodings import encoding
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
@@ -24,6 +26,32 @@ SPLIT_WORDS = {"train": "train", "training": "train",
                "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
 
 
+def located(path):
+    """Return where the data are: `path`, or for hf://datasets/OWNER/NAME[@REVISION][/FILE OR FOLDER] their place in the
+    cache, to which they are downloaded if they are not there.
+
+    Raises ConfigError, FileError and HubError.
+    """
+    if not isinstance(path, str) or not path.startswith("hf://"):
+        return path
+    found = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*[^/]))?/?", path)
+    if not found:
+        raise ConfigError(f"{path}: expected hf://datasets/OWNER/NAME, or with @REVISION and /FOLDER behind it")
+    return _downloaded(*found.groups())
+
+
+@functools.cache  # the hub is asked once
+def _downloaded(name, revision, inside):
+    below = f"{inside}/" if inside else ""
+    patterns = ["README.md", *filter(None, [inside]), *(f"{below}*{ending}" for ending in READERS)]
+    folder = hub.data_folder(name, patterns, revision)
+    place = folder / (inside or "")
+    if not place.exists():
+        raise FileError(f"the data set {name!r} has no {inside} that npgpt can read; a file must end in "
+                        f"{', '.join(READERS)}")
+    return place
+
+
 def read_records(path, split=None, separator=None):
     """Yield the records of a file, a folder, or a list of files, in order.
 
@@ -32,6 +60,7 @@ def read_records(path, split=None, separator=None):
     .csv      one record in each row; the first row names the fields; a first or last column without a name is left out
     .tsv      the same, with tabs between the columns
     .parquet  one record in each row, with values as in JSON; needs pyarrow
+    hf://     a data set on the hub: hf://datasets/OWNER/NAME[@REVISION][/FILE OR FOLDER]; see `located`
     folder    all files of these formats (and .txt) in the folder and below, in the order of their names; no hidden ones
     other     UTF-8 text (.txt, .text, .md, .raw, .tokens, or no ending). `split` says where a text ends. "line": each
               line is a text. "blank": each paragraph is a text, and blank lines separate them. "none": the whole file
@@ -54,7 +83,8 @@ def read_records(path, split=None, separator=None):
         raise ConfigError(f"separator = {separator!r}: it must stand between prompt and completion in each text, so it "
                           "cannot be empty or be used with split none")
     if split is None:
-        folder = isinstance(path, str | Path) and Path(path).is_dir() and not splits(path)
+        place = located(path)
+        folder = isinstance(place, str | Path) and Path(place).is_dir() and not splits(path)
         split = "none" if folder and not separator else "line"
     for file, reader in files(readable_again(path)):
         yield from reader(file) if reader is not read_text else read_text(file, split, separator)
@@ -76,9 +106,12 @@ def files(path):
         return [(path, _reader(path))]
     if not str(path):
         raise FileError("cannot read '': expected the name of a file or folder")
-    path = Path(path)
+    path = Path(located(path))
     if not path.is_dir():
         return [(path, _reader(path))]
+    if len(names := _data_sets(path)) > 1:
+        raise FileError(f"{path} holds several data sets, {', '.join(names)}, as its README.md says: name a folder or "
+                        "a file of one of them")
     found, of_splits = _files_below(path), splits(path)
     named = {split: of_splits[split] for split in of_splits if split != "other"}
     if len(named) > 1:
@@ -97,6 +130,7 @@ def splits(path):
     data/valid.jsonl, test/a.txt. The dict is empty if `path` is not a folder or its names tell no splits: no file has
     such a word, or some have none and no file is for training.
     """
+    path = located(path)
     folder, found = isinstance(path, str | Path) and str(path) and Path(path).is_dir(), {}
     for file in _files_below(Path(path)) if folder else ():
         parts = file.relative_to(path).parts
@@ -106,6 +140,16 @@ def splits(path):
     if "train" not in found and "other" in found:
         return {}
     return {split: found[split] for split in ("train", "validation", "test", "other") if split in found}
+
+
+def _data_sets(folder):
+    """Return the names of the data sets that the head of a README.md names, as the hub has it (`config_name`)."""
+    try:
+        readme = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    head = re.match(r"---\s*\n(.*?)\n---", readme, re.DOTALL)
+    return list(dict.fromkeys(re.findall(r"^\s*-?\s*config_name:\s*(\S+)", head[1], re.MULTILINE))) if head else []
 
 
 def _files_below(folder):

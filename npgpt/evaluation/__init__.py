@@ -11,6 +11,7 @@ Read the files in this order. A file imports only from files above it:
     bootstrap.py  intervals and a paired test, by resampling the items
     tasks.py      a task: the items that a model is asked, and the measures of its answers
     records.py    the file of answers, from which an interrupted evaluation goes on
+    pairs.py      a context and its continuation as ids
     questions.py  LAMBADA, multiple choice, labels, and free answers
     harness.py    npgpt as a model in EleutherAI's lm-evaluation-harness
 

@@ -13,7 +13,8 @@ from lm_eval.api.registry import register_model
 from npgpt.adapters.peft import load_adapter
 from npgpt.adapters.pretrained import base_of
 from npgpt.evaluation import evaluate
-from npgpt.evaluation.questions import answers, encode_pair
+from npgpt.evaluation.pairs import encode_pair
+from npgpt.evaluation.questions import answers
 
 
 @register_model("npgpt")

@@ -11,6 +11,7 @@ import numpy as np
 from npgpt.data import Text, encode_prompt
 from npgpt.evaluation import evaluate
 from npgpt.evaluation.items import mean_score
+from npgpt.evaluation.pairs import encode_pair
 from npgpt.evaluation.tasks import LikelihoodTask, Measure, Task
 from npgpt.generation.generate import before_stop, generate_batch
 from npgpt.runtime.errors import ConfigError, FormatError
@@ -19,32 +20,6 @@ TOGETHER = 32  # prompts in a batch
 
 
 # Answered by likelihood
-
-
-def encode_pair(tokenizer, context, continuation, split_special_tokens=True):
-    """Return (ids of the context, ids of the continuation), at least one id in each.
-
-    Context and continuation are encoded together. The cut is at the length of the context encoded alone. White space
-    at the end of the context goes to the continuation, because GPT-2's tokens begin with their space. If tokens span
-    the cut, so many that nothing is left after it, the continuation is encoded alone. An empty context becomes an
-    end-of-text id, unless the continuation begins with one, which is then the context. A special token that is spelled
-    out is plain text, except in the literals of the context (`npgpt.data.Text`); with split_special_tokens=False it is
-    always that token.
-    Raises ConfigError if the continuation is empty.
-    Source    lm-evaluation-harness, which stops at a pair that leaves nothing after the cut.
-    """
-    both, n, start = Text.join([context, continuation]), len(context.rstrip()), len(tokenizer.start_ids)
-    if not both[n:]:
-        raise ConfigError(f"the continuation of {context[-40:]!r} is empty: there is nothing to predict")
-    whole = encode_prompt(tokenizer, [both], split_special_tokens)
-    if n:
-        asked = encode_prompt(tokenizer, [both.between(0, n)], split_special_tokens)
-        answer = whole[len(asked):]
-        alone = encode_prompt(tokenizer, [both.between(n)], split_special_tokens)[start:]
-        return asked, answer if len(answer) else alone
-    whole = whole[start:]
-    begins = whole[0] == tokenizer.eos_id and len(whole) > 1
-    return (whole[:1], whole[1:]) if begins else (np.array([tokenizer.eos_id]), whole)
 
 
 class LastWord(LikelihoodTask):

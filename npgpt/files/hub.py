@@ -55,15 +55,16 @@ def file(name, filename, revision=None, local_files_only=False):
     unknown = [each for each in filenames if found[each] is None]
     if not unknown:
         return None
-    missing = f"{' or '.join(unknown)} of {name!r} is not in the cache {constants.HF_HUB_CACHE}"
+    missing = (f"there is no folder {name} here, and {' or '.join(unknown)} of {name!r} is not in the cache "
+               f"{constants.HF_HUB_CACHE}")
     if local_files_only or constants.HF_HUB_OFFLINE:
         reason = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
         raise HubError(f"{missing} and {reason} forbids the download; {INSTEAD}")
-    seconds = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else 2.0
     errors = []
-    if not reachable(seconds, errors):
-        reason = _network(errors[0]) if errors else f"no answer in {seconds:g} s, or a server error"
-        raise HubError(f"{missing} and {constants.ENDPOINT} cannot be reached ({reason}); {INSTEAD}")
+    if not reachable(None, errors):
+        reason = _network(errors[0]) if errors else f"no answer in {patience():g} s, or a server error"
+        wait = "" if errors else "; HF_HUB_ETAG_TIMEOUT=10 makes it wait 10 s"
+        raise HubError(f"{missing} and {constants.ENDPOINT} cannot be reached ({reason}); {INSTEAD}{wait}")
     # Every model has a config.json. All files come from the commit of this one, even if the branch has moved on.
     config = _in_cache(name, "config.json", revision)
     commit = config.parent.name if config else revision
@@ -111,6 +112,26 @@ def folder(name):
     return None
 
 
+def adapter_folder(name):
+    """Return the folder of an adapter's files, as a Path.
+
+    name  a folder; or the hub id of an adapter, "owner/name", whose files are then downloaded into the cache. A name
+          whose first part is a folder here is a folder that does not exist, and no hub id
+
+    Raises FileError if there is no such adapter on the hub, and HubError.
+    """
+    place = Path(name)
+    if os.path.exists(place) or place.is_absolute() or len(place.parts) != 2 or os.path.isdir(place.parts[0]):
+        return place
+    config = file(str(name), "adapter_config.json")
+    if config is None:
+        raise FileError(f"{name!r} on the hub has no adapter_config.json: it is not an adapter of PEFT")
+    commit = config.parent.name
+    for names in (("adapter_model.safetensors", "adapter_model.bin"), "tokenizer.json"):
+        file(str(name), names, commit)  # all into one folder of the cache
+    return config.parent
+
+
 def cached(name, revision=None):
     """Tell whether `name` needs no download: it is a folder, or the cache has configuration, weights and tokenizer."""
     if folder(name) is not None:
@@ -119,18 +140,25 @@ def cached(name, revision=None):
     return all(any(_in_cache(name, each, revision) for each in alternatives) for alternatives in parts)
 
 
-def reachable(timeout=2.0, errors=None):
-    """Tell within `timeout` seconds whether the hub answers; False at once if HF_HUB_OFFLINE is set.
+def patience():
+    """Return how many seconds to wait for the hub's first answer: HF_HUB_ETAG_TIMEOUT if it is set, else 2."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else 2.0
+
+
+def reachable(timeout=None, errors=None):
+    """Tell within `timeout` seconds (None: `patience`) whether the hub answers; False at once if HF_HUB_OFFLINE is set.
 
     errors  a list: if the request fails, its exception is appended
 
-    A thread asks, and is left behind after `timeout` seconds: no timeout of a request covers the look-up of the host's
+    A thread asks, and is left behind after these seconds: no timeout of a request covers the look-up of the host's
     name, which can take much longer. A server error (usually a proxy's) counts as no answer.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    answers = []
+    answers, timeout = [], patience() if timeout is None else timeout
 
     def ask():
         try:
@@ -144,6 +172,33 @@ def reachable(timeout=2.0, errors=None):
         thread.start()
         thread.join(timeout)
     return any(answer.status_code < 500 for answer in answers)
+
+
+def data_folder(name, patterns, revision=None):
+    """Return the folder, in the cache, of the data set `name` on the hub: the files that fit one of `patterns`.
+
+    Only what is not in the cache is downloaded. If the hub cannot be reached, what the cache has is used.
+    Raises HubError (the hub or the network, or nothing is in the cache) and FileError (the cache).
+    """
+    from huggingface_hub import constants, errors, snapshot_download
+
+    online = reachable()
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns,
+                                      local_files_only=not online))
+    except errors.GatedRepoError as error:
+        raise HubError(f"the data set {name!r} is gated: ask for access on {constants.ENDPOINT}/datasets/{name}, then "
+                       "log in with `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(f"there is no data set {name!r} on {constants.ENDPOINT}; a private one needs `hf auth login`"
+                       ) from error
+    except errors.LocalEntryNotFoundError as error:
+        if online:
+            raise _explain(error.__cause__ or error, name, "the data", revision) from error
+        raise HubError(f"the data set {name!r} is not in the cache {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} "
+                       "cannot be reached; name a file or a folder instead") from error
+    except Exception as error:  # which classes the transport raises depends on huggingface_hub's version
+        raise _explain(error, name, "the data", revision) from error
 
 
 def _in_cache(name, filename, revision):

@@ -7,6 +7,7 @@ Read the files in this order. A file imports only from files above it:
     figures.py    numbers as text
     encodings.py  how a text file is encoded
     seeding.py    random generators, each made from a seed and the name of its purpose
+    cores.py      how many processors this process may use
     threads.py    how many threads work, and the workers that share one job
     shares.py     how an operation cuts its arithmetic into shares for those workers
     tiles.py      how attention cuts its sequences and heads into tiles for them

@@ -1,8 +1,6 @@
-"""The memory of the process: how much it holds, and how to keep freed memory for the next step.
+"""The memory of the process: how much it holds, and how to keep freed memory for the next step."""
 
-psutil would give the first, but two lines here do, and save a dependency.
-"""
-
+import contextlib
 import ctypes
 import os
 import sys
@@ -27,9 +25,22 @@ def keep_freed_memory():
 
 
 def resident():
-    """Return the bytes of memory that this process holds now, or 0 if the system does not tell."""
+    """Return the bytes of memory that this process holds now, or 0 if the system does not tell.
+
+    Linux tells it in a file. Elsewhere psutil knows, if it is installed, or the system tells the most that the process
+    has held so far, which is hardly more before the training.
+    """
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return 0
+        pass
+    with contextlib.suppress(ImportError, OSError):
+        import psutil
+
+        return psutil.Process().memory_info().rss
+    with contextlib.suppress(ImportError, OSError):  # Windows has no such module
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 0

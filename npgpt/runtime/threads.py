@@ -14,6 +14,7 @@ import threading
 
 import threadpoolctl
 
+from npgpt.runtime.cores import cores
 from npgpt.runtime.errors import ConfigError
 
 LEAST_WIDTH = 300     # the matrices of a narrower model fit into one core's cache, so it needs LEAST_WORK to gain
@@ -38,8 +39,10 @@ def _controller():
 
 
 def available():
-    """Return how many threads BLAS would use now: one for each core, or as many as the environment allows."""
-    return max((info["num_threads"] for info in _controller().info()), default=1)
+    """Return how many threads there would be now: one for each processor that this process may use, or fewer if the
+    environment says so to BLAS; inside a block of `blas_threads`, as many as that says."""
+    count = max((info["num_threads"] for info in _controller().info()), default=1)
+    return count if _inside else min(count, cores())
 
 
 def checked(threads):

@@ -8,7 +8,8 @@ saved      what the forward pass saves for the backward pass, in proportion to t
            checkpointing, a block saves only its input, and one block at a time is computed again.
 work       temporary arrays of the backward pass: in a block, two gradients as wide as the MLP and two as wide as the
            model; or, if that is more, a block of logits and two arrays of hidden states for each worker. If an adapter
-           changes the head, also the changed table and its gradient.
+           changes the head, also the changed table and its gradient. Measuring the held-out loss saves nothing and
+           has no gradients, but it takes many tokens at a time: if it needs more than all this together, that counts.
 gradients  of everything that is trained. The token table has two, one for each of its uses, and their sum. With several
            micro-batches in a step, also the sum of the gradients so far.
 """
@@ -21,6 +22,8 @@ import numpy as np
 
 from npgpt.autograd import Record, Tensor
 from npgpt.batch import NO_TARGET, Batch
+from npgpt.evaluation.evaluate import BATCH_TOKENS, group_by_tokens
+from npgpt.evaluation.evaluate import ROWS as ROWS_OF_LOGITS
 from npgpt.ops.cross_entropy import ROWS, TOKENS
 from npgpt.runtime.memory import resident
 from npgpt.runtime.seeding import generator
@@ -41,7 +44,7 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def memory(model, batch, threads=None, process=None, micro_batches=1):
+def memory(model, batch, threads=None, process=None, micro_batches=1, held_out=None):
     """Return the Memory of training at its peak. Call this when the optimiser exists.
 
     model          GPT2, with trainable parameters and gradient checkpointing set as for training
@@ -49,6 +52,7 @@ def memory(model, batch, threads=None, process=None, micro_batches=1):
     threads        as for `train_step`
     process        bytes that the process holds, if known; None: ask the system
     micro_batches  number of micro-batches in a step
+    held_out       the sequences whose loss is measured, data.Sequences; None: there are none
     """
     if process is None:
         process = resident()  # ask now: the sequence below needs memory that training does not hold
@@ -74,7 +78,23 @@ def memory(model, batch, threads=None, process=None, micro_batches=1):
         work += 2 * model.head().data.nbytes
     if micro_batches > 1:
         gradients += trainable
+    if held_out is not None:
+        work = max(work, measuring_bytes(model, held_out.lengths) - saved - gradients)
     return Memory(process, saved, work, gradients)
+
+
+def measuring_bytes(model, lengths):
+    """Return the bytes that measuring the loss of sequences with these lengths takes, at its peak.
+
+    In a block these are three arrays as wide as the MLP and three as wide as the model; later the hidden states and,
+    for each worker, a block of logits, and the room of one more that is free but in pieces.
+    """
+    config = model.config
+    tokens = max(int(lengths[group].sum()) for group in group_by_tokens(lengths, BATCH_TOKENS))
+    in_block = tokens * (3 * (config.n_inner or 4 * config.n_embd) + 3 * config.n_embd)
+    blocks = 1 + min(that_pay(model, tokens), math.ceil(tokens / ROWS_OF_LOGITS))
+    logits = blocks * min(tokens, ROWS_OF_LOGITS) * config.vocab_size
+    return max(in_block, tokens * config.n_embd + logits) * model.head().data.itemsize
 
 
 def saved_bytes(model, length):

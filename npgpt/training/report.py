@@ -43,7 +43,9 @@ def write_report(run, model):
 def _summary(config, metrics, results):
     settings, seconds = config["settings"], sum(line["seconds"] for line in metrics)
     tokens = sum(line["tokens"] for line in metrics)
-    what = "all weights of" if settings["full"] else f"an adapter of rank {settings['rank']} for"
+    what = f"an adapter of rank {settings['rank']} for"
+    if settings["full"] or settings["adapter"] is not None:
+        what = "all weights of" if settings["full"] else f"the adapter {settings['adapter']} further for"
     sentences = [
         f"This run trained {what} {settings['model']} in {len(metrics):,} steps on {tokens:,} tokens. It took "
         f"{datetime.timedelta(seconds=round(seconds))} hours ({tokens / max(seconds, 1e-9):,.0f} tokens per second)."]
@@ -110,8 +112,9 @@ def _relative_sizes(model):
     for name, layer in adapted_layers(model).items():
         weight = layer.base_layer.weight.data
         (update,) = layer.update.adapters.values()
-        change = update.delta(layer.base_layer)["weight"]
-        sizes[name] = float(np.linalg.norm(change) / max(np.linalg.norm(weight), 1e-30))
+        change = update.delta(layer.base_layer).get("weight")
+        if change is not None:  # else only a bias trains here
+            sizes[name] = float(np.linalg.norm(change) / max(np.linalg.norm(weight), 1e-30))
     return sizes
 
 

@@ -545,6 +545,15 @@ def test_a_model_that_has_an_adapter(folder):
 
 def test_missing_and_corrupt_files(folder, tmp_path):
     refused(tmp_path / "nowhere", "cannot read .*nowhere.adapter_config.json", FileError)
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    refused(tmp_path / "run", "run is the folder of a model, not of an adapter: there is no adapter_config", FileError)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    refused(tmp_path / "run", "run is the folder of a run that has no adapter", FileError)
+    (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
+    refused(tmp_path / "run", "run is the folder of a run; its adapter is .*run.adapter$", FileError)
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "cannot read .*empty.adapter_config.json", FileError)
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1])

@@ -171,7 +171,8 @@ def test_every_command_says_what_is_wrong_with_a_model(refused, folder, command)
 
 @pytest.mark.parametrize("name, message", [
     ("./none", "there is no folder ./none"), ("no/such/model", "there is no folder no/such/model"),
-    ("none", "'none' is not in the cache"), ("a b", "is neither a folder nor a hub id"),
+    ("none", "there is no folder none here, and tokenizer.json or vocab.json of 'none' is not in the cache"),
+    ("a b", "is neither a folder nor a hub id"),
     ("texts.txt", "texts.txt is a file"),
 ])
 def test_unknown_models(refused, name, message):
@@ -193,7 +194,8 @@ def test_a_folder_has_no_revisions(refused):
     ("--targets h.[", "is not a regular expression"),
     ("--rank 0", "--rank 0: it must be a whole number from 1 to 65,536"),
     ("--rank -4", "--rank -4: "),
-    ("--lr-ratio 0", "the learning rate of B is to be 0 times that of A: the ratio must be positive"),
+    ("--lr-ratio 0", "argument --lr-ratio: it must be a positive number"),
+    ("--lr-ratio inf", "argument --lr-ratio: it must be a positive number"),
     ("--init svd", "argument --init: invalid choice: 'svd'"),
     ("--init orthogonal --rank 3", "the rank must be even"),
     ("--init pissa --dora", "--dora does not go together with --init 'pissa'"),
@@ -213,7 +215,8 @@ def test_a_folder_has_no_revisions(refused):
     ("--warmup -1", "--warmup -1: "),
     ("--schedule cyclic", "argument --schedule: invalid choice: 'cyclic'"),
     ("--seed -1", "--seed -1: "),
-    ("--samples -1", "argument --samples: invalid choice"),
+    ("--samples -1", "--samples -1: it must be at least 0"),
+    ("--sample-prompts missing.txt", "cannot read missing.txt"),
     ("--max-length 0", "--max-length 0: it must be from 2 to the model's context of 64"),
     ("--max-length 1", "--max-length 1: it must be"),
     ("--max-length 65", "--max-length 65: it must be"),
@@ -245,7 +248,8 @@ def test_options_of_finetune(refused, options, message):
     (["--adapter", "adapter", "--adapter", "adapter", "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
     (["--num-samples", 9, "--max-new-tokens", 60], "a prompt of 5 tokens and 60 new ones"),
     (["--adapter", "none"], "cannot read none/adapter_config.json"),
-    (["--adapter", "run"], "cannot read run/adapter_config.json"),
+    (["--adapter", "run"], "run is the folder of a run; its adapter is run/adapter"),
+    (["--adapter", "model"], "model is the folder of a model, not of an adapter"),
 ])
 def test_options_of_generate(refused, options, message):
     assert message in refused(*GENERATE, *options)
@@ -264,8 +268,8 @@ def test_records_to_answer(refused, options, message):
 
 
 @pytest.mark.parametrize("options, message", [
-    ("--context 1", "--context 1, "),
-    ("--context -3", "--context -3, "),
+    ("--context 1", "--context 1: it must be at least 2"),
+    ("--context -3", "--context -3: it must be at least 2"),
     ("--stride 0", "--context 64, --stride 0"),
     ("--context 32 --stride 33", "--context 32, --stride 33"),
     ("--adapter none", "cannot read none/adapter_config.json"),

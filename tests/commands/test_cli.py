@@ -86,8 +86,10 @@ def test_wrong_arguments_are_one_line(capsys, arguments, message):
 PATHS = {
     "convert_adapter": "checkpoint --out", "convert_checkpoint": "checkpoint --tokenizer --out",
     "e2e": "--train --test --out", "evaluate": "--adapter --data --out",
-    "export_gguf": "--adapter --out", "finetune": "--data --val-data --out --resume --config",
-    "generate": "--adapter --prompt-file", "gradcheck": "--adapter", "inspect_adapter": "adapter --compare --plot",
+    "export_gguf": "--adapter --out",
+    "finetune": "--data --val-data --adapter --sample-prompts --out --resume --config",
+    "generate": "--adapter --prompt-file --records", "gradcheck": "--adapter",
+    "inspect_adapter": "adapter --compare --plot",
     "inspect_text": "--adapter --out", "merge": "--adapter --out --text", "plot": "runs --out", "pretrain": "--out",
     "sweep": "--out", "benchmark": "",
 }

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -44,3 +46,24 @@ def test_steps_by_tokens_are_cut_even_where_one_text_is_longer(script, tmp_path,
     script("finetune.py", "--model", wide, "--data", texts, "--max-steps", 1, "--samples", 0, "--batch-tokens", 8,
            "--accumulate", 8, "--max-memory", "2GB", "--out", "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["batch_tokens"] == 8
+
+
+UNKNOWN = """
+import sys
+from npgpt.commands import cli, finetune
+finetune.resident = lambda: 0
+sys.exit(cli.run(lambda: finetune.main(finetune.parse_arguments(None))))
+"""
+
+
+def test_a_system_that_does_not_tell_the_memory(tmp_path, environment, model, texts):
+    (tmp_path / "unknown.py").write_text(UNKNOWN)
+    command = [sys.executable, "unknown.py", "--model", model, "--data", texts, "--max-steps", "1", "--samples", "0"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert " of memory at the most beside what the process holds, which this system does not tell, " in done.stdout
+    done = subprocess.run([*command, "--max-memory", "1GB"], cwd=tmp_path, env=environment, capture_output=True,
+                          text=True)
+    assert (done.returncode, done.stderr) == (2, (
+        "error: --max-memory: this system does not tell how much memory the process holds; install psutil, or leave "
+        "the flag out and choose a smaller --batch-size\n"))

@@ -76,6 +76,9 @@ def test_other_data_under_the_same_settings_are_said(script, run_script, folder)
     ("s.toml", 'resume = "run"', "s.toml: resume belongs to one call: give it on the command line"),
     ("s.toml", 'rank = "two"', "s.toml: argument --rank: 'two' is not a whole number"),
     ("s.toml", "rank = 2.5", "s.toml: argument --rank: '2.5' is not a whole number"),
+    ("s.yaml", "rank: 8", "s.yaml: settings are read from a TOML file or from the config.json of a run, not from YAML; "
+     "write them into a .toml file, one a line: rank = 8"),
+    ("s.toml", "lr-ratio = 0", "s.toml: argument --lr-ratio: it must be a positive number"),
     ("s.toml", "rank = true", "s.toml: rank = True: it must be a number or a string"),
     ("s.toml", "full = 1", "s.toml: full = 1: it must be true or false"),
     ("s.toml", '[lora]\nrank = 1', "s.toml: lora is a section; settings are not in sections"),
@@ -93,6 +96,13 @@ def test_what_is_no_setting_is_named(refused, folder, name, text, message):
     if text is not None:
         (folder / name).write_text(text)
     assert f"error: {message}" in refused("finetune.py", "--config", name)
+
+
+def test_a_flag_that_needs_another_is_refused_without_it(refused, folder):
+    message = "error: --decay-all has no effect without --full: leave it out"
+    assert message in refused("finetune.py", "--model", "model", "--data", "texts.txt", "--decay-all")
+    (folder / "s.toml").write_text("decay-all = true")
+    assert message in refused("finetune.py", "--model", "model", "--data", "texts.txt", "--config", "s.toml")
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -53,4 +53,4 @@ def test_other_numbers(tmp_path):
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    refused(tmp_path, r"written by the gguf package: pip install 'npgpt\[gguf\]'")
+    refused(tmp_path, r"written by the gguf package: pip install '\.\[gguf\]'")

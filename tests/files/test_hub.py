@@ -201,3 +201,12 @@ def test_why_the_network_failed(cache, monkeypatch, error, message):
         hub.file("o/m", "config.json")
     assert ("refused, through the proxy http://proxy:3128" in str(through.value)) == ("refused" in str(error))
     assert "secret" not in str(through.value)
+
+
+def test_how_long_to_wait_for_the_hub(monkeypatch):
+    """HF_HUB_ETAG_TIMEOUT lengthens the wait, for the default model too."""
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    assert hub.patience() == 2
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "7")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 7)  # it reads the variable at its import
+    assert hub.patience() == 7

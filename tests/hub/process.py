@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 import npgpt
+import npgpt.adapters.pretrained
 import npgpt.files.hub
 from npgpt.runtime import errors
 

@@ -2,12 +2,14 @@
 
 It answers `HEAD` and `GET /{repository}/resolve/{revision}/{file}` as the hub does: small files come from itself, large
 ones from a storage of another origin to which it sends on, a moved repository is sent on to its new name, and what is
-refused has the hub's status and X-Error-Code. It remembers all requests, and breaks down when and how it is told to.
+refused has the hub's status and X-Error-Code. Of a data set it also lists the files. It remembers all requests, and
+breaks down when and how it is told to.
 """
 
 import hashlib
 import http.server
 import itertools
+import json
 import re
 import socket
 import struct
@@ -117,8 +119,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         hub.requests.append(Request(self.command, self.path, self.headers.get("Range"), token))
         # A revision is one component of the path: in refs/pr/1 the slashes are quoted.
-        if match := re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", self.path):
+        if match := re.fullmatch(r"/((?:datasets/)?[^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", self.path):
             self.resolve(*map(urllib.parse.unquote, match.groups()), token)
+        elif match := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/(revision|tree)/([^/?]+)(?:\?.*)?", self.path):
+            self.list(*map(urllib.parse.unquote, match.groups()))
         elif match := re.fullmatch(r"/storage/(.+)/([0-9a-f]{40})/([^/]+)", self.path):
             name, commit, file = match.groups()
             repository = hub.repositories[name]
@@ -159,6 +163,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             X_Linked_ETag=f'"{hashlib.sha256(content).hexdigest()}"',
             ETag='"that of the pointer in Git"',
         )
+
+    def list(self, name, what, revision):
+        """Say which commit a revision of a data set is, or which files it has."""
+        repository = self.server.hub.repositories.get(name)
+        if repository is None:
+            return self.answer(404, X_Error_Code="RepoNotFound")
+        commit = repository.resolve(revision)
+        if commit is None:
+            return self.answer(404, X_Error_Code="RevisionNotFound")
+        files = repository.commits[commit]
+        found = {"id": name.removeprefix("datasets/"), "sha": commit,
+                 "siblings": [{"rfilename": file} for file in files]}
+        tree = [{"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for file, content in files.items()]
+        self.answer(200, json.dumps(found if what == "revision" else tree).encode(), Content_Type="application/json")
 
     def send_file(self, repository, file, content, **headers):
         """Send the content, from the byte that is asked for on; or what the repository's `transfers` have instead."""

@@ -394,15 +394,26 @@ def test_offline_is_noticed_at_once(tmp_path):
         assert time.perf_counter() - start < 2
 
 
-def test_an_adapter_is_downloaded_once_and_names_its_base(hub, tmp_path, process, model):
-    npgpt.save_adapter(npgpt.add_lora(npgpt.GPT2(model.config, seed=1), npgpt.LoraConfig(r=1)), tmp_path / "adapter")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
-    fields = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": "tiny"}
-    hub.add("o/an-adapter", files | {"adapter_config.json": json.dumps(fields).encode(), "README.md": b"not needed"})
-    base = "__import__('npgpt.adapters.pretrained').adapters.pretrained.base_name(['o/an-adapter'])"
-    assert process(base) == "tiny"
-    got = {line.rpartition("/")[2] for line in hub.take("an-adapter") if line.startswith("GET")}
-    assert got == {"adapter_config.json", "adapter_model.safetensors"}
-    assert process(base) == "tiny" and hub.take() == []
-    with pytest.raises(HubError, match=r"answered 401 for adapter_config.json of 'o/none'"):
-        process(base.replace("an-adapter", "none"))
+# Adapters
+
+
+def test_an_adapter_from_the_hub_with_the_base_that_it_names(tmp_path, files):
+    model = npgpt.GPT2(CONFIG, seed=1)
+    model.name_or_path = "o/base"
+    npgpt.add_lora(model, npgpt.LoraConfig(r=2, init_lora_weights=False))
+    npgpt.save_adapter(model, tmp_path / "adapter")
+    with Hub() as hub:
+        hub.add("o/base", files)
+        hub.add("o/adapter", {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()})
+        hub.add("o/empty", {"config.json": b"{}"})
+        with Process(tmp_path / "home", hub.url) as process:
+            base = process("npgpt.adapters.pretrained.base_name('o/adapter')")
+            assert base == "o/base"
+            loaded = "npgpt.load_adapter(npgpt.GPT2.from_pretrained('o/base'), 'o/adapter').logits([1, 2, 3]).tolist()"
+            assert process(loaded) == model.logits([1, 2, 3]).tolist()
+            hub.close()
+            assert process(loaded) == model.logits([1, 2, 3]).tolist()  # from the cache
+    with Hub() as hub:
+        hub.add("o/empty", {"config.json": b"{}"})
+        with Process(tmp_path / "home", hub.url) as process, pytest.raises(FileError, match="it is not an adapter"):
+            process("npgpt.files.hub.adapter_folder('o/empty')")

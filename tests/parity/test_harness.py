@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 import npgpt
 from npgpt.data import read_records
-from npgpt.evaluation import questions
+from npgpt.evaluation import pairs, questions
 from npgpt.evaluation.harness import NpgptLM
 from npgpt.evaluation.records import Records, complete
 
@@ -69,7 +69,7 @@ def test_loglikelihood(ours, theirs):
 def test_pairs(ours, theirs, context, continuation):
     """The ids of every pair are the harness's, if the harness has any."""
     assume(context.strip() and continuation)
-    asked, answer = (ids.tolist() for ids in questions.encode_pair(ours.tokenizer, context, continuation, False))
+    asked, answer = (ids.tolist() for ids in pairs.encode_pair(ours.tokenizer, context, continuation, False))
     their_asked, their_answer = theirs._encode_pair(context, continuation)
     assert asked == their_asked
     assert answer == their_answer or (not their_answer and answer)

@@ -12,6 +12,7 @@ import transformers
 
 import npgpt
 from npgpt.autograd import Tensor
+from npgpt.commands import adapting
 from npgpt.optim import schedule
 
 from .reference import (
@@ -151,3 +152,31 @@ def test_twenty_steps(name, lora, dtypes):
             {released_name(key): weight.detach().numpy() for key, weight in theirs.named_parameters()},
             1e-9,
         )
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+@pytest.mark.parametrize("name", ["gelu_new", "untied"])
+def test_three_steps_of_all_weights_decay_as_in_the_trainer(name, decay_all, tmp_path):
+    """transformers' Trainer puts biases and norms into a group of their own, without decay."""
+    theirs = torch_model(name, dtype=torch.float64)
+    ours = npgpt_model(theirs, np.float64)
+    ours.unfreeze()
+    arguments = transformers.TrainingArguments(tmp_path, learning_rate=0.02, weight_decay=0.4, report_to=[])
+    trainer = transformers.Trainer(theirs, arguments)
+    reference = (torch.optim.AdamW(theirs.parameters(), lr=0.02, weight_decay=0.4) if decay_all
+                 else trainer.create_optimizer())
+    opt = adapting.optimizer(ours, {"full": True, "decay_all": decay_all, "lr": 0.02, "weight_decay": 0.4})
+    if not decay_all:
+        decayed = {released_name(name) for name in trainer.get_decay_parameter_names(theirs)}
+        assert opt.params.keys() - opt.undecayed == decayed & opt.params.keys()
+    for step in range(3):
+        sequences = texts(ours.config.vocab_size, [11, 5, 20], seed=step)
+        reference.zero_grad()
+        torch_mean_loss(theirs, sequences).backward()
+        reference.step()
+        npgpt.train_step(ours, npgpt.Batch.from_sequences(sequences), opt, max_grad_norm=None)
+    assert_all_close(
+        {key: tensor.data for key, tensor in ours.parameters().items()},
+        {released_name(key): weight.detach().numpy() for key, weight in theirs.named_parameters()},
+        1e-9,
+    )

@@ -2,9 +2,13 @@ import os
 import platform
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import pytest
+
 import npgpt
+from npgpt.runtime.memory import resident
 
 FAULTS = """
 import concurrent.futures, resource, sys
@@ -48,3 +52,37 @@ if platform.libc_ver()[0] == "glibc":
 
     def test_the_threads_of_a_step_leave_their_memory_to_those_of_the_next():
         assert page_faults("keep", "threads") < 100  # a thread's own stack among them
+
+
+@pytest.fixture
+def no_proc(monkeypatch):
+    """A system without /proc."""
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+
+
+def module_of(peak):
+    return types.SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: types.SimpleNamespace(ru_maxrss=peak))
+
+
+def test_psutil_tells_what_the_system_has_no_file_for(monkeypatch, no_proc):
+    process = types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(rss=12345))
+    monkeypatch.setitem(sys.modules, "psutil", types.SimpleNamespace(Process=lambda: process))
+    assert resident() == 12345
+
+
+@pytest.mark.parametrize("system, expected", [("darwin", 5000), ("freebsd14", 5000 * 1024)])
+def test_without_psutil_the_peak_counts(monkeypatch, no_proc, system, expected):
+    """macOS gives it in bytes, the others in units of 1,024."""
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.setitem(sys.modules, "resource", module_of(5000))
+    monkeypatch.setattr(sys, "platform", system)
+    assert resident() == expected
+
+
+def test_where_nothing_tells_it_is_not_known(monkeypatch, no_proc):
+    for name in ("psutil", "resource"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert resident() == 0

@@ -100,3 +100,49 @@ def test_the_eye():
     assert [estimate.spelled(n) for n in (3, 25_000, 2.5e6, 2.5e8, 3e9)] == [
         "3 bytes", "25 kB", "2.5 MB", "0.25 GB", "3.00 GB"]
     assert [estimate.duration(n) for n in (3.2, 600, 7200)] == ["4 s", "10 min", "2.0 h"]
+
+
+MEASURING = """
+import json, re, sys
+import numpy as np, npgpt
+from npgpt.data import Sequences
+from npgpt.evaluation import evaluate
+from npgpt.runtime.memory import keep_freed_memory, resident
+from npgpt.training import estimate
+keep_freed_memory()
+config, lengths = json.loads(sys.argv[1])
+model = npgpt.GPT2(npgpt.GPT2Config(**config), seed=None)
+for tensor in model.parameters().values():
+    tensor.data.fill(0.01)
+held_out = Sequences.of([np.arange(length) for length in lengths])
+before = resident()
+estimated = estimate.measuring_bytes(model, held_out.lengths)
+evaluate.mean_nll(model, held_out)
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+print(json.dumps([estimated, peak - before]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("config, lengths", [(GPT2, [1024] * 3), (GPT2, [64] * 50), ({**SMALL, "vocab_size": 50257},
+                                                                                   [1000] * 4)])
+def test_measuring_takes_the_memory_that_is_estimated(config, lengths):
+    environment = os.environ | {"PYTHONPATH": str(Path(npgpt.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", MEASURING, json.dumps([config, lengths])], env=environment,
+                          capture_output=True, text=True, check=True)
+    estimated, measured = json.loads(done.stdout)
+    assert 0.8 * estimated - 10e6 < measured < 1.1 * estimated + 10e6
+
+
+def test_measuring_counts_if_it_takes_more_than_a_step():
+    model = npgpt.GPT2(npgpt.GPT2Config(**SMALL), seed=None)
+    npgpt.add_lora(model, npgpt.LoraConfig())
+    batch = npgpt.Batch.from_sequences([np.arange(8)])
+    alone = estimate.memory(model, batch, 1, 1000)
+    few, many = (estimate.memory(model, batch, 1, 1000, held_out=Sequences.of([np.arange(8)] * count))
+                 for count in (1, 300))
+    assert few.total < many.total == 1000 + estimate.measuring_bytes(model, np.full(300, 8))
+    assert many[:2] + many[3:] == alone[:2] + alone[3:]
+    large = npgpt.Batch.from_sequences([np.arange(900)] * 4)
+    assert estimate.memory(model, large, 1, 1000, held_out=Sequences.of([np.arange(8)])) == estimate.memory(
+        model, large, 1, 1000)

@@ -34,7 +34,7 @@ def reported(tmp_path, request):
     run = Run.create(tmp_path / "mine & yours")
     data = {"texts": 7, "tokens": 1234, "learned": 1227, "fingerprint": "0123456789abcdef" * 2}
     run.write_config({
-        "settings": {"model": NASTY, "rank": 8, "full": full, "data": None, "lr": 0.1},
+        "settings": {"model": NASTY, "rank": 8, "adapter": None, "full": full, "data": None, "lr": 0.1},
         "data": {"training": data, "held_out": None if full else data}, "model": {"fingerprint": "f" * 32},
         "versions": {"numpy": "2.9.9"}, "machine": {"processor": "an abacus", "threads": 2}})
     for step in range(1, 21):
