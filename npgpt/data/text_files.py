@@ -11,6 +11,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
+from npgpt.files.content import POINTER, refuse_pointer
 from npgpt.runtime.encodings import LONGEST_MARK, encoding
 from npgpt.runtime.errors import FileError, FormatError
 
@@ -118,7 +119,13 @@ def open_file(path):
     if isinstance(path, Copied):
         return path.open()
     try:
-        return open(path, "rb")
+        file = open(path, "rb")
+        try:
+            refuse_pointer(path, file.peek(len(POINTER)))
+        except BaseException:
+            file.close()
+            raise
+        return file
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -2,6 +2,7 @@
 
 Read the files in this order. A file imports only from files above it:
 
+    content.py      the bytes of a file, mapped if the file system can, and Git LFS's pointers
     atomic.py       files and folders that are written whole or not at all; JSON
     lock.py         a lock on a folder
     names.py        the names of parameters in other programs' files

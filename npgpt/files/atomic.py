@@ -11,6 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
+from npgpt.files.content import refuse_pointer
 from npgpt.runtime.encodings import decoded
 from npgpt.runtime.errors import FileError, FormatError, NpgptError
 
@@ -118,7 +119,9 @@ def read_text(path):
     Raises FileError or FormatError (not UTF-8).
     """
     try:
-        return decoded(Path(path).read_bytes())
+        raw = Path(path).read_bytes()
+        refuse_pointer(path, raw)
+        return decoded(raw)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -8,7 +8,9 @@ huggingface_hub does the work. It has its own environment variables (HF_HOME, HF
 
 import contextlib
 import os
+import re
 import threading
+import urllib.request
 from pathlib import Path
 
 from npgpt.runtime.errors import ConfigError, FileError, FormatError, HubError
@@ -38,7 +40,12 @@ def file(name, filename, revision=None, local_files_only=False):
     if place is not None:
         if revision is not None:
             raise ConfigError(f"revision {revision!r} is for a model on the hub, but {name} is a folder; leave it out")
-        return next((place / each for each in filenames if os.path.isfile(place / each)), None)  # False for odd names
+        for path in (place / each for each in filenames):
+            if os.path.isfile(path):  # False for odd names
+                return path
+            if os.path.islink(path):
+                raise FileError(f"{path} is a link to {os.readlink(path)}, where no file is: fetch the file again")
+        return None
 
     from huggingface_hub import constants
 
@@ -53,10 +60,11 @@ def file(name, filename, revision=None, local_files_only=False):
     if local_files_only or constants.HF_HUB_OFFLINE:
         reason = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
         raise HubError(f"{missing} and {reason} forbids the download; {INSTEAD}")
-    if not reachable():
-        reason = f"no answer in {patience():g} s, or a server error"
-        raise HubError(f"{missing} and {constants.ENDPOINT} cannot be reached ({reason}); {INSTEAD}; "
-                       "HF_HUB_ETAG_TIMEOUT=10 makes it wait 10 s")
+    errors = []
+    if not reachable(None, errors):
+        reason = _network(errors[0]) if errors else f"no answer in {patience():g} s, or a server error"
+        wait = "" if errors else "; HF_HUB_ETAG_TIMEOUT=10 makes it wait 10 s"
+        raise HubError(f"{missing} and {constants.ENDPOINT} cannot be reached ({reason}); {INSTEAD}{wait}")
     # Every model has a config.json. All files come from the commit of this one, even if the branch has moved on.
     config = _in_cache(name, "config.json", revision)
     commit = config.parent.name if config else revision
@@ -139,8 +147,10 @@ def patience():
     return constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else 2.0
 
 
-def reachable(timeout=None):
+def reachable(timeout=None, errors=None):
     """Tell within `timeout` seconds (None: `patience`) whether the hub answers; False at once if HF_HUB_OFFLINE is set.
+
+    errors  a list: if the request fails, its exception is appended
 
     A thread asks, and is left behind after these seconds: no timeout of a request covers the look-up of the host's
     name, which can take much longer. A server error (usually a proxy's) counts as no answer.
@@ -151,8 +161,11 @@ def reachable(timeout=None):
     answers, timeout = [], patience() if timeout is None else timeout
 
     def ask():
-        with contextlib.suppress(Exception):  # whatever failed, there was no answer
+        try:
             answers.append(get_session().head(constants.ENDPOINT, timeout=timeout))
+        except Exception as error:  # whatever failed, there was no answer
+            if errors is not None:
+                errors.append(error)
 
     if not constants.HF_HUB_OFFLINE:
         thread = threading.Thread(target=ask, daemon=True)
@@ -232,9 +245,27 @@ def _explain(error, name, filename, revision):
         return HubError(f"{hub} does not answer like a Hugging Face hub; check HF_ENDPOINT and the proxy settings")
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
+        if status == 407:
+            return HubError(f"cannot download {filename} of {name!r}: {_network(error)}")
         token = "; check the name and the token, or log in with `hf auth login`" if status in (401, 403) else ""
         return HubError(f"{hub} answered {status} for {filename} of {name!r}{token}")
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
         return FileError(f"cannot store {filename} of {name!r} in the cache: {error}")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return HubError(f"cannot download {filename} of {name!r} from {hub}: {reason}; try again, or {INSTEAD}")
+    return HubError(f"cannot download {filename} of {name!r} from {hub}: {_network(error)}; try again, or {INSTEAD}")
+
+
+def _network(error):
+    """Return one line that says why a request failed, and what to do about it if that is known."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return (f"its certificate cannot be verified ({said}); if your network puts its own certificate between, name "
+                "the certificate's file in SSL_CERT_FILE")
+    if "407" in said:
+        return (f"the proxy asks for a name and a password ({said}); write them into HTTPS_PROXY: "
+                "http://NAME:PASSWORD@HOST:PORT")
+    if isinstance(error, FileNotFoundError):
+        return f"SSL_CERT_FILE or SSL_CERT_DIR names a file that is not there ({said})"
+    if isinstance(error, ValueError) or type(error).__name__ in ("InvalidURL", "UnsupportedProtocol"):
+        return f"the address of the hub or of the proxy is wrong ({said}); see HF_ENDPOINT, HTTPS_PROXY and ALL_PROXY"
+    proxy = re.sub("//[^/]*@", "//", urllib.request.getproxies().get("https", ""))  # without a password
+    return f"{said}, through the proxy {proxy}" if proxy else said

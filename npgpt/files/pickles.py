@@ -13,6 +13,7 @@ import io
 import pickletools
 import warnings
 
+from npgpt.files.content import POINTER, refuse_pointer
 from npgpt.runtime.errors import FileError, FormatError
 
 MAX_PICKLE = 4_000_000  # bytes; the pickle in a file of GPT-2 XL has about 100,000
@@ -48,6 +49,7 @@ def read(path):
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_PICKLE + 1)
+        refuse_pointer(path, data[:len(POINTER)])
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     value, length = interpret(path, data[:MAX_PICKLE], Rules())

@@ -13,12 +13,11 @@ exactly, without overlap or hole, so that nothing can hide in a file.
 
 import json
 import math
-import mmap
 import os
 
 import numpy as np
 
-from npgpt.files import atomic
+from npgpt.files import atomic, content
 from npgpt.runtime.errors import ConfigError, FileError, FormatError
 
 # The official writer writes tensors by dtype, the last of this list first: wide before narrow, so all stay aligned.
@@ -44,7 +43,7 @@ def read(path):
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             header, start = _read_header(path, file, size)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = content.mapped(file)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     entries = {name: _check_entry(f"{path}: tensor {name!r}", entry, size - start) for name, entry in header.items()}
@@ -56,8 +55,7 @@ def _read_header(path, file, size):
     """Return the header's entries without "__metadata__", and the position in the file at which the data starts."""
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
-    if prefix == b"version ":
-        raise FormatError(f"{path} is a Git LFS pointer, not the tensors; fetch the file itself (git lfs pull)")
+    content.refuse_pointer(path, prefix)
     if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
         raise FormatError(
             f"{path} is not a whole safetensors file: {size} bytes with a header of {length} bytes; "

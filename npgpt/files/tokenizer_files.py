@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from npgpt.files import hub
 from npgpt.files.atomic import read_json
+from npgpt.files.content import POINTER, refuse_pointer
 from npgpt.files.model_config import GENERATION, GENERATION_CONFIG, warn_of_unused
 from npgpt.runtime.encodings import decoded
 from npgpt.runtime.errors import ConfigError, FileError, FormatError, NpgptError
@@ -212,9 +213,11 @@ def _load(build, *paths):
     """Return build(*paths). Raises FileError, and FormatError if `tokenizers` cannot read a file."""
     try:
         for path in paths:
-            with open(path, "rb"):
-                pass
+            with open(path, "rb") as file:
+                refuse_pointer(path, file.read(len(POINTER)))
         tokenizer = build(*map(str, paths))
+    except FormatError:
+        raise
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except BaseException as error:  # `tokenizers` raises plain Exception; its panics are not even Exceptions

@@ -15,13 +15,12 @@ Source: torch/serialization.py and torch/_utils.py in github.com/pytorch/pytorch
 """
 
 import math
-import mmap
 import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.files import pickles
+from npgpt.files import content, pickles
 from npgpt.files.pickles import MAX_PICKLE, Global, type_name
 from npgpt.runtime.errors import FileError, FormatError
 
@@ -81,11 +80,10 @@ def _mapped(path):
     try:
         with open(path, "rb") as file:
             start = file.read(8)
-            if start == b"version ":
-                raise FormatError(f"{path} is a Git LFS pointer, not the tensors; fetch the file itself (git lfs pull)")
+            content.refuse_pointer(path, start)
             if not start.startswith((b"PK\3\4", b"\x80")):
                 raise FormatError(f"{path} is not a file that torch.save writes: it starts with {start!r}")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return content.mapped(file)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -16,6 +16,7 @@ from npgpt.adapters.matching import matches, named, whole_name
 from npgpt.adapters.peft import load_adapter, make_room, read_weights
 from npgpt.adapters.peft_config import CONFIG_FILE, PEFT_DEFAULTS, read_fields, refusals, without_wrappers
 from npgpt.adapters.stack import delete_adapter
+from npgpt.files import hub
 from npgpt.files.names import parameter_name
 from npgpt.inspection.spectrum import Spectrum, amplification, overlap, spectrum
 from npgpt.lora import adapted_layers
@@ -83,7 +84,7 @@ def dissect(folder, model=None):
 
     Raises FileError if a file cannot be read, FormatError if it holds no LoRA adapter.
     """
-    place = Path(folder)
+    place = hub.adapter_folder(folder)
     fields = read_fields(place / CONFIG_FILE)
     if fields.get("peft_type") != "LORA":
         raise FormatError(f"{place / CONFIG_FILE}: peft_type = {fields.get('peft_type')!r}: expected 'LORA'")

@@ -1,6 +1,7 @@
 """Where a model is looked for. tests/hub has the tests of downloads."""
 
 import threading
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import npgpt
 from npgpt.files import hub
 from npgpt.runtime.errors import ConfigError, FileError, HubError
 
+REACHABLE = hub.reachable  # the fixture `cache` replaces it
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -175,6 +177,30 @@ def test_reachable(monkeypatch, answer, expected):
     assert hub.reachable() is False
     assert len(asked) == 1
     done.set()
+
+
+@pytest.mark.parametrize("error, message", [
+    (TransportError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), r"its certificate .* in SSL_CERT_FILE"),
+    (TransportError("407 Proxy Authentication Required"), r"the proxy asks for a name .*407 .*HTTPS_PROXY"),
+    (ValueError("Unknown scheme for proxy URL URL('foo')"), r"the hub or of the proxy is wrong \(Unknown"),
+    (FileNotFoundError(2, "No such file or directory"), "SSL_CERT_FILE or SSL_CERT_DIR names a file that is not there"),
+    (TransportError("[Errno 111] Connection refused"), r"cannot be reached \(\[Errno 111\] Connection refused\);"),
+])
+def test_why_the_network_failed(cache, monkeypatch, error, message):
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    def head(url, timeout):
+        raise error
+
+    monkeypatch.setattr(hub, "reachable", REACHABLE)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=head))
+    with pytest.raises(HubError, match=message) as caught:
+        hub.file("o/m", "config.json")
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://me:secret@proxy:3128"})
+    with pytest.raises(HubError) as through:
+        hub.file("o/m", "config.json")
+    assert ("refused, through the proxy http://proxy:3128" in str(through.value)) == ("refused" in str(error))
+    assert "secret" not in str(through.value)
 
 
 def test_how_long_to_wait_for_the_hub(monkeypatch):

@@ -90,16 +90,24 @@ def test_a_second_head_is_left_out(tmp_path):
     theirs.transformer.load_state_dict(torch_model().transformer.state_dict())
     theirs.save_pretrained(tmp_path)
     assert any("multiple_choice_head" in key for key in own_safetensors.read(tmp_path / "model.safetensors"))
-    ours = npgpt.GPT2.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"left out 'multiple_choice_head\.summary\.bias'"):
+        ours = npgpt.GPT2.from_pretrained(tmp_path)
     assert_same_weights(ours, transformers.GPT2LMHeadModel.from_pretrained(tmp_path))
     assert_same_logits(ours, torch_model())
 
 
-@pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
-def test_classifiers_are_refused(tmp_path, kind):
-    getattr(transformers, f"GPT2For{kind}")(torch_model().config).save_pretrained(tmp_path)
-    with pytest.raises(npgpt.runtime.errors.FormatError, match="is the head of a model that gives labels"):
-        npgpt.GPT2.from_pretrained(tmp_path)
+@pytest.mark.parametrize("kind, head", [("SequenceClassification", "score"), ("TokenClassification", "classifier"),
+                                        ("QuestionAnswering", "qa_outputs")])
+def test_a_classifier_is_read_as_a_language_model(tmp_path, kind, head):
+    """GPT2LMHeadModel reads it too: its head is the token table."""
+    theirs = getattr(transformers, f"GPT2For{kind}")(torch_model().config)
+    theirs.transformer.load_state_dict(torch_model().transformer.state_dict())
+    theirs.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=rf"left out '{head}\.") as found:
+        ours = npgpt.GPT2.from_pretrained(tmp_path)
+    assert len(found) == 1
+    assert_same_weights(ours, transformers.GPT2LMHeadModel.from_pretrained(tmp_path))
+    assert_same_logits(ours, torch_model())
 
 
 def test_the_state_of_a_model_under_an_adapter_is_refused(tmp_path):
@@ -113,7 +121,7 @@ def test_the_state_of_a_model_under_an_adapter_is_refused(tmp_path):
 def test_general_names_in_the_configuration(tmp_path):
     theirs = torch_model("untied")
     theirs.save_pretrained(tmp_path)
-    names = {field: alias for alias, field in npgpt.files.checkpoint.ALIASES.items()}
+    names = {field: alias for alias, field in npgpt.files.model_config.ALIASES.items()}
     assert names.items() == {field: alias for alias, field in theirs.config.attribute_map.items()}.items()
     fields = json.loads((tmp_path / "config.json").read_text())
     fields = {names.get(field, field): value for field, value in fields.items()}
