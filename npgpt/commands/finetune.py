@@ -82,9 +82,9 @@ def make_plan(given):
     """Return the Plan for what the command line gives. Wrong settings are refused here."""
     given = settings.given_in_all(given)
     run = Run.open(given["resume"]) if "resume" in given else None
+    chosen = settings.resumed_settings(run, given) if run else settings.new_settings(given)
     if run and "preview" not in given:
         run.lock()
-    chosen = settings.resumed_settings(run, given) if run else settings.new_settings(given)
     if chosen["adapter"] is not None:
         pretrained.base_name(chosen["adapter"])  # now, before data and model are read: is there an adapter?
     config, keeping = (settings.configuration(of_class, chosen) for of_class in (TrainConfig, FitConfig))
