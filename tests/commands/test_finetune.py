@@ -23,7 +23,8 @@ FLAGS = ("--model --revision --data --val-data --val-fraction --split --separato
          "--special-tokens --out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --add-tokens "
          "--epochs --max-steps --batch-size --batch-tokens --accumulate --max-length --lr --weight-decay --warmup "
          "--schedule --grad-clip --seed --threads --checkpoint --save-every --keep --eval-every --keep-best --patience "
-         "--resume --config --max-memory --preview --full --tokenizer --adapter --decay-all --samples --sample-prompts --quiet").split()
+         "--resume --config --max-memory --preview --full --tokenizer --adapter --decay-all --samples --sample-prompts "
+         "--quiet").split()
 
 
 def metrics(run):
@@ -383,12 +384,13 @@ def test_the_best_is_kept_and_patience_ends_the_run(script, tmp_path, model, tex
 
 
 def test_the_batch_that_diverges_is_named(run_script, tmp_path, model, texts):
-    """One letter's embedding is so large that its sum is infinite, and the letter stands in the seventh text; the
-    checkpoint before it stays."""
+    """A number of one letter's embedding is so large that at the first place of a text, whose embedding is as large, it
+    becomes infinite. The seventh text begins with this letter. The checkpoint before it stays."""
     shutil.copytree(model, tmp_path / "model")
     spoilt = npgpt.GPT2(npgpt.GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=2, n_head=2,
                                          tie_word_embeddings=False, bos_token_id=0, eos_token_id=0))
-    spoilt.wte.weight.data[npgpt.Tokenizer.from_pretrained(model).encode("#")] = np.finfo(np.float32).max
+    letter = npgpt.Tokenizer.from_pretrained(model).encode("#")
+    spoilt.wte.weight.data[letter, 0] = spoilt.wpe.weight.data[0, 0] = np.finfo(np.float32).max
     spoilt.save_pretrained(tmp_path / "model")
     lines = texts.read_text().splitlines()
     lines[6] = "#"
