@@ -307,8 +307,10 @@ def bits(draws, shape, dtype):
 
 
 def fill(tensors, draws):
+    """Fill tensors with any finite numbers, among them -0 and the smallest there are: a model may hold no others."""
     for tensor in tensors.values():
-        tensor.data = bits(draws, tensor.shape, tensor.dtype)
+        drawn = bits(draws, tensor.shape, tensor.dtype)
+        tensor.data = np.where(np.isfinite(drawn), drawn, tensor.dtype.type(0))
 
 
 def assert_same_bits(actual, expected):

@@ -7,12 +7,10 @@ the package, show loss, perplexity and sample texts before and after, and save t
 import dataclasses
 import time
 import warnings
-from pathlib import Path
 
 import npgpt
 from npgpt.adapters import pretrained
 from npgpt.adapters.lora_config import LoraConfig
-from npgpt.adapters.peft_config import CONFIG_FILE, read_config
 from npgpt.commands import (
     adapting,
     dataset,
@@ -84,11 +82,11 @@ def make_plan(given):
     """Return the Plan for what the command line gives. Wrong settings are refused here."""
     given = settings.given_in_all(given)
     run = Run.open(given["resume"]) if "resume" in given else None
+    chosen = settings.resumed_settings(run, given) if run else settings.new_settings(given)
     if run and "preview" not in given:
         run.lock()
-    chosen = settings.resumed_settings(run, given) if run else settings.new_settings(given)
     if chosen["adapter"] is not None:
-        read_config(Path(chosen["adapter"]) / CONFIG_FILE)  # now, before data and model are read
+        pretrained.base_name(chosen["adapter"])  # now, before data and model are read: is there an adapter?
     config, keeping = (settings.configuration(of_class, chosen) for of_class in (TrainConfig, FitConfig))
     printer = lines.Printer(given.get("quiet", False))
     return Plan(given, chosen, settings.adapter_configuration(chosen), config, keeping, run, printer)

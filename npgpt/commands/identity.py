@@ -28,7 +28,7 @@ def description(settings, weights, adapter, training, held_out):
 
 def repeat(path, about):
     """If another run has the same settings, take its number of threads, and warn about other differences."""
-    before = read_json(path) if path.suffix.lower() != ".toml" else {}
+    before = read_json(path) if path.suffix.lower() != ".toml" and path.is_file() else {}  # a pipe was read already
     if before.get("settings") == about["settings"]:
         about["machine"]["threads"] = threads_of(before, path)
         for what in ("data", "model", "versions"):

@@ -81,9 +81,9 @@ def take_steps(job, bar):
 
 def measure(job, bar):
     """Return the held-out loss."""
-    with bar.busy("measuring the held-out loss"):
+    with bar.busy("measuring the held-out loss") as progress:
         sequences = job.held_out.sequences
-        return evaluate.mean_nll(job.model, sequences, sequences.loss_masks).nll
+        return evaluate.mean_nll(job.model, sequences, sequences.loss_masks, progress=progress).nll
 
 
 def samples(job, bar):

@@ -86,8 +86,9 @@ FLAGS = [
         Flag("--add-tokens", "new tokens for the vocabulary, such as '<|user|>'; their rows of the token table are "
              "trained and saved with the adapter, and the tokenizer is saved too", many="+", again=True,
              metavar="TOKEN", idle_with=("adapter",)),
-        Flag("--adapter", "train this adapter further, a folder with PEFT's two files, instead of a new one; it keeps "
-             "its rank, its targets and its other settings", filled, place=True, metavar="DIR", idle_with=("full",)),
+        Flag("--adapter", "train this adapter further instead of a new one: a folder with PEFT's two files, or a hub "
+             "id; it keeps its rank, its targets and its other settings", filled, place=True, metavar="DIR",
+             idle_with=("full",)),
         Flag("--full", "train all weights instead of an adapter", bool, False),
     ),
     *section(

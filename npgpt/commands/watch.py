@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 
 from tqdm import tqdm
 
@@ -70,7 +71,15 @@ class Bar:
 
     @contextlib.contextmanager
     def busy(self, words):
-        """Inside this block, show in words what takes the time."""
+        """Inside this block, show in words what takes the time. Gives progress(part), which adds how much is done."""
+        shown = time.monotonic()
+
+        def progress(part):
+            nonlocal shown
+            if time.monotonic() >= shown + 1:
+                shown = time.monotonic()
+                self._bar.set_postfix_str(f"{words}, {part:.0%}")
+
         self._bar.set_postfix_str(words)
-        yield
+        yield progress
         self._bar.set_postfix_str(self._figures)

@@ -158,19 +158,24 @@ def perplexity(model, ids, context=1024, stride=None):
     return mean_of_rows(rows)
 
 
-def mean_nll(model, sequences, loss_masks=None, batch_tokens=BATCH_TOKENS):
+def mean_nll(model, sequences, loss_masks=None, batch_tokens=BATCH_TOKENS, progress=None):
     """Measure the mean loss over all targets; each sequence stands alone. Returns a Perplexity.
 
-    The arguments are the same as for `Batch.from_sequences`. Raises ConfigError if there is no target.
+    The arguments are the same as for `Batch.from_sequences`, and progress(part) is called from time to time with the
+    part of the tokens that is measured. Raises ConfigError if there is no target.
     """
     check_not_mixed(model)
+    lengths, measured = [len(sequence) for sequence in sequences], 0
     masks = loss_masks or [np.ones(len(sequence)) for sequence in sequences]
     rows = []
-    for group in group_by_tokens([len(sequence) for sequence in sequences], batch_tokens):
+    for group in group_by_tokens(lengths, batch_tokens):
         batch = Batch.from_sequences([sequences[i] for i in group], [masks[i] for i in group])
         if batch.n_targets:
             nll, _ = token_losses(model, batch)
             rows.append((nll.sum(), len(nll)))
+        measured += sum(lengths[i] for i in group)
+        if progress:
+            progress(measured / sum(lengths))
     if not rows:
         raise ConfigError("nothing to predict: every sequence is masked or has a single token; give longer texts")
     return mean_of_rows(np.array(rows))

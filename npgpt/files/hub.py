@@ -126,9 +126,11 @@ def adapter_folder(name):
     config = file(str(name), "adapter_config.json")
     if config is None:
         raise FileError(f"{name!r} on the hub has no adapter_config.json: it is not an adapter of PEFT")
-    commit = config.parent.name
-    for names in (("adapter_model.safetensors", "adapter_model.bin"), "tokenizer.json"):
-        file(str(name), names, commit)  # all into one folder of the cache
+    commit, weights = config.parent.name, ("adapter_model.safetensors", "adapter_model.bin")
+    complete = any(os.path.isfile(config.parent / each) for each in weights)
+    file(str(name), weights, commit)
+    for beside in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "npgpt_data.json"):
+        optional(str(name), beside, commit, cached=complete)  # all into one folder of the cache
     return config.parent
 
 

@@ -93,7 +93,7 @@ def test_help_imports_neither_numpy_nor_a_command(environment):
                             check=True).stdout
     assert stdout.splitlines()[-1].split() == ["npgpt", "npgpt.commands", "npgpt.commands.start",
                                                "npgpt.commands.console", "npgpt.runtime", "npgpt.runtime.errors",
-                                               "npgpt.commands.cli"]
+                                               "npgpt.commands.printing", "npgpt.commands.cli"]
 
 
 def test_help_answers_at_once(npgpt_program):

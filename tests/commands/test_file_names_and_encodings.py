@@ -40,6 +40,14 @@ def test_data_come_through_a_pipe(folder, script):
                             "--json").replace('"data": "texts.txt"', '"data": "/dev/stdin"').strip()]
 
 
+def test_settings_come_through_a_pipe(folder, script):
+    script("finetune.py", "--model", "model", "--data", "texts.txt", "--max-steps", 1, "--samples", 0, "--out", "run")
+    content = (folder / "run" / "config.json").read_bytes()
+    piped(folder, content, "finetune", "--config", "/dev/stdin", "--out", "again")
+    files = [folder / run / "adapter" / "adapter_model.safetensors" for run in ("run", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_the_text_of_a_certificate_comes_through_a_pipe(folder, script):
     script("finetune.py", "--model", "model", "--data", "texts.txt", "--max-steps", 1, "--samples", 0, "--out", "run")
     lines = piped(folder, TEXTS.encode(), "merge", "--model", "model", "--adapter", "run/adapter", "--out", "merged",

@@ -13,6 +13,7 @@ import pytest
 
 import npgpt
 from npgpt import data
+from npgpt.commands import watch
 from npgpt.data import encode_texts, read_texts
 from npgpt.evaluation import evaluate
 from npgpt.files import safetensors
@@ -22,7 +23,7 @@ FLAGS = ("--model --revision --data --val-data --val-fraction --split --separato
          "--special-tokens --out --rank --alpha --rslora --dora --init --lr-ratio --dropout --targets --add-tokens "
          "--epochs --max-steps --batch-size --batch-tokens --accumulate --max-length --lr --weight-decay --warmup "
          "--schedule --grad-clip --seed --threads --checkpoint --save-every --keep --eval-every --keep-best --patience "
-         "--resume --config --max-memory --preview --full --samples --sample-prompts --quiet").split()
+         "--resume --config --max-memory --preview --full --tokenizer --adapter --decay-all --samples --sample-prompts --quiet").split()
 
 
 def metrics(run):
@@ -265,12 +266,12 @@ PRESS = """
 import signal, sys
 from npgpt.commands import cli, finetune, running
 measure, calls = running.evaluate.mean_nll, []
-def pressing(*args):
+def pressing(*args, **more):
     calls.append(args)
     if len(calls) == {n}:
         for _ in range({times}):
             signal.raise_signal(signal.SIGINT)
-    return measure(*args)
+    return measure(*args, **more)
 running.evaluate.mean_nll = pressing
 save = finetune.Run.save_checkpoint
 def saving(*args, **kwargs):
@@ -305,7 +306,7 @@ COUNT = """
 import sys
 from npgpt.commands import cli, finetune, running
 measure, calls = running.evaluate.mean_nll, []
-running.evaluate.mean_nll = lambda *args: calls.append(args) or measure(*args)
+running.evaluate.mean_nll = lambda *args, **more: calls.append(args) or measure(*args, **more)
 status = cli.run(lambda: finetune.main(finetune.parse_arguments(None)))
 print("measured", len(calls), "times")
 sys.exit(status)
@@ -328,6 +329,18 @@ def test_nothing_is_measured_twice(tmp_path, model, texts, held_out, environment
     assert stderr.count("0/5 [00:00<?, ?step/s, measuring the held-out loss]") == 1
     assert stderr.count("measuring the held-out loss]") == 4
     assert re.search(r"5/5 [^\r]*step/s, loss [^\r]*\n$", stderr)  # the bar as it is left
+
+
+def test_a_long_measurement_shows_how_much_is_done(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    with watch.Bar(0, 5, False) as bar, bar.busy("measuring the held-out loss") as progress:
+        progress(0.1)  # at once: not shown
+        now[0] += 1.5
+        progress(0.254)
+        progress(0.3)
+    shown = re.findall("measuring the held-out loss(, [^]]*)?]", capsys.readouterr().err)
+    assert [words for words in shown if words] == [", 25%"]
 
 
 @pytest.mark.parametrize("flags, said", [
@@ -370,11 +383,12 @@ def test_the_best_is_kept_and_patience_ends_the_run(script, tmp_path, model, tex
 
 
 def test_the_batch_that_diverges_is_named(run_script, tmp_path, model, texts):
-    """One letter's embedding is infinite, and it stands in the seventh text; the checkpoint before it stays."""
+    """One letter's embedding is so large that its sum is infinite, and the letter stands in the seventh text; the
+    checkpoint before it stays."""
     shutil.copytree(model, tmp_path / "model")
     spoilt = npgpt.GPT2(npgpt.GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=2, n_head=2,
                                          tie_word_embeddings=False, bos_token_id=0, eos_token_id=0))
-    spoilt.wte.weight.data[npgpt.Tokenizer.from_pretrained(model).encode("#")] = np.inf
+    spoilt.wte.weight.data[npgpt.Tokenizer.from_pretrained(model).encode("#")] = np.finfo(np.float32).max
     spoilt.save_pretrained(tmp_path / "model")
     lines = texts.read_text().splitlines()
     lines[6] = "#"

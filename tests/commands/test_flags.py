@@ -18,7 +18,7 @@ from npgpt.training.train import TrainConfig
 SETTINGS = settings.all_settings()
 # Each flag as it may be typed, and its value in TOML and in config.json.
 VALUES = {
-    "model": "tiny", "revision": "main", "data": "a.txt", "val_data": "b.txt", "val_fraction": 0.25, "split": "blank",
+    "model": "tiny", "revision": "main", "tokenizer": "t", "data": "a.txt", "val_data": "b.txt", "val_fraction": 0.25, "split": "blank",
     "separator": "||", "template": "{a}\\n{b}", "train_on_prompt": True, "special_tokens": True, "max_length": 12,
     "rank": 3, "alpha": 1.5, "dropout": 0.0, "targets": "c_attn,c_fc", "rslora": True, "dora": True, "init": "pissa",
     "lr_ratio": 16.0, "add_tokens": ["<|a|>", "b"], "adapter": "c", "full": True, "epochs": 2, "max_steps": 7,

@@ -126,3 +126,24 @@ def test_added_tokens_stay_with_the_adapter(script, tmp_path, model, texts, cont
     assert one["tokenizer.json"] == two["tokenizer.json"]
     assert one["adapter_config.json"] == two["adapter_config.json"]
     script("generate.py", "--model", model, "--adapter", "two/adapter", "--prompt", "<x>", "--max-new-tokens", 2)
+
+
+def test_an_adapter_of_the_hub_with_the_base_that_it_names(script, made, tmp_path, model, texts):
+    """Both are in the cache."""
+    begun = made(r=3)
+    config = json.loads((begun / "adapter_config.json").read_text())
+    (begun / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "o/base"}))
+    for name, folder in (("base", model), ("adapter", begun)):
+        place = tmp_path / ".hf" / "hub" / f"models--o--{name}"
+        shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("0" * 40)
+    asked = place / ".no_exist" / ("0" * 40)
+    asked.mkdir(parents=True)
+    (asked / "tokenizer.json").touch()  # the hub was asked for that of the adapter, and had none
+    shutil.rmtree(begun)
+    script("finetune.py", "--adapter", "o/adapter", "--data", texts, "--out", "run", *COMMON)
+    after = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert (after["r"], after["base_model_name_or_path"]) == (3, "o/base")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (settings["model"], settings["adapter"]) == ("o/base", "o/adapter")

@@ -116,8 +116,10 @@ def test_batches_hold_about_the_tokens_asked_for(monkeypatch, model):
     mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], batch_tokens=12)
     assert batches == [[16], [9, 8], [3, 2, 2]]
     batches.clear()
-    mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], batch_tokens=16)  # one sequence fills a batch
+    parts = []
+    mean_nll(model, [text(length) for length in (2, 9, 3, 16, 2, 8)], None, 16, parts.append)  # one fills a batch
     assert batches == [[16], [9, 8], [3, 2, 2]]
+    assert parts == [16 / 40, 33 / 40, 1]
     batches.clear()
     npgpt.perplexity(model, text(50), context=16, stride=1)  # the last token of a window is a target, not an input
     assert [length for batch in batches for length in batch] == [15] * 35  # no window starts after the end is reached
