@@ -248,7 +248,7 @@ def _explain(error, name, filename, revision):
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         if status == 407:
-            return HubError(f"cannot download {filename} of {name!r}: {_network(error)}")
+            return HubError(f"{hub} answered 407 for {filename} of {name!r}: {_network(error)}")
         token = "; check the name and the token, or log in with `hf auth login`" if status in (401, 403) else ""
         return HubError(f"{hub} answered {status} for {filename} of {name!r}{token}")
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):

@@ -243,7 +243,7 @@ def test_ctrl_c_is_not(tokenizer_folder, monkeypatch):
     def pressed(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenizers.Tokenizer.from_file", pressed, raising=False)
+    monkeypatch.setattr("tokenizers.Tokenizer.from_str", pressed, raising=False)
     with pytest.raises(KeyboardInterrupt):
         Tokenizer.from_pretrained(tokenizer_folder)
 
