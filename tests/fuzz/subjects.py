@@ -1,5 +1,6 @@
 """The kinds of files to fuzz: how each is damaged, how npgpt reads it, and what must be true afterwards."""
 
+import codecs
 import itertools
 import json
 import re
@@ -423,7 +424,7 @@ class Texts(Subject):
         return data.read_texts(self.folder / self.name)
 
     def check(self, texts):
-        lines = [line for line in self.content.decode("utf-8-sig").split("\n") if line.strip()]
+        lines = [line for line in re.split("\r\n|\r|\n", text_of(self.content)) if line.strip()]
         expected = [json.loads(line)["text"] if self.name == "data.jsonl" else line.rstrip() for line in lines]
         assert texts == [text for text in expected if text.strip()] != []
         "".join(texts).encode()  # no half of a surrogate pair
@@ -615,13 +616,22 @@ def held(content):
     return tensors
 
 
+def text_of(content):
+    """Return the text in the bytes of a file: UTF-8, or what a byte order mark says."""
+    for mark, name in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+                       (codecs.BOM_UTF16_BE, "utf-16")):
+        if content.startswith(mark):
+            return content.decode(name)
+    return content.decode("utf-8-sig")
+
+
 def json_objects(content):
     """Return a .json data file's records, a list of dicts, or None if its bytes are not valid. How deep values may
     be nested depends on the reader."""
     if content.count(b"[") + content.count(b"{") > 300:
         return UNSURE
     try:
-        text, values, at = content.decode("utf-8-sig"), [], 0
+        text, values, at = text_of(content), [], 0
         if text.lstrip(BLANK).startswith("["):
             values = json.loads(text)
         else:
@@ -638,9 +648,11 @@ def csv_records(content):
     """Return a .csv data file's records, a list of dicts, or None if its bytes are not valid. The reader decides
     which names of columns are allowed, and Python 3.10 refuses zero bytes."""
     try:
-        rows = csv_rows(content.decode("utf-8-sig"))
+        rows = csv_rows(text_of(content))
     except ValueError:
         return None
+    if content.startswith(b"version https://git-lfs"):  # a pointer of Git LFS is refused, whatever else it may be
+        return UNSURE
     if b"\0" in content or rows is None:
         return UNSURE if b"\0" in content else None
     while rows and not "".join(rows[0]).strip():
@@ -658,7 +670,8 @@ def csv_rows(text):
     """Return a CSV text's rows, lists of fields, or None if it is not valid. A quote opens a field only as its first
     character, the character after the closing quote ends it, and a carriage return outside quotes ends the line."""
     rows, row, field, state = [], [], "", "row begins"
-    for character in itertools.chain.from_iterable([*line, None] for line in re.findall("[^\n]*\n|[^\n]+", text)):
+    lines = re.findall("[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
+    for character in itertools.chain.from_iterable([*line, None] for line in lines):
         if state == "row has ended":
             if character is None:
                 state = "row begins"
