@@ -238,7 +238,7 @@ def read_csv(path, delimiter=","):
                 if len(set(names[known])) < len(names[known]) or "" in names[known]:
                     raise FormatError(f"{path}:{number}: expected a first row that gives each column a different name, "
                                       f"not {delimiter.join(row)}")
-                if len(names) == 1 and (other := re.search("[,;\t|]", names[0])):
+                if len(names) == 1 and (other := re.search("[,;\t|]", names[0].replace(delimiter, ""))):
                     raise FormatError(f"{path}:{number}: one column, {names[0]!r}; {_separating(delimiter, other[0])}")
             elif names is not None and row:
                 if len(row) != len(names):

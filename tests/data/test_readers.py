@@ -266,6 +266,10 @@ def test_wrong_csv(written, content, message):
     assert refusal(written("data.csv", content)).startswith(message)
 
 
+def test_the_name_of_a_single_column_may_hold_a_comma(written):
+    assert fields_of(written("data.csv", '"a, b"\nc\n')) == [{"a, b": "c"}]
+
+
 def test_tsv_is_csv_with_tabs(written):
     path = written("data.tsv", '\ttext\tlabel\n0\ta, b\t"c\td"\n')
     assert fields_of(path) == [{"text": "a, b", "label": "c\td"}]
