@@ -112,7 +112,8 @@ def test_tokenizer_and_generation_come_along(tmp_path, capsys):
     model.save_pretrained(base)
     npgpt.save_adapter(npgpt.add_lora(tiny, npgpt.LoraConfig()), adapter)
     arguments = ["--model", base, "--adapter", adapter, "--out", out, "--no-certificate"]
-    assert merge_command.main(merge_command.parse_arguments([str(each) for each in arguments])) == 0
+    with pytest.warns(UserWarning, match="generation_config.json: npgpt does not use top_k = 7"):
+        assert merge_command.main(merge_command.parse_arguments([str(each) for each in arguments])) == 0
     assert capsys.readouterr().out.startswith(f"merged {adapter} into {base}: {out}")
     merged = transformers.GPT2LMHeadModel.from_pretrained(out)
     assert (merged.generation_config.do_sample, merged.generation_config.top_k) == (True, 7)

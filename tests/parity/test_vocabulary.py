@@ -78,7 +78,7 @@ def test_a_run_with_added_tokens_is_loaded_as_peft_users_do(base, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.txt").write_text("<|user|>many hands<|assistant|>make light work<|end|>\n")
     finetune.main(finetune.parse_arguments(
-        ["--model", str(base), "--data", "texts.txt", "--special-tokens", "--max-steps", "5", "--lr", "0.02", "--out",
+        ["--model", str(base), "--data", "texts.txt", "--special-tokens", "--epochs", "5", "--lr", "0.02", "--out",
          "run", "--samples", "0", "--quiet", "--add-tokens", *TOKENS]))
     merge.main(merge.parse_arguments(["--model", str(base), "--adapter", "run/adapter", "--out", "merged"]))
     ours, tokenizer = base_of(base, adapters=["run/adapter"])
