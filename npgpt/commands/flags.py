@@ -127,6 +127,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
+    def _print_message(self, message, file=None):
+        """argparse passes over an error here, and --help on a full disk would end as if it had been printed."""
+        file.write(message)
+
 
 def spelled(default):
     """Return a default as a user would type it."""

@@ -54,7 +54,7 @@ FLAGS = [
     Flag("--max-new-tokens", "most tokens to add", int, 50),
     Flag("--temperature", "above 1 more varied, below 1 more predictable; 0 always takes the likeliest token", float,
          0.8),
-    Flag("--top-k", "choose among the k likeliest tokens; 0: among all", int, 40),
+    Flag("--top-k", "choose among the k likeliest tokens; 0: among all", int, 40, least=0),
     Flag("--top-p", "choose among the likeliest tokens whose probabilities add up to this", float, 1.0),
     *RULES,
     Flag("--bad-word", "never generate this text, alone or after a space; may be given several times", filled, (),

@@ -167,7 +167,8 @@ def _reader(path):
         return READERS.get(ending, read_text)
     advice = [what for what, endings in ADVICE.items() if ending in endings.split()]
     raise FormatError(f"{path}: npgpt cannot read files that end in {ending}; "
-                      + (*advice, f"expected {', '.join(READERS)}; plain text must end in .txt")[0])
+                      + (*advice, f"expected {', '.join(READERS)}; plain text may also end in "
+                      ".md, .raw, .text, .tokens or nothing")[0])
 
 
 def _recognised(copied):

@@ -73,7 +73,8 @@ def _middle(scores):
 
 
 def _interval(value, scores):
-    return Interval(float(value), float(np.std(scores, ddof=1)), *map(float, _middle(scores)))
+    unit = np.abs(scores).max() or 1.0  # the squares of large scores would overflow
+    return Interval(float(value), float(np.std(scores / unit, ddof=1) * unit), *map(float, _middle(scores)))
 
 
 def interval(value, scores):

@@ -3,7 +3,10 @@
 import argparse
 import importlib
 import itertools
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -176,3 +179,12 @@ def test_sizes(text, expected):
     for wrong in ("", "0", "-1MB", "1PB", "1.2.3GB", "MB"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a size, such as"):
             flags.size(wrong)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_help_that_cannot_be_written_is_an_error(root, environment):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "npgpt", "merge", "--help"], env=environment, cwd=root,
+                              stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write to standard output: No space left on device\n"

@@ -90,7 +90,7 @@ def test_what_is_hidden_in_a_folder_is_not_data(written, tmp_path):
     ("x.pdf", "npgpt cannot read files that end in .pdf; save the text in it as .txt"),
     ("x.arrow", "npgpt cannot read files that end in .arrow; save it as .parquet"),
     ("x.dat", "npgpt cannot read files that end in .dat; expected .txt, .jsonl, .ndjson, .jsonlines, .json, .csv, "
-              ".tsv, .parquet; plain text must end in .txt"),
+              ".tsv, .parquet; plain text may also end in .md, .raw, .text, .tokens or nothing"),
 ])
 def test_endings_that_nobody_knows_are_refused(written, name, message):
     path = written(name, "a text\n")

@@ -78,3 +78,10 @@ def test_what_is_measurable(scores):
     found = bootstrap.interval(np.mean(scores), np.array(scores))
     assert None not in found
     assert found.low <= found.value <= found.high
+
+
+def test_scores_whose_squares_would_overflow_have_an_interval():
+    scores = np.array([1e200, 2e200, 3e200])
+    found = bootstrap.interval(2e200, scores)
+    assert found.stderr == pytest.approx(1e200)
+    assert found.high < np.inf
