@@ -5,9 +5,8 @@ import os
 import platform
 
 import numpy as np
-import threadpoolctl
 
-from npgpt.runtime.threads import available
+from npgpt.runtime.threads import available, blas
 
 
 def versions():
@@ -17,9 +16,8 @@ def versions():
     except importlib.metadata.PackageNotFoundError:
         own = "not installed"
     found = {"npgpt": own, "python": platform.python_version(), "numpy": np.__version__}
-    for info in threadpoolctl.threadpool_info():
-        if info["user_api"] == "blas":
-            found[info["internal_api"]] = f"{info['version']}, kernels for {info.get('architecture', 'an unknown CPU')}"
+    for info in blas().info():
+        found[info["internal_api"]] = f"{info['version']}, kernels for {info.get('architecture', 'an unknown CPU')}"
     return found
 
 

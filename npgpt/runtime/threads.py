@@ -15,7 +15,7 @@ import threading
 import threadpoolctl
 
 from npgpt.runtime.cores import cores
-from npgpt.runtime.errors import ConfigError
+from npgpt.runtime.errors import ConfigError, FileError
 
 LEAST_WIDTH = 300     # the matrices of a narrower model fit into one core's cache, so it needs LEAST_WORK to gain
 MOST = 1024           # threads: more than the cores of any machine this is for; each further thread only takes memory
@@ -34,14 +34,22 @@ _this = _Workers()
 
 
 @functools.cache
-def _controller():
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")  # it searches the loaded libraries, so once
+def blas():
+    """Return threadpoolctl's controller of BLAS. It searches the loaded libraries, so this happens once.
+
+    Raises FileError: on Python 3.10 the search needs a temporary file.
+    """
+    try:
+        return threadpoolctl.ThreadpoolController().select(user_api="blas")
+    except OSError as error:
+        reason = error.strerror or error
+        raise FileError(f"cannot find out about BLAS: {reason}; set TMPDIR to another folder") from error
 
 
 def available():
     """Return how many threads there would be now: one for each processor that this process may use, or fewer if the
     environment says so to BLAS; inside a block of `blas_threads`, as many as that says."""
-    count = max((info["num_threads"] for info in _controller().info()), default=1)
+    count = max((info["num_threads"] for info in blas().info()), default=1)
     return count if _inside else min(count, cores())
 
 
@@ -75,7 +83,7 @@ def blas_threads(count):
     """
     me = threading.get_ident()
     with _lock:
-        limits = _controller().limit(limits=count) if all(thread == me for thread in _inside) else None
+        limits = blas().limit(limits=count) if all(thread == me for thread in _inside) else None
         if limits:
             _inside.append(me)
     try:

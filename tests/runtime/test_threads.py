@@ -165,7 +165,7 @@ def test_blocks_of_two_threads_that_overlap_leave_blas_as_it_was(monkeypatch):
             return types.SimpleNamespace(restore_original_limits=lambda: setattr(self, "count", before))
 
     blas, entered, leave = Blas(), threading.Event(), threading.Event()
-    monkeypatch.setattr(threads, "_controller", lambda: blas)
+    monkeypatch.setattr(threads, "blas", lambda: blas)
 
     def call():
         with threads.workers(2):
