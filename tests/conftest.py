@@ -21,9 +21,10 @@ NO_ARITHMETIC = ("data/", "files/test_atomic.py", "files/test_hub.py", "files/te
                  "training/test_estimate.py", "runtime/test_memory.py", "evaluation/test_wikitext.py",
                  "test_imports.py", "test_readmes.py", "test_texts.py")
 # What takes most of the time: tests that start processes, and others of many seconds. They have the marker `slow`;
-# `pytest -m "not slow"` runs all others, in a minute.
+# `pytest -m "not slow"` runs all others, in under a minute.
 SLOW = ("files/test_torchfile.py", "fuzz/test_fuzz.py", "hub/", "kills/", "mutation/", "official/", "parity/",
-        "commands/", "test_readmes.py", "test_real_model.py", "training/test_estimate.py")
+        "commands/", "adapters/test_expressions.py", "test_properties.py", "test_readmes.py", "test_real_model.py",
+        "training/test_estimate.py")
 TESTS = pathlib.Path(__file__).parent
 
 
